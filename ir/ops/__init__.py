@@ -1,0 +1,45 @@
+"""The ops of the IR, one file each: spec, shape rule, NumPy reference, cost."""
+
+from __future__ import annotations
+
+from lutcc.ir.ops import (
+    add,
+    affine,
+    batch_norm,
+    call,
+    constant,
+    im2col,
+    linear,
+    lut_accumulate,
+    lut_dequantize,
+    nearest_encode,
+    quantize,
+    relu,
+    repack,
+    reshape,
+    rows_to_nchw,
+    tree_encode,
+)
+from lutcc.ir.registry import Registry
+
+#: Every op, in the order of the reference: structure, look-up, exact, data movement.
+OPS = Registry(
+    constant.OP,
+    call.OP,
+    tree_encode.OP,
+    nearest_encode.OP,
+    lut_accumulate.OP,
+    lut_dequantize.OP,
+    quantize.OP,
+    linear.OP,
+    relu.OP,
+    add.OP,
+    affine.OP,
+    batch_norm.OP,
+    reshape.OP,
+    im2col.OP,
+    rows_to_nchw.OP,
+    repack.OP,
+)
+
+__all__ = ["OPS"]

@@ -1,0 +1,69 @@
+"""Passes: pure rewrites of a module, one file each, and the pipeline that lists them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lutcc.ir.module import Module
+from lutcc.ir.passes.assign_layouts import AssignLayouts
+from lutcc.ir.passes.base import Pass
+from lutcc.ir.passes.choose_accumulate import ChooseAccumulate, averaging_bias, averaging_error
+from lutcc.ir.passes.dead_code import DeadCode
+from lutcc.ir.passes.erase_layouts import EraseLayouts
+from lutcc.ir.passes.fold_affine import FoldBatchNormAndAffine
+from lutcc.ir.passes.fold_constants import FoldConstants
+from lutcc.ir.passes.fuse_rows import FuseRows
+from lutcc.ir.passes.inline_calls import InlineCalls
+from lutcc.ir.verifier import verify
+
+#: What a module goes through before it is lowered, top to bottom.
+PIPELINE: tuple[Pass, ...] = (
+    InlineCalls(),
+    EraseLayouts(),
+    FoldConstants(),
+    FoldBatchNormAndAffine(),
+    ChooseAccumulate(),
+    FuseRows(),
+    AssignLayouts(),
+    DeadCode(),
+)
+
+
+def run_pipeline(module: Module, passes: Sequence[Pass] = PIPELINE) -> Module:
+    """Run passes one after the other, verifying the module before the first and after each.
+
+    Raises
+    ------
+    VerifyError
+        If the module is not valid, or a pass broke it (the message names the pass).
+
+    Examples
+    --------
+    >>> from lutcc.ir import parse
+    >>> m = parse('''lutcc.ir 1 func @main(%x: float32[n, 4]) {
+    ...   %y = relu(%x) : float32[n, 4] return %y }''')
+    >>> [f.name for f in run_pipeline(m).functions]
+    ['main', 'rows0']
+    """
+    verify(module)
+    for step in passes:
+        module = step(module)
+        verify(module)
+    return module
+
+
+__all__ = [
+    "PIPELINE",
+    "AssignLayouts",
+    "ChooseAccumulate",
+    "DeadCode",
+    "EraseLayouts",
+    "FoldBatchNormAndAffine",
+    "FoldConstants",
+    "FuseRows",
+    "InlineCalls",
+    "Pass",
+    "averaging_bias",
+    "averaging_error",
+    "run_pipeline",
+]

@@ -1,0 +1,48 @@
+"""lutcc turns the multiplications of neural networks into look-ups and compiles them into fast kernels.
+
+Imports are lazy: ``import lutcc`` loads neither torch nor TVM.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+# TVM's thread pool otherwise rewrites the CPU affinity of the main thread.
+os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+__version__ = "0.1.0"
+
+_SUBMODULES = ("bench", "codegen", "data", "errors", "fit", "frontend", "ir", "nn", "ops", "recipes", "report", "runtime", "schedules")
+_ATTRIBUTES = {
+    "Artifact": ("lutcc.runtime", "Artifact"),
+    "LutccError": ("lutcc.errors", "LutccError"),
+    "compile": ("lutcc.compiler", "compile"),
+    "convert": ("lutcc.convert_model", "convert"),
+    "get_num_threads": ("lutcc.runtime", "get_num_threads"),
+    "load": ("lutcc.runtime", "load"),
+    "set_num_threads": ("lutcc.runtime", "set_num_threads"),
+}
+
+__all__ = ["__version__", *sorted(_ATTRIBUTES), *_SUBMODULES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from lutcc import bench, codegen, data, errors, fit, frontend, ir, nn, ops, recipes, report, runtime, schedules
+    from lutcc.compiler import compile
+    from lutcc.convert_model import convert
+    from lutcc.errors import LutccError
+    from lutcc.runtime import Artifact, get_num_threads, load, set_num_threads
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"lutcc.{name}")
+    if name in _ATTRIBUTES:
+        module, attribute = _ATTRIBUTES[name]
+        return getattr(importlib.import_module(module), attribute)
+    raise AttributeError(f"module 'lutcc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

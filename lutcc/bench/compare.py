@@ -1,0 +1,186 @@
+"""Compares compiled artifacts with dense torch layers, in turns, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from lutcc.bench.baselines import PRECISIONS, WITHOUT_AMX
+from lutcc.bench.machine import has_amx
+from lutcc.bench.timing import Timing, interleave
+from lutcc.errors import BackendError
+
+# Memory that a call frees stays with the process, for every subject alike: page faults would
+# otherwise be half the time of a large bf16 layer.
+_ALLOCATOR = {
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TVM_BIND_THREADS": "0"}
+
+
+class Worker:
+    """A measuring process (:mod:`lutcc.bench.worker`) and its end of the conversation."""
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        root = Path(__file__).resolve().parents[2]
+        inherited = {k: v for k, v in os.environ.items() if k not in WITHOUT_AMX}
+        path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+        env = inherited | _ALLOCATOR | _ONE_THREAD | {"PYTHONPATH": path} | (environment or {})
+        self._stderr = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115 - in close
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "lutcc.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env=env,
+        )
+
+    def ask(self, action: str, **request: Any) -> dict[str, Any]:
+        """Send one request and return its answer.
+
+        Raises
+        ------
+        BackendError
+            When the request failed or the process died; with what it said.
+        """
+        to, back = self._streams()
+        try:
+            to.write(json.dumps({"do": action, **request}) + "\n")
+            to.flush()
+            line = back.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self._process.wait()
+            self._stderr.seek(0)
+            said = self._stderr.read().strip()[-2000:]
+            raise BackendError(
+                f"the measuring process ended with code {code}" + (f":\n{said}" if said else ""),
+                where=f"{action} {request.get('name', '')}".strip(),
+            )
+        answer = json.loads(line)
+        if "error" in answer:
+            raise BackendError(answer["error"], where=f"{action} {request.get('name', '')}".strip())
+        return answer
+
+    def _streams(self) -> tuple[IO[str], IO[str]]:
+        if self._process.stdin is None or self._process.stdout is None:
+            raise AssertionError("opened with pipes")
+        return self._process.stdin, self._process.stdout
+
+    def close(self) -> None:
+        """End the process."""
+        to, back = self._streams()
+        with contextlib.suppress(BrokenPipeError):
+            to.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        back.close()
+        self._stderr.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Something measured: which worker holds it, under which name, and what it is."""
+
+    label: str
+    worker: str
+    name: str
+
+
+class Comparison:
+    """Artifacts and dense chains, loaded once, measured against one another at any batch size.
+
+    Use as a context manager; its processes end with it.
+    """
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="lutcc-bench-")
+        self._inputs: dict[str, str] = {}
+        self.amx = has_amx()
+
+    def __enter__(self) -> Comparison:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for worker in self._workers.values():
+            worker.close()
+        self._folder.cleanup()
+
+    def _worker(self, name: str) -> Worker:
+        if name not in self._workers:
+            self._workers[name] = Worker(WITHOUT_AMX if name == "torch-without-amx" else None)
+            for key, path in self._inputs.items():
+                self._workers[name].ask("input", name=key, path=path)
+        return self._workers[name]
+
+    def add_input(self, name: str, x: np.ndarray) -> None:
+        """Make an input (N, D) float32 known to every process."""
+        path = str(Path(self._folder.name) / f"{len(self._inputs)}.npy")
+        np.save(path, np.ascontiguousarray(x, np.float32))
+        self._inputs[name] = path
+        for worker in self._workers.values():
+            worker.ask("input", name=name, path=path)
+
+    def add_artifact(
+        self, label: str, path: Path, *, isa: str | None = None, threads: int = 1
+    ) -> tuple[Subject, dict[str, Any]]:
+        """Load an artifact in a process without torch; returns it and {"isa", "load_s"}."""
+        answer = self._worker("lutcc").ask(
+            "artifact", name=label, path=str(path), isa=isa, threads=threads
+        )
+        return Subject(label, "lutcc", label), answer
+
+    def add_dense(
+        self, key: str, path: Path, precisions: Iterable[str] = PRECISIONS
+    ) -> list[Subject]:
+        """Load a dense chain in each precision; with and without AMX where the CPU has it."""
+        subjects = []
+        for precision in precisions:
+            capped = self.amx and precision in ("bf16", "bf16_cast", "int8_onednn")
+            for worker in ("torch", "torch-without-amx") if capped else ("torch",):
+                label = f"{precision}/amx" if capped and worker == "torch" else precision
+                name = f"{key}:{precision}"
+                self._worker(worker).ask("dense", name=name, path=str(path), precision=precision)
+                subjects.append(Subject(label, worker, name))
+        return subjects
+
+    def measure(
+        self, subjects: Iterable[Subject], input: str, *, seconds: float = 0.02, rounds: int = 10
+    ) -> dict[str, Timing]:
+        """Time subjects on one input in turns; label -> seconds per call."""
+
+        def turn(subject: Subject, length: float) -> list[int]:
+            worker = self._worker(subject.worker)
+            return worker.ask("burst", name=subject.name, input=input, seconds=length)["ns"]
+
+        def runner(subject: Subject):
+            return lambda length: turn(subject, length)
+
+        chosen = {subject.label: runner(subject) for subject in subjects}
+        return interleave(chosen, seconds=seconds, rounds=rounds)
+
+    def output(self, subject: Subject, input: str) -> tuple[np.ndarray, bool]:
+        """Run once; returns the output (float32) and whether its process had loaded torch."""
+        path = str(Path(self._folder.name) / "output.npy")
+        answer = self._worker(subject.worker).ask(
+            "output", name=subject.name, input=input, path=path
+        )
+        return np.load(path), answer["torch"]

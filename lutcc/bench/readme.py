@@ -1,0 +1,111 @@
+"""Measures again and rewrites the figures in README.md: ``python -m lutcc.bench.readme README.md``.
+
+Runs ``lutcc demo --json`` and ``lutcc bench layers --json`` and puts their tables between the
+markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lutcc.errors import UsageError
+from lutcc.report.tables import microseconds, number, pretty
+
+
+def measure(*arguments: str) -> dict[str, Any]:
+    """Run a lutcc command with ``--json`` and return what it printed."""
+    command = [sys.executable, "-m", "lutcc.cli.main", *arguments, "--json"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table; all columns but the first are right-aligned.
+
+    Examples
+    --------
+    >>> print(markdown_table(["a", "b"], [["1", "2"]]))
+    | a | b |
+    | --- | ---: |
+    | 1 | 2 |
+    """
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
+
+
+def layers_block(data: dict[str, Any]) -> str:
+    """Return the table of whole layers: best microseconds of every candidate, and the verdicts."""
+    rows = data["sections"]["layers"]
+    labels = [label for label in rows[0]["times"] if label != "lutcc"]
+    amx = any(label.endswith("/amx") for label in labels)
+    header = ["N x D x M, codebooks", "lutcc"] + [pretty(label, amx_cpu=amx) for label in labels]
+    header += ["against the fastest"] + (["without AMX"] if amx else [])
+    body = []
+    for row in rows:
+        cells = [f"{row['N']} x {row['D']} x {row['M']}, {row['C']}"]
+        cells += [number(row["times"][label]["best"] * 1e6) for label in ["lutcc", *labels]]
+        cells.append(f"{row['speedup']:.2f}x")
+        body.append([*cells, f"{row['speedup_without_amx']:.2f}x"] if amx else cells)
+    return markdown_table(header, body) + "\n\n" + _caption(data["machine"])
+
+
+def demo_block(data: dict[str, Any]) -> str:
+    """Return the demonstration's table of whole models."""
+    amx = "amx_int8" in data["machine"]["flags"]
+    batches = list(data["models"][0]["times"])
+    header = ["model", "accuracy", "bytes", *(f"batch {batch}" for batch in batches)]
+    body = [
+        [pretty(row["label"], amx_cpu=amx), f"{row['accuracy']:.4f}",
+         f"{row.get('table_bytes', row['bytes']):,}",
+         *(microseconds(row["times"][batch]) for batch in batches)]
+        for row in data["models"]
+    ]  # fmt: skip
+    return markdown_table(header, body) + "\n\n" + _caption(data["machine"])
+
+
+def _caption(machine: dict[str, Any]) -> str:
+    from lutcc.bench.machine import one_line
+
+    return f"Microseconds. {one_line(machine)}."
+
+
+def replace_block(text: str, name: str, block: str) -> str:
+    r"""Put ``block`` between the markers of ``name``.
+
+    Raises
+    ------
+    UsageError
+        When the markers are missing.
+
+    Examples
+    --------
+    >>> replace_block("<!-- x:begin -->old<!-- x:end -->", "x", "new")
+    '<!-- x:begin -->\nnew\n<!-- x:end -->'
+    """
+    pattern = re.compile(rf"(<!-- {name}:begin -->).*?(<!-- {name}:end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise UsageError(f"no markers <!-- {name}:begin --> and <!-- {name}:end -->")
+    return pattern.sub(lambda match: f"{match[1]}\n{block}\n{match[2]}", text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and rewrite the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    args = parser.parse_args(argv)
+    text = args.file.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="lutcc-readme-") as folder:
+        text = replace_block(text, "demo", demo_block(measure("demo", "-o", folder)))
+    text = replace_block(text, "layers", layers_block(measure("bench", "layers")))
+    args.file.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

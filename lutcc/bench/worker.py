@@ -1,0 +1,125 @@
+"""The measuring process: loads artifacts or dense models and runs them in bursts on request.
+
+``python -m lutcc.bench.worker`` reads one JSON request per line and answers each with one line:
+
+    {"do": "artifact", "name": N, "path": P, "isa": null, "threads": 1}    -> {"isa": ..., "load_s":
+    ...} {"do": "dense", "name": N, "path": P, "precision": "fp32"}             -> {} {"do":
+    "input", "name": X, "path": P}                                  -> {} {"do": "burst", "name": N,
+    "input": X, "seconds": 0.02}                -> {"ns": [...]} {"do": "output", "name": N,
+    "input": X, "path": P}                     -> {"torch": bool}
+
+A worker that is asked for artifacts alone never imports torch, as a deployed program would not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from lutcc.bench.timing import burst
+from lutcc.errors import LutccError, UsageError, suggest
+
+
+class Bench:
+    """What the process has loaded."""
+
+    def __init__(self) -> None:
+        self._artifacts: dict[str, Any] = {}
+        self._models: dict[str, tuple[Any, str]] = {}
+        self._inputs: dict[str, np.ndarray] = {}
+        self._calls: dict[tuple[str, str], Callable[[], Any]] = {}
+
+    def artifact(self, name: str, path: str, isa: str | None, threads: int) -> dict[str, Any]:
+        """Load an artifact, for a given ISA level or the best that this CPU has."""
+        start = time.perf_counter()
+        from lutcc.runtime import load, set_num_threads
+
+        set_num_threads(threads)
+        loaded = load(path, isa=isa) if isa else load(path)
+        self._artifacts[name] = loaded
+        return {"isa": loaded.isa, "load_s": time.perf_counter() - start}
+
+    def dense(self, name: str, path: str, precision: str) -> dict[str, Any]:
+        """Load a dense chain to be run in one precision by torch."""
+        import torch
+
+        from lutcc.bench.baselines import read_chain
+
+        torch.set_num_threads(1)
+        self._models[name] = (read_chain(path), precision)
+        return {}
+
+    def input(self, name: str, path: str) -> dict[str, Any]:
+        """Load an input array, float32 (N, D)."""
+        self._inputs[name] = np.load(path, allow_pickle=False)
+        return {}
+
+    def burst(self, name: str, input: str, seconds: float) -> dict[str, Any]:
+        """Run one subject for some time."""
+        with self._mode(name):
+            return {"ns": burst(self._call(name, input), seconds)}
+
+    def output(self, name: str, input: str, path: str) -> dict[str, Any]:
+        """Run one subject once and store its output as float32."""
+        with self._mode(name):
+            result = self._call(name, input)()
+        if isinstance(result, (tuple, list)):
+            result = result[0]
+        array = result.float().numpy() if hasattr(result, "float") else np.asarray(result)
+        np.save(path, array.astype(np.float32))
+        return {"torch": "torch" in sys.modules}
+
+    def _mode(self, name: str) -> AbstractContextManager[Any]:
+        if name not in self._models:
+            return nullcontext()
+        import torch
+
+        return torch.inference_mode()
+
+    def _call(self, name: str, input: str) -> Callable[[], Any]:
+        key = (name, input)
+        if key not in self._calls:
+            known = {**self._artifacts, **self._models}
+            for what, among in ((name, known), (input, self._inputs)):
+                if what not in among:
+                    raise UsageError(f"nothing of the name {what!r}", fix=suggest(what, among))
+            x = self._inputs[input]
+            if name in self._artifacts:
+                artifact = self._artifacts[name]
+                self._calls[key] = lambda: artifact(x)
+            else:
+                import torch
+
+                from lutcc.bench.baselines import prepare
+
+                model, precision = self._models[name]
+                self._calls[key] = prepare(model, precision, torch.from_numpy(x))
+        return self._calls[key]
+
+
+def main() -> int:
+    """Serve requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints goes to stderr, not among the answers
+    bench = Bench()
+    for line in sys.stdin:
+        request = json.loads(line)
+        action = request.pop("do")
+        try:
+            answer = getattr(bench, action)(**request)
+        except (LutccError, OSError, RuntimeError, ValueError) as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""What a command prints: results to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import json as json_text
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
+
+
+class Console:
+    """Prints either for a person or, with ``json``, one JSON document."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
+        self.json, self.quiet, self.verbose = json, quiet, verbose
+        wide = None if sys.stdout.isatty() else 160  # a file or a pipe has no width of its own
+        self._out = RichConsole(highlight=False, width=wide)
+        self._err = RichConsole(stderr=True, highlight=False)
+
+    def result(self, data: Any, *renderables: RenderableType) -> None:
+        """Print the outcome of the command: ``data`` under ``--json``, else the renderables."""
+        if self.json:
+            json_text.dump(data, sys.stdout, indent=2, default=_plain)
+            sys.stdout.write("\n")
+            return
+        for renderable in renderables:
+            if isinstance(renderable, str):
+                self._out.print(renderable, markup=False)
+            else:
+                self._out.print(renderable, crop=False)
+
+    def progress(self, message: str) -> None:
+        """Tell on stderr what is being done (not with ``-q``)."""
+        if not self.quiet:
+            self._err.print(message, markup=False, style="dim")
+
+    def detail(self, message: str) -> None:
+        """Tell more, under ``-v`` only."""
+        if self.verbose and not self.quiet:
+            self._err.print(message, markup=False, style="dim")
+
+    def error(self, message: str) -> None:
+        """Print an error on stderr, whatever the other options say."""
+        self._err.print(f"lutcc: {message}", markup=False, soft_wrap=True)
+
+    @contextmanager
+    def working(self, message: str) -> Iterator[None]:
+        """Show that a step is running: a spinner on a terminal, one line elsewhere."""
+        if self.quiet:
+            yield
+        elif self._err.is_terminal:
+            with self._err.status(message, spinner="dots"):
+                yield
+        else:
+            self.progress(message)
+            yield
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy scalars, arrays, paths and the like into what JSON knows."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, (set, frozenset, tuple)):
+        return sorted(value) if isinstance(value, (set, frozenset)) else list(value)
+    return str(value)

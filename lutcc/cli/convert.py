@@ -1,0 +1,87 @@
+"""Replace layers of a torch model by look-ups, following a recipe.
+
+MODEL is package.module:factory (a function without arguments that returns a torch.nn.Module), or
+the built-in digits-mlp. The recipe is a TOML file of layer-name patterns; the calibration rows are
+typical inputs of the model. The converted model is written as an exported program (.pt2) with a
+free batch size: `lutcc compile` takes it on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from lutcc.cli.arrays import existing_file, read_array
+from lutcc.cli.console import Console
+from lutcc.errors import ConvertError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the model, the recipe, the calibration rows and the output."""
+    parser.add_argument("model", metavar="MODEL", help="package.module:factory, or digits-mlp")
+    parser.add_argument("-r", "--recipe", required=True, metavar="RECIPE.toml")
+    parser.add_argument(
+        "-c", "--calibration", required=True, metavar="X.npy", help="typical inputs"
+    )
+    parser.add_argument("-w", "--weights", metavar="W.safetensors", help="state of the model")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT.pt2")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Convert, report what became of each layer, export."""
+    recipe = existing_file(args.recipe, "--recipe")
+    rows = np.ascontiguousarray(read_array(args.calibration, "--calibration"), dtype=np.float32)
+    import torch
+
+    import lutcc
+    from lutcc.cli.models import torch_model
+    from lutcc.convert_model import ConversionReport
+    from lutcc.frontend.export import export_program
+
+    torch.manual_seed(args.seed)
+    model = torch_model(args.model, args.weights)
+    calibration = torch.from_numpy(rows)
+    start = time.perf_counter()
+    try:
+        with torch.inference_mode():
+            before = model(calibration)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConvertError(
+            f"the model fails on calibration rows of shape {rows.shape}: {error}",
+            where=args.calibration,
+            fix="pass inputs that the model itself accepts",
+        ) from error
+
+    def fitting(done: int, total: int, layer: str) -> None:
+        if layer:
+            console.progress(f"[{done + 1}/{total}] fitting {layer}")
+
+    converted = lutcc.convert(model, recipe, calibration, progress=fitting).eval()
+    with torch.inference_mode():
+        after = converted(calibration)
+    with console.working("exporting"):
+        exported = export_program(converted, (calibration[:2],))
+        torch.export.save(exported.program, args.output)
+    seconds = time.perf_counter() - start
+    report = cast(ConversionReport, converted.conversion_report)
+    deviation = float((before - before.mean(0)).square().sum())
+    error = float((after - before).square().sum()) / deviation if deviation > 0 else 0.0
+    data = {
+        "output": str(Path(args.output)),
+        **report.to_dict(),
+        "seconds": seconds,
+        "normalized_squared_error": error,
+        "notes": list(exported.notes),
+    }
+    console.result(
+        data,
+        str(report),
+        *exported.notes,
+        f"output error on the calibration rows: {error:.4f} of the variance",
+        f"written: {args.output} ({seconds:.1f} s)",
+    )
+    return 0

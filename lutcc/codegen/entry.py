@@ -1,0 +1,349 @@
+"""The entry function: arguments, memory between stages, one loop over threads and blocks a stage."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tvm.tirx as tir
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as builder
+
+from lutcc.errors import CompileError
+from lutcc.ir.module import Function, Module, Operation, Value
+from lutcc.ir.types import Sym
+from lutcc.schedules.x86 import data_movement, stage
+from lutcc.schedules.x86.config import KernelConfigs
+from lutcc.schedules.x86.context import (
+    BlobLayout,
+    External,
+    Scratch,
+    StageContext,
+    Workspace,
+)
+from lutcc.schedules.x86.emit import ITEMSIZE, Expr, View, bind, branch, i64, loop, minimum, when
+from lutcc.schedules.x86.emit import parallel as parallel_loop
+from lutcc.schedules.x86.isa import Isa
+
+_FLAT = 1 << 40  # extent of flat views: kernels index by byte offset, bounds are in the types
+_DATA_MOVEMENT = ("im2col", "rows_to_nchw", "relu", "add")
+
+
+class EntryEmitter:
+    """Emits one entry function of a module made of stages and data movement."""
+
+    def __init__(
+        self,
+        module: Module,
+        isa: Isa,
+        configs: Mapping[str, KernelConfigs],
+        symbol: str,
+        batch: str | None,
+        *,
+        parallel: bool,
+        own_workspace: bool,
+        per_thread: int = 0,
+    ) -> None:
+        self.module, self.isa, self.configs = module, isa, configs
+        self.symbol, self.batch_name = symbol, batch
+        self.parallel, self.own_workspace = parallel, own_workspace
+        self.per_thread = per_thread
+        self.per_row = 0
+        self.blob_entries: list[dict[str, Any]] = []
+        self.blob_nbytes = 0
+        self.memory: dict[str, External | View] = {}
+        self.functions = {f.name: f for f in module.functions}
+
+    def emit(self) -> Any:
+        """Return the function."""
+        with IRBuilder() as ib:
+            with builder.prim_func(s_tir=True):
+                builder.func_name(self.symbol)
+                builder.func_attr({"global_symbol": self.symbol, "tirx.noalias": True})
+                self._body()
+            return ib.get()
+
+    # -- arguments and memory ------------------------------------------------------------
+
+    def _body(self) -> None:
+        main = self.module.main
+        handles = [builder.arg(f"in_{i}", builder.handle()) for i in range(len(main.params))]
+        blob_handle = builder.arg("blob", builder.handle())
+        if not self.own_workspace:
+            workspace_handle = builder.arg("workspace", builder.handle())
+        outs = [builder.arg(f"out_{i}", builder.handle()) for i in range(len(main.returns))]
+        if not self.own_workspace:
+            self.threads = builder.arg("threads", tir.Var("threads", "int64"))
+        self.batch: Expr = i64(1)
+        self.batch_bound = self.batch_name is None
+        matched_inputs = [self._match(v, h, strided=True) for v, h in zip(main.params, handles, strict=True)]
+        matched_outputs = [self._match(v, h) for v, h in zip(main.returns, outs, strict=True)]
+        blob = builder.match_buffer(
+            blob_handle, (tir.Var("blob_bytes", "int64"),), "uint8", align=64
+        )
+        self.blob = BlobLayout(blob, dict(self.module.constants))
+        if not self.own_workspace:
+            space = builder.match_buffer(
+                workspace_handle, (tir.Var("workspace_bytes", "int64"),), "uint8", align=1
+            )
+        for value, (buffer, strides) in zip(main.params, matched_inputs, strict=True):
+            self.memory[value.name] = self._declare(value, buffer, strides)
+        roots = _memory_roots(main)
+        returned: dict[str, Any] = {}
+        copies: list[tuple[Value, Any]] = []
+        for value, (buffer, strides) in zip(main.returns, matched_outputs, strict=True):
+            target = self._declare(value, buffer, strides)
+            root = roots[value.name]
+            if root in returned or root in self.memory:
+                copies.append((value, target))
+            else:
+                returned[root] = target
+        self.memory.update(returned)
+        between = [v for op in main.body for v in op.results if op.opcode != "constant"]
+        planned = Workspace(None, self.batch, i64(0))
+        for value in between:
+            if roots[value.name] == value.name and value.name not in self.memory:
+                view = planned.between_stages(self._bytes_per_row(value), value.type.dtype)
+                self.memory[value.name] = view
+        self.per_row = planned.per_row
+        if self.own_workspace:
+            threads_size = self._measure()
+            space = builder.alloc_buffer(
+                (self.batch * self.per_row + i64(threads_size + 64),), "uint8", scope="global"
+            )
+        for name, view in self.memory.items():
+            if isinstance(view, View) and view.buffer is None:
+                self.memory[name] = View(space, view.base, view.dtype)
+        self.space = space
+        self.scratch_base = self.batch * self.per_row
+        self.roots = roots
+        for op in main.body:
+            self._operation(op)
+        for value, target in copies:
+            self._copy(value, target)
+        self.blob_entries, self.blob_nbytes = self.blob.entries, self.blob.nbytes
+
+    def _measure(self) -> int:
+        """Return the block scratch that the stages need, by emitting them once apart."""
+        probe = EntryEmitter(
+            self.module,
+            self.isa,
+            self.configs,
+            self.symbol + "_probe",
+            self.batch_name,
+            parallel=False,
+            own_workspace=False,
+        )
+        with _detached():
+            probe.emit()
+        self.per_thread = probe.per_thread
+        return probe.per_thread
+
+    def _match(self, value: Value, handle: Any, *, strided: bool = False) -> tuple[Any, list[Expr]]:
+        """Declare an argument; returns its buffer and, for rank 2 if ``strided``, its strides."""
+        shape = [self._dim(d) for d in value.type.shape]
+        dtype = value.type.dtype
+        strides = []
+        if len(shape) == 2 and strided:
+            strides = [tir.Var(f"{value.name}_stride{i}", "int64") for i in range(2)]
+        buffer = builder.match_buffer(
+            handle, shape, dtype, strides=strides or None, align=ITEMSIZE[dtype]
+        )
+        return buffer, strides
+
+    def _declare(self, value: Value, buffer: Any, strides: list[Expr]) -> External | View:
+        """Return the flat view of an argument (every match comes before every view)."""
+        dtype = value.type.dtype
+        flat = builder.decl_buffer((i64(_FLAT),), dtype, data=buffer.data, align=ITEMSIZE[dtype])
+        view = View(flat, i64(0), dtype, is_bytes=False)
+        if strides:
+            return External(view, int(value.type.shape[1]), dtype, strides[0], strides[1])
+        return _row_major(view, value) if len(value.type.shape) == 2 else view
+
+    def _dim(self, dim: int | Sym) -> Expr:
+        if not isinstance(dim, Sym):
+            return i64(int(dim))
+        if not self.batch_bound:
+            self.batch_bound = True
+            variable = tir.Var(dim.name, "int64")
+            self.batch = variable if dim.factor == 1 else tir.floordiv(variable, i64(dim.factor))
+            return variable
+        return self.batch * dim.factor
+
+    def _bytes_per_row(self, value: Value) -> int:
+        factor = 1
+        count = ITEMSIZE[value.type.dtype]
+        for dim in value.type.shape:
+            if isinstance(dim, Sym):
+                factor *= dim.factor
+            else:
+                count *= int(dim)
+        if self.batch_name is None:
+            return count
+        return count * factor
+
+    # -- operations of main --------------------------------------------------------------
+
+    def _operation(self, op: Operation) -> None:
+        if op.opcode == "call":
+            self._stage(op, self.functions[str(op.attr("callee"))])
+        elif op.opcode in _DATA_MOVEMENT:
+            self._movement(op)
+        elif op.opcode not in ("constant", "reshape", "repack"):
+            raise CompileError(
+                f"{op.opcode} stands outside a fused group and has no schedule there",
+                where="@main",
+                fix="run lutcc.ir.passes.run_pipeline on the module first",
+            )
+
+    def _external(self, value: Value) -> External:
+        have = self.memory[self.roots[value.name]]
+        if isinstance(have, External) and self.roots[value.name] == value.name:
+            return have
+        view = have.view if isinstance(have, External) else have
+        return _row_major(view, value)
+
+    def _view(self, value: Value) -> View:
+        have = self.memory[self.roots[value.name]]
+        return have.view if isinstance(have, External) else have
+
+    @contextlib.contextmanager
+    def _thread_loop(self) -> Iterator[tuple[Expr, Expr]]:
+        """Open the loop over threads; yields (thread, number of threads)."""
+        if not self.parallel:
+            yield i64(0), i64(1)
+            return
+        with parallel_loop(self.threads) as thread:
+            yield thread, self.threads
+
+    def _stage(self, call: Operation, function: Function) -> None:
+        rows_dim = function.params[0].type.shape[0]
+        rows = self._dim(rows_dim)
+        configs = self.configs[function.name]
+        group = stage.row_group(self.isa, function)
+        outputs = {}
+        inner_copies = []
+        for inner, outer in zip(function.returns, call.results, strict=True):
+            if inner.name in outputs:
+                inner_copies.append((inner, outer))
+            else:
+                outputs[inner.name] = self._external(outer)
+        inputs = {
+            inner.name: self._external(outer)
+            for inner, outer in zip(function.params, call.operands, strict=True)
+        }
+        refs = {
+            op.results[0].name: str(op.attr("ref"))
+            for op in function.body
+            if op.opcode == "constant"
+        }
+
+        def context(thread: Expr, first: Expr, groups: Expr) -> StageContext:
+            base = self.scratch_base + thread * self.per_thread
+            return StageContext(
+                self.isa,
+                configs,
+                self.blob,
+                Scratch(self.space, base),
+                group,
+                first,
+                groups,
+                bind(rows - 1),
+                refs=refs,
+            )
+
+        def remember(ctx: StageContext) -> None:
+            if not self.parallel:
+                self.per_thread = max(self.per_thread, ctx.scratch.used)
+
+        with self._thread_loop() as (thread, threads):
+            share = tir.floordiv(rows + threads * group - 1, threads * group) * group
+            begin = bind(thread * share)
+            end = bind(minimum(begin + share, rows))
+
+            def by_rows() -> None:
+                with loop(tir.Max(end - begin, i64(0))) as r:
+                    ctx = context(thread, begin, i64(1))
+                    stage.RowEmitter(ctx, function).emit(bind(begin + r), inputs, outputs)
+                    remember(ctx)
+
+            def by_blocks() -> None:
+                block = configs.stage.row_block
+                with loop(tir.floordiv(tir.Max(end - begin, i64(0)) + block - 1, i64(block))) as b:
+                    first = bind(begin + b * block)
+                    count = minimum(i64(block), end - first)
+                    supers = tir.floordiv(count + group - 1, i64(group))
+                    ctx = context(thread, first, bind(supers * (group // 16)))
+                    stage.BlockEmitter(ctx, function).emit(inputs, outputs)
+                    remember(ctx)
+
+            if stage.rows_only(function):
+                by_rows()
+            else:
+                threshold = i64(configs.stage.row_threshold)
+                with branch(rows <= threshold) as (small, large):
+                    with small:
+                        by_rows()
+                    with large:
+                        by_blocks()
+        for inner, outer in inner_copies:
+            first = call.results[[v.name for v in function.returns].index(inner.name)]
+            self._copy(first, self.memory[self.roots[outer.name]])
+
+    def _movement(self, op: Operation) -> None:
+        target = self._view(op.results[0])
+        sources = [self._view(v) for v in op.operands]
+        lead = op.operands[0] if op.opcode != "rows_to_nchw" else op.results[0]
+        images = self._dim(lead.type.shape[0])
+        with self._thread_loop() as (thread, threads):
+            share = tir.floordiv(images + threads - 1, threads)
+            begin = bind(thread * share)
+            with loop(tir.Max(minimum(begin + share, images) - begin, i64(0))) as i:
+                image = bind(begin + i)
+                if op.opcode == "im2col":
+                    data_movement.emit_im2col(op, sources[0], target, image)
+                elif op.opcode == "rows_to_nchw":
+                    data_movement.emit_rows_to_nchw(op, sources[0], target, image)
+                else:
+                    count = math.prod(int(d) for d in lead.type.shape[1:])
+                    data_movement.emit_elementwise(op, sources, target, image * count, count)
+
+    def _copy(self, value: Value, target: Any) -> None:
+        """Copy a value that is returned more than once, or a parameter that is returned."""
+        view = target.view if isinstance(target, External) else target
+        rows = self._dim(value.type.shape[0]) if value.type.shape else i64(1)
+        inner = math.prod(int(d) for d in value.type.shape[1:])
+        source = self.memory[self.roots[value.name]]
+        with loop(rows) as r, loop(inner) as c:
+            if isinstance(source, External):
+                flat = r * inner + c
+                row, column = tir.floordiv(flat, source.columns), tir.floormod(flat, source.columns)
+                view.store(flat, source.view.load(source.index(row, column)))
+            else:
+                view.store(r * inner + c, source.load(r * inner + c))
+
+
+def _row_major(view: View, value: Value) -> External:
+    columns = math.prod(int(d) for d in value.type.shape[1:])
+    return External(view, columns, value.type.dtype, i64(columns), i64(1))
+
+
+def _memory_roots(main: Function) -> dict[str, str]:
+    """Map each value to the value whose memory it shares (reshapes share)."""
+    roots = {v.name: v.name for v in main.params}
+    for op in main.body:
+        for result in op.results:
+            shares = op.opcode in ("reshape", "repack")
+            roots[result.name] = roots[op.operands[0].name] if shares else result.name
+    return roots
+
+
+@contextlib.contextmanager
+def _detached() -> Iterator[None]:
+    """Run another IR builder while one is open (the builders nest)."""
+    yield
+
+
+__all__ = ["EntryEmitter", "when"]

@@ -1,0 +1,184 @@
+"""IR module -> one TVM function per instruction-set level: entry point, stages, planned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lutcc import ir
+from lutcc.codegen.program import Program, TensorSpec
+from lutcc.codegen.tvm_setup import import_tvm
+from lutcc.errors import CompileError
+from lutcc.ir.module import Function, Module, Operation, Value
+from lutcc.ir.types import Sym
+from lutcc.schedules.x86.config import KernelConfigs, default_configs
+from lutcc.schedules.x86.isa import Isa, isa_by_name
+
+ENTRY = "lutcc_main"
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program and its functions, ready to build.
+
+    Attributes
+    ----------
+    program
+        What the manifest stores.
+    functions
+        TVM ``PrimFunc`` by symbol.
+    module
+        The module after the passes.
+    """
+
+    program: Program
+    functions: Mapping[str, Any]
+    module: Module
+
+
+def prepare(module: Module) -> Module:
+    """Run the passes unless the module already consists of stages."""
+    if any(op.opcode == "call" for op in module.main.body):
+        return module
+    from lutcc.ir.passes import run_pipeline
+
+    return run_pipeline(module)
+
+
+def lower(
+    module: Module,
+    isa: str,
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    parallel: bool = True,
+    own_workspace: bool = False,
+    entry: str = ENTRY,
+) -> Lowered:
+    """Lower a module for one instruction-set level.
+
+    Parameters
+    ----------
+    module
+        A verified module; passes run if it has not been through them.
+    isa
+        ``avx2``, ``avx512`` or ``avx512_vbmi_vnni``.
+    configs
+        For each stage, values that replace the defaults, nested as
+        :meth:`lutcc.schedules.x86.config.KernelConfigs.to_json` nests them, and ``source``.
+    parallel
+        Also make the entry point that uses TVM's thread pool.
+    own_workspace
+        Allocate the workspace inside (for calls from Relax) and take neither workspace nor
+        thread count.
+    entry
+        Symbol of the entry point.
+
+    Raises
+    ------
+    CompileError
+        If an operation has no schedule, or the module has more than one symbolic dimension.
+    """
+    import_tvm()
+    from lutcc.codegen.entry import EntryEmitter
+
+    level = isa_by_name(isa)
+    prepared = prepare(module)
+    ir.verify(prepared)
+    batch = _batch_symbol(prepared.main)
+    chosen = stage_configs(prepared, level, configs or {})
+    serial = EntryEmitter(
+        prepared, level, chosen, entry, batch, parallel=False, own_workspace=own_workspace
+    )
+    functions = {entry: serial.emit()}
+    if parallel and not own_workspace:
+        threaded = EntryEmitter(
+            prepared,
+            level,
+            chosen,
+            entry + "_mt",
+            batch,
+            parallel=True,
+            own_workspace=False,
+            per_thread=serial.per_thread,
+        )
+        functions[entry + "_mt"] = threaded.emit()
+    main = prepared.main
+    program = Program(
+        isa=level.name,
+        features=level.features,
+        entry=entry,
+        inputs=tuple(_spec(v) for v in main.params),
+        outputs=tuple(_spec(v) for v in main.returns),
+        blob=tuple(serial.blob_entries),
+        blob_nbytes=serial.blob_nbytes,
+        workspace={"fixed": 0, "per_row": serial.per_row, "per_thread": serial.per_thread},
+        kernels=tuple(_kernel_records(prepared, chosen)),
+        batch=batch,
+    )
+    return Lowered(program, functions, prepared)
+
+
+def stage_configs(
+    module: Module, isa: Isa, configs: Mapping[str, Mapping[str, Any]]
+) -> dict[str, KernelConfigs]:
+    """Return the configs of every stage: defaults, with the given values put in."""
+    from lutcc.schedules.x86.stage import row_group
+
+    result = {}
+    for function in stage_functions(module):
+        config = default_configs(isa, dot=row_group(isa, function) == 16)
+        if function.name in configs:
+            values = dict(configs[function.name])
+            source = str(values.pop("source", "given"))
+            config = config.updated(values, source)
+        result[function.name] = config
+    return result
+
+
+def stage_functions(module: Module) -> list[Function]:
+    """Return the functions that main calls, in order of their first call."""
+    by_name = {f.name: f for f in module.functions}
+    called = [str(op.attr("callee")) for op in module.main.body if op.opcode == "call"]
+    return [by_name[name] for name in dict.fromkeys(called)]
+
+
+def _batch_symbol(main: Function) -> str | None:
+    symbols = main.symbols
+    if len(symbols) > 1:
+        raise CompileError(
+            f"the module has {len(symbols)} symbolic dimensions ({', '.join(symbols)}), "
+            "kernels are made for one",
+            where="@main",
+            fix="make all but the batch dimension numbers",
+        )
+    return symbols[0] if symbols else None
+
+
+def _spec(value: Value) -> TensorSpec:
+    shape = tuple((d.name, d.factor) if isinstance(d, Sym) else int(d) for d in value.type.shape)
+    return TensorSpec(value.name, shape, value.type.dtype)
+
+
+def _kernel_records(module: Module, chosen: Mapping[str, KernelConfigs]) -> list[dict[str, Any]]:
+    records = []
+    for function in stage_functions(module):
+        config = chosen[function.name]
+        records.append(
+            {
+                "stage": function.name,
+                "ops": [_describe(op) for op in function.body if op.opcode != "constant"],
+                "config": config.to_json(),
+                "source": config.source,
+            }
+        )
+    return records
+
+
+def _describe(op: Operation) -> str:
+    def shape(value: Value) -> str:
+        return "x".join(str(d) for d in value.type.shape)
+
+    inputs = ", ".join(shape(v) for v in op.operands)
+    return f"{op.opcode}({inputs}) -> {', '.join(shape(v) for v in op.results)}"
+

@@ -1,0 +1,42 @@
+"""scikit-learn's bundled handwritten digits: 1797 images of 8 x 8 pixels (UCI optical recognition, test part)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lutcc.data.split import ImageSplit
+from lutcc.errors import InputError
+
+
+def load(test_share: float = 0.3, seed: int = 0) -> ImageSplit:
+    """Return the digits, split by class: rows (N, 64) float32 in 0..1 and labels 0..9.
+
+    Parameters
+    ----------
+    test_share
+        Share of the images that go to the test part, between 0 and 1.
+    seed
+        Seed of the split.
+
+    Raises
+    ------
+    InputError
+        If ``test_share`` leaves either part empty.
+
+    Examples
+    --------
+    >>> data = load()
+    >>> data.train_x.shape, data.test_x.shape, float(data.train_x.max())
+    ((1257, 64), (540, 64), 1.0)
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    if not 0.01 <= test_share <= 0.99:
+        raise InputError(f"test_share={test_share!r} is not in 0.01..0.99", where="digits.load", fix="use 0.3")
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32)
+    train_x, test_x, train_y, test_y = train_test_split(
+        images, labels.astype(np.int64), test_size=test_share, random_state=seed, stratify=labels
+    )
+    return ImageSplit(train_x, train_y, test_x, test_y, classes=10)

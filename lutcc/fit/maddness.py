@@ -1,0 +1,400 @@
+"""The MADDNESS estimator: approximates A @ B by look-ups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError as SklearnNotFittedError
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_array, validate_data
+
+from lutcc.errors import InputError, NotFittedError
+from lutcc.fit import lookup
+from lutcc.fit.nearest import fit_centroids
+from lutcc.fit.options import check_maddness_options
+from lutcc.fit.partition import contiguous_partition
+from lutcc.fit.prototypes import bucket_means, choose_lambda, normal_equations
+from lutcc.fit.tables import averaging_bias, quantize_tables
+from lutcc.fit.tree import BalancedTree, fit_balanced_tree
+
+if TYPE_CHECKING:
+    from lutcc import ir
+
+_HOLD_OUT_FOLDS = 5
+_ENCODER_ATTRIBUTES = ("splitdims_", "splitvals_", "centroids_", "half_norms_", "columns_", "starts_")
+_FULL_CROSS_VALIDATION = 1024  # up to this many rows of G^T G every fold is held out in turn, beyond it only one
+
+
+class EstimatorNotFittedError(NotFittedError, SklearnNotFittedError):
+    """An estimator is used before ``fit``; code that knows only scikit-learn can catch it too."""
+
+
+class Maddness(BaseEstimator):
+    """Approximate the product ``A @ B + bias`` by look-ups in tables.
+
+    Each row of A is cut into ``ncodebooks`` runs of columns; each run is encoded as one of ``nprototypes`` codes; the product
+    is the sum of one table entry per codebook. Nothing is multiplied at run time but one scale per output.
+
+    Parameters
+    ----------
+    ncodebooks
+        C, the number of codebooks (table look-ups per output), at most the number of columns D.
+    nprototypes
+        K, codes per codebook: 2, 4, ... 128 for the tree; 2..256 for ``encoder="nearest"``.
+    encoder
+        "tree": balanced regression trees, log2(K) comparisons per code. "nearest": the nearest k-means centroid.
+    partition
+        "contiguous": neighbouring columns, lengths that differ by at most one.
+    prototypes
+        "ridge": ITLUMM eq. 2, jointly over all codebooks. "kmeans": the mean of each bucket in its own subspace.
+    lut_objective
+        "ridge": the tables are T = P B.
+    activation
+        None or "relu": applied to the product.
+    lut_dtype
+        "uint8" (an offset per codebook and column and a scale per column, see :func:`lutcc.fit.tables.quantize_tables`)
+        or "float32".
+    accumulate
+        "exact" integer sums, or "mean": rounding averages over groups, see :func:`lutcc.fit.tables.averaging_bias`.
+    upcast_every
+        U, the group size of "mean": a power of two in 2..256.
+    hash_objective
+        "product": each tree groups rows whose share of the *product* is alike, (A - G P) B in its own columns, which is
+        what ITLUMM section 4 suggests trying. "input": rows that are alike themselves, as MADDNESS does. Trees only.
+    ridge_lambda
+        lambda of eq. 2; "auto" takes the one with the smallest held-out error of the product.
+    split_candidates
+        How many columns each level of a tree tries: those that explain most within the buckets.
+    kmeans_rows
+        ``encoder="nearest"``: k-means sees at most this many rows, drawn at random.
+    random_state
+        Seed for k-means and for the rows held out.
+
+    Attributes
+    ----------
+    splitdims_, splitvals_
+        Tree: (C, L) int32 columns of A; (C, K) float32 thresholds in heap order.
+    centroids_, half_norms_, columns_, starts_
+        Nearest: (K, D) float32; (C, K) float32; (D,) int32; C + 1 ints.
+    prototypes_
+        (C, K, D) float32.
+    lut_, scale_, offset_
+        (C, K, M) uint8 or float32; (M,) float32; (M,) float32. The product is ``scale_ * sum + offset_``; the bias, the table
+        offsets and the averaging bias are folded into ``offset_``. Float tables carry the bias in codebook 0, so that their
+        scale is 1 and their offset 0.
+    acc_bound_
+        Proven bound of the integer sums (exact: below 2**24); 0 for float tables.
+    ridge_lambda_
+        The lambda used (None with ``prototypes="kmeans"``).
+    options_
+        The parameters of the last fit; changing a parameter has no effect before the next.
+
+    Raises
+    ------
+    InputError
+        If an option, a shape or a value does not fit; NaN and infinity are refused.
+
+    Notes
+    -----
+    float64 input is rounded to float32 first, which is what the kernels compare. Source: Blalock & Guttag, "Multiplying
+    Matrices Without Multiplying"; ITLUMM, sections 1 and 2 and eq. 2.
+
+    Examples
+    --------
+    >>> A, B = np.random.default_rng(0).normal(size=(1000, 64)), np.eye(64, 10)
+    >>> Maddness(ncodebooks=16, random_state=0).fit(A, B).predict(A).shape
+    (1000, 10)
+    """
+
+    def __init__(
+        self,
+        ncodebooks: int = 16,
+        nprototypes: int = 16,
+        encoder: str = "tree",
+        partition: str = "contiguous",
+        prototypes: str = "ridge",
+        lut_objective: str = "ridge",
+        activation: str | None = None,
+        lut_dtype: str = "uint8",
+        accumulate: str = "exact",
+        upcast_every: int = 16,
+        hash_objective: str = "product",
+        ridge_lambda: float | str = "auto",
+        split_candidates: int = 4,
+        kmeans_rows: int = 16384,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.ncodebooks = ncodebooks
+        self.nprototypes = nprototypes
+        self.encoder = encoder
+        self.partition = partition
+        self.prototypes = prototypes
+        self.lut_objective = lut_objective
+        self.activation = activation
+        self.lut_dtype = lut_dtype
+        self.accumulate = accumulate
+        self.upcast_every = upcast_every
+        self.hash_objective = hash_objective
+        self.ridge_lambda = ridge_lambda
+        self.split_candidates = split_candidates
+        self.kmeans_rows = kmeans_rows
+        self.random_state = random_state
+
+    def fit(self, A: Any, B: Any = None, bias: Any = None) -> Self:
+        """Learn codes from the rows of A (N, D) and tables for B (D, M) and bias (M,); B=None stands for the identity.
+
+        Raises
+        ------
+        InputError
+            If shapes disagree, C exceeds D, or a value is NaN or infinite.
+
+        Examples
+        --------
+        >>> A = np.random.default_rng(0).normal(size=(500, 8))
+        >>> Maddness(ncodebooks=4).fit(A).lut_.shape  # B=None: reconstruct A
+        (4, 16, 8)
+        """
+        options = self.get_params(deep=False)
+        check_maddness_options(**options)
+        X = self._rows(A, reset=True)
+        nrows, ncolumns = X.shape
+        if self.ncodebooks > ncolumns:
+            raise InputError(
+                f"ncodebooks={self.ncodebooks} exceeds the {ncolumns} feature(s) of A: each codebook needs a column",
+                where="Maddness.fit",
+                fix=f"use ncodebooks <= {ncolumns}",
+            )
+        weights, shift = _weights(B, bias, ncolumns)
+        for name in _ENCODER_ATTRIBUTES:  # a fit before this one may have used the other encoder
+            self.__dict__.pop(name, None)
+        self.options_ = options
+        random = check_random_state(self.random_state)
+        parts = contiguous_partition(ncolumns, self.ncodebooks)
+        codes = self._fit_encoder(X, parts, weights, random)
+        base = bucket_means(X, codes, parts, self.nprototypes, tree=self.encoder == "tree")
+        prototypes = np.zeros((self.ncodebooks, self.nprototypes, ncolumns))
+        for c, columns in enumerate(parts):
+            prototypes[c][:, columns] = base[:, columns]
+        self.ridge_lambda_: float | None = None
+        if self.prototypes == "ridge":
+            prototypes += self._ridge(X, codes, base, parts, weights, random).reshape(prototypes.shape)
+        tables = prototypes if weights is None else prototypes @ weights
+        self.prototypes_ = prototypes.astype(np.float32)
+        self._set_tables(tables, shift, _frequencies(codes, self.nprototypes))
+        return self
+
+    def _fit_encoder(
+        self,
+        X: np.ndarray,
+        parts: tuple[np.ndarray, ...],
+        weights: np.ndarray | None,
+        random: np.random.RandomState,
+    ) -> np.ndarray:
+        """Fit the encoder's parameters; return the codes (N, C) of the training rows."""
+        if self.encoder == "nearest":
+            self.centroids_ = fit_centroids(X, parts, self.nprototypes, self.kmeans_rows, random)
+            self.columns_ = np.concatenate(parts).astype(np.int32)
+            self.centroids_ = np.ascontiguousarray(self.centroids_[:, self.columns_])
+            self.starts_ = (0, *(int(end) for end in np.cumsum([len(part) for part in parts])))
+            squares = self.centroids_.astype(np.float64) ** 2 / 2
+            self.half_norms_ = np.add.reduceat(squares, self.starts_[:-1], axis=1).T.astype(np.float32)
+            return lookup.nearest_encode(X, self.centroids_, self.half_norms_, self.columns_, self.starts_)
+        depth = self.nprototypes.bit_length() - 1
+        trees: list[BalancedTree] = []
+        for part in parts:
+            targets = None
+            if weights is not None and self.hash_objective == "product":
+                targets = X[:, part] @ _metric(weights[part])
+            trees.append(fit_balanced_tree(X[:, part], depth, self.split_candidates, targets))
+        self.splitdims_ = np.stack([part[tree.splitdims] for part, tree in zip(parts, trees, strict=True)])
+        self.splitvals_ = np.stack([tree.splitvals for tree in trees])
+        return np.stack([tree.leaves for tree in trees], axis=1)
+
+    def _ridge(
+        self,
+        X: np.ndarray,
+        codes: np.ndarray,
+        base: np.ndarray,
+        parts: tuple[np.ndarray, ...],
+        weights: np.ndarray | None,
+        random: np.random.RandomState,
+    ) -> np.ndarray:
+        """Return Delta (C*K, D), the correction of eq. 2 to the bucket means."""
+        automatic = self.ridge_lambda == "auto" and len(X) >= 2 * _HOLD_OUT_FOLDS
+        if automatic:
+            shuffled = random.permutation(len(X))
+            groups = [np.sort(shuffled[fold::_HOLD_OUT_FOLDS]) for fold in range(_HOLD_OUT_FOLDS)]
+            size = self.ncodebooks * self.nprototypes
+            if size > _FULL_CROSS_VALIDATION:
+                groups = [groups[0], np.sort(np.concatenate(groups[1:]))]
+            folds = [normal_equations(X[rows], codes[rows], base, parts) for rows in groups]
+            limit = len(folds) if size <= _FULL_CROSS_VALIDATION else 1
+            self.ridge_lambda_ = choose_lambda(folds, weights, limit=limit)
+            total = sum(folds[1:], folds[0])
+        else:
+            self.ridge_lambda_ = 1.0 if self.ridge_lambda == "auto" else float(self.ridge_lambda)
+            total = normal_equations(X, codes, base, parts)
+        return total.solve(self.ridge_lambda_)
+
+    def _set_tables(self, tables: np.ndarray, shift: np.ndarray, frequencies: np.ndarray) -> None:
+        """Store ``tables`` (C, K, M) float64 and the bias ``shift`` (M,) in the chosen table dtype."""
+        ncolumns = tables.shape[2]
+        if self.lut_dtype == "float32":
+            tables[0] += shift
+            self.lut_ = tables.astype(np.float32)
+            self.scale_, self.offset_ = np.ones(ncolumns, np.float32), np.zeros(ncolumns, np.float32)
+            self.acc_bound_ = 0
+            return
+        self.lut_, scale, offset, self.acc_bound_ = quantize_tables(tables, frequencies)
+        offset = offset + shift
+        if self.accumulate == "mean":
+            offset = offset - scale.astype(np.float64) * averaging_bias(self.lut_, self.upcast_every)
+            scale = scale * np.float32(self.upcast_every)
+        self.scale_, self.offset_ = scale, offset.astype(np.float32)
+
+    def encode(self, A: Any) -> np.ndarray:
+        """Return the codes (N, C) uint8 of the rows of A (N, D).
+
+        Raises
+        ------
+        InputError, EstimatorNotFittedError
+            If A does not fit the training data, or before ``fit``.
+
+        Examples
+        --------
+        >>> A = np.random.default_rng(0).normal(size=(500, 8))
+        >>> Maddness(ncodebooks=4).fit(A).encode(A).shape
+        (500, 4)
+        """
+        self._check_fitted("encode")
+        X = self._rows(A, reset=False)
+        if hasattr(self, "splitdims_"):
+            return lookup.tree_encode(X, self.splitdims_, self.splitvals_)
+        return lookup.nearest_encode(X, self.centroids_, self.half_norms_, self.columns_, self.starts_)
+
+    def predict(self, A: Any) -> np.ndarray:
+        """Return the approximate products (N, M) float32 of the rows of A (N, D), bit for bit what the kernels compute.
+
+        Raises
+        ------
+        InputError, EstimatorNotFittedError
+            If A does not fit the training data, or before ``fit``.
+
+        Examples
+        --------
+        >>> A = np.random.default_rng(0).normal(size=(500, 8))
+        >>> Maddness(ncodebooks=4).fit(A, np.ones((8, 3))).predict(A).shape
+        (500, 3)
+        """
+        codes, options = self.encode(A), self.options_
+        sums = lookup.lut_accumulate(codes, self.lut_, options["accumulate"], options["upcast_every"])
+        return lookup.lut_dequantize(sums, self.scale_, self.offset_, options["activation"])
+
+    def score(self, A: Any, B: Any = None, bias: Any = None) -> float:
+        """Return R^2 of the products: 1 - |error|^2 / |deviation of the exact products from their column means|^2.
+
+        Parameters
+        ----------
+        A
+            (N, D) rows.
+        B, bias
+            What was passed to ``fit``: the exact products are ``activation(A @ B + bias)``.
+
+        Examples
+        --------
+        >>> A = np.random.default_rng(0).normal(size=(500, 8))
+        >>> Maddness(ncodebooks=8).fit(A).score(A) > 0.95
+        True
+        """
+        products = self.predict(A).astype(np.float64)
+        X = self._rows(A, reset=False).astype(np.float64)
+        weights, shift = _weights(B, bias, X.shape[1])
+        exact = (X if weights is None else X @ weights) + shift
+        if exact.shape != products.shape:
+            raise InputError(
+                f"B has {exact.shape[1]} columns, but the fitted tables have {products.shape[1]}",
+                where="Maddness.score",
+                fix="pass the B and bias that were passed to fit",
+            )
+        if self.options_["activation"] == "relu":
+            exact = np.maximum(exact, 0)
+        error = np.square(products - exact).sum()
+        deviation = np.square(exact - exact.mean(axis=0)).sum()
+        return float(1.0 - error / deviation) if deviation > 0 else float(error == 0.0)
+
+    def to_ir(self) -> ir.Module:
+        """Return the estimator as an IR module, ``main(x: (n, D) float32) -> (n, M) float32`` with symbolic n.
+
+        Raises
+        ------
+        EstimatorNotFittedError
+            Before ``fit``.
+
+        Examples
+        --------
+        >>> A = np.random.default_rng(0).normal(size=(500, 8))
+        >>> module = Maddness(ncodebooks=4).fit(A).to_ir()
+        >>> [op.opcode for op in module.main.body if op.opcode != "constant"]
+        ['tree_encode', 'lut_accumulate', 'lut_dequantize']
+        """
+        self._check_fitted("to_ir")
+        from lutcc.fit.lowering import maddness_module
+
+        return maddness_module(self)
+
+    def _check_fitted(self, method: str) -> None:
+        if not hasattr(self, "lut_"):
+            raise EstimatorNotFittedError(
+                "this estimator has no tables yet", where=f"Maddness.{method}", fix="call fit(A, B) first"
+            )
+
+    def _rows(self, A: Any, *, reset: bool) -> np.ndarray:
+        """Return A as (N, D) float32 after scikit-learn's checks."""
+        try:
+            X = validate_data(self, A, reset=reset, dtype=[np.float32, np.float64])
+        except ValueError as error:
+            raise InputError(str(error), where="A", fix="pass finite real numbers of shape (rows, columns)") from error
+        return _to_float32(X, "A")
+
+
+def _weights(B: Any, bias: Any, ncolumns: int) -> tuple[np.ndarray | None, np.ndarray]:
+    """Return B (D, M) float64, or None for the identity, and the bias (M,) float64."""
+    weights = None
+    if B is not None:
+        try:
+            weights = check_array(B, dtype=np.float64, input_name="B", ensure_min_features=1)
+        except ValueError as error:
+            raise InputError(str(error), where="B", fix="pass finite real numbers of shape (columns of A, outputs)") from error
+        if len(weights) != ncolumns:
+            hint = "pass B.T: lutcc computes A @ B" if weights.shape[1] == ncolumns else "the rows of B are the columns of A"
+            raise InputError(f"B has shape {weights.shape}, but A has {ncolumns} columns", where="B", fix=hint)
+    noutputs = ncolumns if weights is None else weights.shape[1]
+    if bias is None:
+        return weights, np.zeros(noutputs)
+    shift = np.asarray(bias, dtype=np.float64)
+    if shift.shape != (noutputs,) or not np.isfinite(shift).all():
+        problem = "holds NaN or infinity" if shift.shape == (noutputs,) else f"has shape {shift.shape}"
+        raise InputError(f"the bias {problem}", where="bias", fix=f"pass finite numbers of shape ({noutputs},)")
+    return weights, shift
+
+
+def _metric(weights: np.ndarray) -> np.ndarray:
+    """Return S (d, min(d, M)) with S S^T = W W^T for W (d, M): distances of rows after S equal those after W."""
+    left, singular, _ = np.linalg.svd(weights, full_matrices=False)
+    return left * singular
+
+
+def _to_float32(X: np.ndarray, name: str) -> np.ndarray:
+    """Round to C-contiguous float32, refusing what overflows."""
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(X, dtype=np.float32)
+    if rounded is not X and not np.isfinite(rounded).all():
+        raise InputError("holds numbers beyond the range of float32", where=name, fix="rescale the data")
+    return rounded
+
+
+def _frequencies(codes: np.ndarray, nprototypes: int) -> np.ndarray:
+    """Return (C, K): the share of the rows that carry each code."""
+    return np.stack([np.bincount(column, minlength=nprototypes) for column in codes.T]) / len(codes)

@@ -1,0 +1,107 @@
+"""Kernels of lutcc as functions that Relax can call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from lutcc.ir.module import Function, Module, Operation, Value
+from lutcc.ir.types import Array, Attr, Dim, Sym
+
+
+@dataclass(frozen=True, slots=True)
+class RegionKernel:
+    """A region compiled for one ISA level: ``function(x..., blob, out...)``.
+
+    Attributes
+    ----------
+    function
+        TVM PrimFunc that allocates its own workspace.
+    blob
+        Packed constants, uint8.
+    kernels
+        One record per stage (name, ops, config, source), for ``artifact.explain()``.
+    """
+
+    function: Any
+    blob: Array
+    kernels: tuple[Mapping[str, Any], ...]
+
+
+RegionCompiler: TypeAlias = Callable[[str, Module, str], RegionKernel]
+"""(region name, module, isa) -> kernel."""
+
+
+def compile_region(name: str, module: Module, isa: str) -> RegionKernel:
+    """Lower a region's module for one ISA level and pack its constants.
+
+    Raises
+    ------
+    CompileError
+        If an op has no schedule.
+
+    Examples
+    --------
+    >>> kernel = compile_region("region0", module, "avx2")
+    """
+    from lutcc.codegen.lower import lower
+    from lutcc.schedules.x86.pack import pack_blob
+
+    entry = f"lutcc_{name}"
+    lowered = lower(with_whole_rows(module), isa, parallel=False, own_workspace=True, entry=entry)
+    blob = pack_blob(lowered.program.to_json(), dict(lowered.module.constants))
+    function = lowered.functions[entry].without_attr("global_symbol")
+    kernels = tuple({**record, "stage": f"{name}.{record['stage']}"} for record in lowered.program.kernels)
+    return RegionKernel(function, np.ascontiguousarray(blob), kernels)
+
+
+def with_whole_rows(module: Module) -> Module:
+    """Divide the symbol of a module by what all its multiples have in common.
+
+    A region of a model over (n, 16, 64) sees (16*n, 64) only. As (n, 64), its kernels read the number of rows off the shape.
+
+    Examples
+    --------
+    >>> with_whole_rows(region.module).main.params[0].type.shape
+    (Sym(name='n', factor=1), 64)
+    """
+    factors = [dim.factor for dim in _dims(module) if isinstance(dim, Sym)]
+    common = math.gcd(*factors) if factors else 1
+    if common == 1:
+        return module
+
+    def dim(size: Dim) -> Dim:
+        return Sym(size.name, size.factor // common) if isinstance(size, Sym) else size
+
+    def value(v: Value) -> Value:
+        return Value(v.name, replace(v.type, shape=tuple(dim(d) for d in v.type.shape)))
+
+    def attr(item: Attr) -> Attr:
+        return tuple(dim(d) for d in item) if isinstance(item, tuple) else item
+
+    def operation(op: Operation) -> Operation:
+        attrs = tuple((name, attr(item)) for name, item in op.attrs)
+        operands, results = (tuple(value(v) for v in values) for values in (op.operands, op.results))
+        return Operation(op.opcode, operands, results, attrs)
+
+    def function(f: Function) -> Function:
+        params, returns = (tuple(value(v) for v in values) for values in (f.params, f.returns))
+        return Function(f.name, params, tuple(operation(op) for op in f.body), returns)
+
+    return Module(tuple(function(f) for f in module.functions), module.constants)
+
+
+def _dims(module: Module) -> list[Dim]:
+    dims: list[Dim] = []
+    for function in module.functions:
+        for value in (*function.params, *(v for op in function.body for v in op.results)):
+            dims.extend(value.type.shape)
+        for op in function.body:
+            for _, item in op.attrs:
+                if isinstance(item, tuple):
+                    dims.extend(item)
+    return dims

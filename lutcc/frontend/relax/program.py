@@ -1,0 +1,273 @@
+"""A mixed model as one Relax module: TVM's importer for the exact ops, a call for each region of lutcc."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind, OutputSpec, TensorArgument
+from torch.fx import Graph as FxGraph
+from torch.fx import GraphModule, Node
+
+from lutcc.errors import FrontendError
+from lutcc.frontend.export import layer_of, op_name
+from lutcc.frontend.graph import Graph
+from lutcc.frontend.partition import Region
+from lutcc.frontend.relax.kernels import RegionKernel
+from lutcc.ir.types import Array, Dim, Sym
+
+_INLINE_ELEMENTS = 1
+"""Constants of at most this many elements go into the code; larger ones are parameters."""
+
+
+def lutcc_region(*inputs: object, region: str) -> object:
+    """Mark the place of a region in the graph that TVM's importer reads."""
+    raise RuntimeError(f"{region} is compiled, not called")
+
+
+def lutcc_region_result(outputs: object, index: int) -> object:
+    """Mark one result of a region."""
+    raise RuntimeError("a region's results are compiled, not called")
+
+
+@dataclass(frozen=True, slots=True)
+class RelaxProgram:
+    """A Relax module whose ``main`` takes the model's inputs and then ``params`` in order."""
+
+    module: Any
+    params: Mapping[str, Array]
+
+
+def to_relax(graph: Graph, regions: Iterable[Region], kernels: Mapping[str, RegionKernel]) -> RelaxProgram:
+    """Import a mixed model.
+
+    Parameters
+    ----------
+    graph, regions
+        The exported graph and the parts of it that are kernels of lutcc.
+    kernels
+        The kernel of each region by name.
+
+    Raises
+    ------
+    FrontendError
+        If TVM has no importer for an op outside the regions; the message names the layer.
+
+    Examples
+    --------
+    >>> program = to_relax(imported.graph, imported.regions, kernels)
+    >>> list(program.params)
+    ['norm1.weight', 'norm1.bias', 'region0.blob', ...]
+    """
+    from tvm import relax
+    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+    contracted = _Contracted(graph, regions, kernels)
+    contracted.emit()
+    importer = ExportedProgramImporter()
+    _refuse_unknown(contracted, importer.create_convert_map())
+    region_calls = _RegionCalls(graph, {r.name: r for r in regions}, kernels)
+    try:
+        module = importer.from_exported_program(
+            contracted.as_program(),
+            keep_params_as_input=False,
+            unwrap_unit_return_tuple=True,
+            no_bind_return_tuple=False,
+            custom_convert_map={
+                lutcc_region.__name__: region_calls.convert,
+                lutcc_region_result.__name__: region_calls.result,
+            },
+        )
+    except Exception as error:  # the importer raises what its asserts and operators raise
+        raise FrontendError(
+            f"TVM's importer failed: {type(error).__name__}: {error}",
+            where="an exact layer of a mixed model",
+            fix="replace the layer, or compile the parts of the model around it separately",
+        ) from error
+    bound = {name: _numpy(tensor) for name, tensor in contracted.inlined.items()}
+    module = relax.transform.BindParams("main", bound)(module) if bound else module
+    return RelaxProgram(module, contracted.params)
+
+
+@dataclass
+class _Contracted:
+    """The graph with every region as one node, and every constant as an input."""
+
+    graph: Graph
+    regions: Iterable[Region]
+    kernels: Mapping[str, RegionKernel]
+    fx: FxGraph = field(default_factory=FxGraph)
+    params: dict[str, Array] = field(default_factory=dict)
+    inlined: dict[str, torch.Tensor] = field(default_factory=dict)
+    origin: dict[Node, Node] = field(default_factory=dict)
+
+    def emit(self) -> None:
+        """Fill the new graph."""
+        self.env: dict[Node, Node] = {}
+        self.calls: dict[str, Node] = {}
+        self.of = {node: region for region in self.regions for node in region.nodes}
+        for node in self.graph.input_nodes:
+            self.env[node] = self._placeholder(node.name, node.meta["val"])
+        outside = [n for n in self.graph.nodes if n in self.graph.used and n not in self.of]
+        wanted = [i for n in outside for i in n.all_input_nodes] + [n for n in self.graph.output_nodes if n]
+        for node in dict.fromkeys(n for n in wanted if n in self.graph.constants):
+            self.env[node] = self._constant(node)
+        self.blobs = {name: self._blob(name, kernel.blob) for name, kernel in self.kernels.items()}
+        for output in self.graph.output_nodes:
+            if output is not None:
+                self._compute(output)
+        self.fx.output(tuple(self.env[n] for n in self.graph.output_nodes if n is not None))
+
+    def _compute(self, wanted: Node) -> None:
+        """Emit ``wanted`` and all before it; a region waits for all its inputs."""
+        stack = [wanted]
+        while stack:
+            node = stack[-1]
+            if node in self.env:
+                stack.pop()
+                continue
+            region = self.of.get(node)
+            before = region.inputs if region is not None else node.all_input_nodes
+            missing = [n for n in before if n not in self.env]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            if region is not None:
+                self._call(region)
+            else:
+                self.env[node] = self.fx.node_copy(node, lambda n: self.env[n])
+                self.origin[self.env[node]] = node
+
+    def _call(self, region: Region) -> None:
+        arguments = (*(self.env[n] for n in region.inputs), self.blobs[region.name])
+        call = self.fx.call_function(lutcc_region, arguments, {"region": region.name})
+        for index, node in enumerate(region.outputs):
+            result = self.fx.call_function(lutcc_region_result, (call, index))
+            result.meta = dict(node.meta)
+            self.env[node] = result
+
+    def _placeholder(self, name: str, value: Any) -> Node:
+        node = self.fx.placeholder(name)
+        node.meta["val"] = value
+        return node
+
+    def _constant(self, node: Node) -> Node:
+        tensor = self.graph.constants[node]
+        placeholder = self._placeholder(node.name, tensor)
+        if tensor.numel() <= _INLINE_ELEMENTS:
+            self.inlined[placeholder.name] = tensor
+        else:
+            self.params[placeholder.name] = _numpy(tensor)
+        return placeholder
+
+    def _blob(self, name: str, blob: Array) -> Node:
+        placeholder = self._placeholder(f"{name}_blob", torch.from_numpy(blob))
+        self.params[placeholder.name] = blob
+        return placeholder
+
+    def as_program(self) -> Any:
+        """Return what the importer reads of an ExportedProgram; every parameter is an input."""
+        self.fx.lint()
+        module = GraphModule({}, self.fx)
+        placeholders = [n for n in self.fx.nodes if n.op == "placeholder"]
+        inputs = [InputSpec(InputKind.USER_INPUT, TensorArgument(n.name), None) for n in placeholders]
+        results = [n for n in self.graph.output_nodes if n is not None]
+        outputs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(self.env[n].name), None) for n in results]
+        return SimpleNamespace(
+            graph=self.fx,
+            graph_module=module,
+            graph_signature=SimpleNamespace(input_specs=inputs, output_specs=outputs),
+            range_constraints={},  # bounds would make Relax plan memory for the largest batch
+            constants={},
+            tensor_constants={},
+            state_dict={},
+            named_buffers=lambda: iter(()),
+            named_parameters=lambda: iter(()),
+        )
+
+
+class _RegionCalls:
+    """Emits the calls of regions while TVM's importer walks the graph."""
+
+    def __init__(
+        self, graph: Graph, regions: Mapping[str, Region], kernels: Mapping[str, RegionKernel]
+    ) -> None:
+        self.graph, self.regions, self.kernels = graph, regions, kernels
+
+    def convert(self, node: Node, importer: Any) -> list[Any]:
+        """Emit the call of a region; returns its results under their torch shapes."""
+        from tvm import relax
+
+        region = self.regions[str(node.kwargs["region"])]
+        batch = self._batch(importer)
+        emit = importer.block_builder.emit
+        *values, blob = (importer.env[n] for n in node.args)
+        arguments = [
+            self._reshaped(emit, value, self.graph.shape(source), param.type.shape, batch)
+            for value, source, param in zip(values, region.inputs, region.module.main.params, strict=True)
+        ]
+        function = self.kernels[region.name].function.with_attrs({"tirx.is_scheduled": True, "op_pattern": 8})
+        symbol = importer.block_builder.add_func(function, f"lutcc_{region.name}")
+        types = [
+            relax.TensorType(_sizes(v.type.shape, batch), v.type.dtype) for v in region.module.main.returns
+        ]
+        call = emit(relax.call_tir(symbol, [*arguments, blob], types[0] if len(types) == 1 else types))
+        parts = [call] if len(types) == 1 else [emit(relax.TupleGetItem(call, i)) for i in range(len(types))]
+        return [
+            self._reshaped(emit, part, value.type.shape, self.graph.shape(source), batch)
+            for part, value, source in zip(parts, region.module.main.returns, region.outputs, strict=True)
+        ]
+
+    def result(self, node: Node, importer: Any) -> Any:
+        """Return one result of a region."""
+        return importer.env[node.args[0]][node.args[1]]
+
+    def _reshaped(self, emit: Any, value: Any, have: tuple[Dim, ...], want: tuple[Dim, ...], batch: Any) -> Any:
+        from tvm import relax
+
+        return value if have == want else emit(relax.op.reshape(value, _sizes(want, batch)))
+
+    def _batch(self, importer: Any) -> Any:
+        """Return Relax's variable for the batch size, from the input that shows it."""
+        if self.graph.batch is None:
+            return None
+        for node, value in importer.env.items():
+            if node.op == "placeholder":
+                for size in value.ty.shape:
+                    if getattr(size, "name", None) == str(self.graph.batch):
+                        return size
+        return None
+
+
+def _sizes(shape: Iterable[Dim], batch: Any) -> list[Any]:
+    from tvm import tirx
+
+    return [
+        (batch * dim.factor if dim.factor > 1 else batch) if isinstance(dim, Sym) else tirx.IntImm("int64", dim)
+        for dim in shape
+    ]
+
+
+def _refuse_unknown(contracted: _Contracted, known: Mapping[str, Any]) -> None:
+    ours = (lutcc_region, lutcc_region_result)
+    for node in contracted.fx.nodes:
+        if node.op != "call_function" or node.target in ours or isinstance(node.target, type(operator.getitem)):
+            continue
+        name = getattr(node.target, "__name__", "")
+        if name not in known:
+            origin = contracted.origin.get(node, node)
+            raise FrontendError(
+                f"{op_name(origin)} has neither an op in lutcc's IR nor an importer in TVM",
+                where=layer_of(origin),
+                fix="replace the layer by one made of common torch operations, or leave it outside the compiled model",
+            )
+
+
+def _numpy(tensor: torch.Tensor) -> Array:
+    return np.ascontiguousarray(tensor.detach().numpy())

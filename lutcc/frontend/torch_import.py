@@ -1,0 +1,118 @@
+"""Import a torch model: into one IR module where that can express it, else cut for the mixed path through TVM Relax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from lutcc import ir
+from lutcc.errors import FrontendError
+from lutcc.frontend.export import export_program, layer_of
+from lutcc.frontend.graph import Graph, NotExpressible, Port
+from lutcc.frontend.partition import Probe, Region, find_regions, probe
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A torch model as lutcc compiles it.
+
+    Attributes
+    ----------
+    kind
+        ``"ir"``: ``module`` is the whole model. ``"mixed"``: ``regions`` are the parts with kernels of lutcc, and ``graph`` is
+        compiled around them by :func:`lutcc.frontend.relax.build_mixed`.
+    inputs, outputs
+        Names, shapes (with the batch size ``n``) and dtypes, in call order.
+    notes
+        What the user should know: a batch size that could not be left open, and (mixed) which ops made the model mixed.
+    """
+
+    kind: Literal["ir", "mixed"]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    module: ir.Module | None = None
+    graph: Graph | None = None
+    regions: tuple[Region, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def import_torch(
+    model_or_exported_program: torch.nn.Module | ExportedProgram,
+    example_inputs: object = None,
+    *,
+    dynamic_batch: bool = True,
+) -> Imported:
+    """Import a torch model for compilation.
+
+    Parameters
+    ----------
+    model_or_exported_program
+        A float32 module on the CPU in evaluation mode, or the result of ``torch.export.export``.
+    example_inputs
+        A tensor, a sequence of tensors, or a mapping of keyword arguments; ignored for an exported program.
+    dynamic_batch
+        Leave the size of dimension 0 of the inputs open: the symbol ``n``. A model that only works at the example's batch
+        size is imported at that size, with a note.
+
+    Raises
+    ------
+    FrontendError
+        If the model cannot be traced or uses what lutcc does not compile; the message names the layer and the fix.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 30), torch.nn.ReLU()).eval()
+    >>> [op.opcode for op in import_torch(model, torch.zeros(8, 64)).module.main.body if op.opcode != "constant"]
+    ['linear', 'relu']
+    """
+    exported = export_program(model_or_exported_program, example_inputs, dynamic_batch=dynamic_batch)
+    graph = Graph(exported.program)
+    for index, node in enumerate(graph.output_nodes):
+        if node is None or not isinstance(node.meta.get("val"), torch.Tensor):
+            raise FrontendError(
+                "is not a tensor",
+                where=f"output {index}",
+                fix="return tensors only; leave None and numbers out of the forward's result",
+            )
+    found = probe(graph)
+    module = _whole_module(graph, found)
+    if module is not None:
+        return Imported("ir", graph.inputs, graph.outputs, module=module, graph=graph, notes=exported.notes)
+    return Imported(
+        "mixed",
+        graph.inputs,
+        graph.outputs,
+        graph=graph,
+        regions=find_regions(graph, found),
+        notes=(*exported.notes, *_why_mixed(found)),
+    )
+
+
+def _whole_module(graph: Graph, found: Probe) -> ir.Module | None:
+    outputs = [n for n in graph.output_nodes if n is not None]
+    if found.reasons or not all(n in found.expressible for n in outputs):
+        return None
+    region = found.whole
+    try:
+        region.builder.returns(*(region.result(n, torch_shape=True) for n in outputs))
+        return region.builder.module()
+    except (NotExpressible, ir.VerifyError):
+        return None
+
+
+def _why_mixed(found: Probe) -> tuple[str, ...]:
+    """Return one note per distinct reason, with the first layers that it holds for."""
+    places: dict[str, list[Node]] = {}
+    for node, reason in found.reasons.items():
+        if "has no form in the IR" not in reason:  # follows from an earlier node
+            places.setdefault(reason, []).append(node)
+    notes: list[str] = []
+    for reason, nodes in places.items():
+        layers = list(dict.fromkeys(layer_of(n) for n in nodes))
+        more = f" and {len(layers) - 2} more" if len(layers) > 2 else ""
+        notes.append(f"{', '.join(layers[:2])}{more}: compiled through TVM Relax ({reason})")
+    return tuple(notes)

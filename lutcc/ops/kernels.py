@@ -1,0 +1,414 @@
+"""From a torch operator to a compiled kernel; the IR's NumPy reference until compiling pays.
+
+A kernel is made for an op, the static part of its signature and its tables, which are packed into
+it. Compiling takes a second or so, which most calls do not last: a call runs on the reference until
+the time spent there on these tables exceeds what compiling them would take. Results do not depend
+on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from lutcc import ir
+from lutcc.errors import BackendError, CompileError, DependencyError, InputError, VerifyError
+from lutcc.ir import Attr
+from lutcc.runtime import cpu
+from lutcc.runtime.kernel import LookupKernel, ThreadChoice
+from lutcc.runtime.signature import spec_from_any
+
+#: Kernels and libraries kept; the least recently used goes first.
+MAX_KERNELS = 128
+MAX_LIBRARIES = 64
+MAX_PLANS = 1024
+
+#: What the first compilation of a signature is taken to cost.
+COMPILE_SECONDS = 1.0
+
+_MODES = ("auto", "always", "never")
+
+
+@dataclass
+class _State:
+    mode: str = "auto"
+    unavailable: str | None = None
+    warned: bool = False
+    kernels: OrderedDict[Any, _Entry] = field(default_factory=OrderedDict)
+    libraries: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    compiled: int = 0
+    reference_calls: int = 0
+    kernel_calls: int = 0
+
+
+@dataclass
+class _Entry:
+    """One set of tables under one signature: time spent on the reference, then a kernel."""
+
+    owners: tuple[StorageWeakRef, ...]
+    spent: float = 0.0
+    kernel: LookupKernel | None = None
+    failed: bool = False
+
+
+@dataclass(eq=False)  # by identity: a plan is part of the keys of its kernels
+class Plan:
+    """One op with fixed dtypes, static shapes and attributes."""
+
+    opcode: str
+    attrs: tuple[tuple[str, Attr], ...]
+    activation: ir.TensorType
+    tables: tuple[ir.TensorType, ...]
+    reference: ir.Module
+    cost: float = COMPILE_SECONDS
+
+    def module(self, tables: Sequence[np.ndarray]) -> ir.Module:
+        """Return the op as a module with these tables as constants."""
+        return _module(self.opcode, self.attrs, self.activation, tables)
+
+
+_state = _State()
+_lock = threading.RLock()
+
+
+def set_compilation(mode: str) -> None:
+    """Say when the torch operators compile kernels.
+
+    Parameters
+    ----------
+    mode
+        "auto": when the time spent on the reference exceeds what compiling takes; "always": on the
+        first call; "never".
+
+    Raises
+    ------
+    InputError
+        For another mode.
+
+    Examples
+    --------
+    >>> import lutcc
+    >>> lutcc.ops.set_compilation("auto")
+    >>> lutcc.ops.get_compilation()
+    'auto'
+    """
+    if mode not in _MODES:
+        raise InputError(f"{mode!r} is no mode", fix=f"use one of {', '.join(_MODES)}")
+    _state.mode = mode
+
+
+def get_compilation() -> str:
+    """Return the mode set by :func:`set_compilation`."""
+    return _state.mode
+
+
+def clear_kernels() -> None:
+    """Forget all compiled kernels and the time spent."""
+    with _lock:
+        _state.kernels.clear()
+        _state.libraries.clear()
+        _state.unavailable, _state.warned = None, False
+        _state.compiled = _state.reference_calls = _state.kernel_calls = 0
+    plan.cache_clear()
+
+
+def kernel_statistics() -> dict[str, int]:
+    """Return how many kernels were compiled and are kept, and how many calls went where.
+
+    Examples
+    --------
+    >>> import lutcc
+    >>> sorted(lutcc.ops.kernel_statistics())
+    ['compiled', 'kept', 'kernel_calls', 'reference_calls']
+    """
+    return {
+        "compiled": _state.compiled,
+        "kept": sum(entry.kernel is not None for entry in _state.kernels.values()),
+        "kernel_calls": _state.kernel_calls,
+        "reference_calls": _state.reference_calls,
+    }
+
+
+def _module(
+    opcode: str,
+    attrs: tuple[tuple[str, Attr], ...],
+    activation: ir.TensorType,
+    tables: Sequence[np.ndarray | ir.TensorType],
+) -> ir.Module:
+    """Return a module of one op; tables given as types become parameters, as arrays constants."""
+    builder = ir.Builder("main")
+    names = [operand.name for operand in ir.OPS[opcode].operands]
+    operands = [builder.param(names[0], activation)]
+    for name, table in zip(names[1:], tables, strict=True):
+        make = builder.constant if isinstance(table, np.ndarray) else builder.param
+        operands.append(make(name, table))  # type: ignore[arg-type]
+    builder.returns(builder.op(opcode, *operands, **dict(attrs)))
+    return builder.module()
+
+
+@lru_cache(maxsize=MAX_PLANS)
+def plan(
+    opcode: str,
+    attrs: tuple[tuple[str, Attr], ...],
+    dtype: str,
+    tail: tuple[int, ...],
+    tables: tuple[tuple[str, tuple[int, ...]], ...],
+) -> Plan:
+    """Return the plan of a signature.
+
+    Raises
+    ------
+    InputError
+        When dtypes or shapes break the op's rules.
+    """
+    try:
+        activation = ir.TensorType((ir.Sym("n"), *tail), dtype)
+        types = tuple(ir.TensorType(shape, name) for name, shape in tables)
+        return Plan(opcode, attrs, activation, types, _module(opcode, attrs, activation, types))
+    except VerifyError as error:
+        raise InputError(
+            error.what,
+            where=f"torch.ops.lutcc.{opcode}",
+            fix=error.fix or f"see the definition of {opcode} in the IR reference",
+        ) from error
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def run(
+    opcode: str,
+    x: torch.Tensor,
+    tables: Sequence[torch.Tensor],
+    attrs: Mapping[str, Attr],
+) -> torch.Tensor:
+    """Run an op on CPU tensors.
+
+    Parameters
+    ----------
+    opcode
+        A row-wise op of the IR with one activation operand, the first.
+    x
+        The activation.
+    tables
+        The other operands.
+    attrs
+        The op's attributes.
+
+    Raises
+    ------
+    InputError
+        When shapes, dtypes or values break the op's rules.
+    """
+    signature = plan(
+        opcode,
+        tuple(attrs.items()),
+        _dtype(x),
+        tuple(x.shape[1:]),
+        tuple((_dtype(table), tuple(table.shape)) for table in tables),
+    )
+    if not x.ndim:
+        raise InputError(
+            "expected at least one dimension, got none",
+            where=f"torch.ops.lutcc.{opcode}",
+            fix="pass rows: x[None]",
+        )
+    x = x.detach() if x.requires_grad else x
+    entry = _entry(signature, tables)
+    if entry.kernel is None and not entry.failed and _worth_compiling(signature, entry):
+        _compile(signature, tables, entry)
+    kernel = entry.kernel
+    if kernel is not None and _state.mode != "never":
+        _state.kernel_calls += 1
+        return kernel.call(x)
+    start = time.perf_counter()
+    result = _reference(signature, x, tables)
+    entry.spent += time.perf_counter() - start
+    _state.reference_calls += 1
+    return result
+
+
+def _reference(signature: Plan, x: torch.Tensor, tables: Sequence[torch.Tensor]) -> torch.Tensor:
+    arrays = [_array(x), *map(_array, tables)]
+    try:
+        (result,) = ir.interpret(signature.reference, arrays)
+    except (InputError, VerifyError) as error:
+        raise InputError(
+            error.what, where=f"torch.ops.lutcc.{signature.opcode}", fix=error.fix
+        ) from error
+    return torch.from_numpy(np.require(result, requirements=["C", "W", "O"]))
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().resolve_neg().numpy()
+
+
+def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return what changes when the tensor's contents may have changed.
+
+    In-place changes through torch count the version up. A change through ``.data``, NumPy or
+    another process does not show; tensors made in inference mode have no version, so their bytes
+    are hashed.
+    """
+    if tensor.is_inference():
+        contents = np.ascontiguousarray(_array(tensor)).view(np.uint8)
+        return (hashlib.blake2b(contents.data, digest_size=16).digest(), tuple(tensor.shape))
+    storage = tensor.untyped_storage()
+    return (
+        storage._cdata,
+        tensor.data_ptr(),
+        tensor._version,
+        tuple(tensor.shape),
+        tensor.stride(),
+    )
+
+
+def _entry(signature: Plan, tables: Sequence[torch.Tensor]) -> _Entry:
+    key = (signature, *map(_identity, tables))
+    with _lock:
+        entry = _state.kernels.get(key)
+        if entry is not None:
+            _state.kernels.move_to_end(key)
+            return entry
+        # A storage whose tensors are gone may give its address to another one: forget it. (While
+        # its weak reference is kept, the storage's own handle is not given away, so no stale entry
+        # can be taken for a new table.)
+        for old, stale in list(_state.kernels.items()):
+            if any(owner.expired() for owner in stale.owners):
+                del _state.kernels[old]
+        owners = tuple(StorageWeakRef(t.untyped_storage()) for t in tables if not t.is_inference())
+        entry = _state.kernels[key] = _Entry(owners)
+        while len(_state.kernels) > MAX_KERNELS:
+            _state.kernels.popitem(last=False)
+        return entry
+
+
+def _worth_compiling(signature: Plan, entry: _Entry) -> bool:
+    if _state.mode == "never":
+        return False
+    if _state.mode == "auto" and entry.spent < signature.cost:
+        return False
+    if _state.unavailable is None:
+        return True
+    if not _state.warned:
+        _state.warned = True
+        warnings.warn(
+            f"torch.ops.lutcc runs on its NumPy reference, which is slow: {_state.unavailable}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return False
+
+
+def _compile(signature: Plan, tables: Sequence[torch.Tensor], entry: _Entry) -> None:
+    """Put a kernel into ``entry``; where that fails, say so once and leave the reference."""
+    isa = cpu.best_isa()
+    if isa is None:
+        _state.unavailable = "this processor lacks AVX2"
+        return
+    with _lock:
+        if entry.kernel is not None or entry.failed:
+            return
+        start = time.perf_counter()
+        try:
+            entry.kernel, built = _kernel(signature, tables, isa)
+        except VerifyError as error:
+            entry.failed = True
+            raise InputError(
+                error.what, where=f"torch.ops.lutcc.{signature.opcode}", fix=error.fix
+            ) from error
+        except (DependencyError, ImportError) as error:
+            _state.unavailable = f"{error}"
+            return
+        except (CompileError, BackendError, NotImplementedError) as error:
+            entry.failed = True
+            warnings.warn(
+                f"no kernel for {signature.opcode} ({_dtype_text(signature)}), the NumPy reference "
+                f"runs instead: {error}",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+            return
+        _state.compiled += 1
+        if not built:  # the code was there: this is what other tables of the signature will cost
+            signature.cost = min(signature.cost, time.perf_counter() - start)
+        else:
+            signature.cost = min(signature.cost, 0.1 * COMPILE_SECONDS)
+
+
+def _dtype_text(signature: Plan) -> str:
+    return ", ".join(map(str, (signature.activation, *signature.tables)))
+
+
+def _kernel(signature: Plan, tables: Sequence[torch.Tensor], isa: str) -> tuple[LookupKernel, bool]:
+    """Lower, build (unless the same code was built before) and open; tell whether it was built."""
+    from lutcc import codegen
+
+    lowered = codegen.lower(signature.module([_array(table).copy() for table in tables]), isa)
+    program = json.loads(json.dumps(lowered.program.to_json()))
+    code = hashlib.sha256(
+        json.dumps([_code_key(lowered.module), program], sort_keys=True).encode()
+    ).hexdigest()
+    library = _state.libraries.get(code)
+    built = library is None
+    if library is None:
+        with tempfile.TemporaryDirectory(prefix="lutcc-") as folder:
+            library = Path(codegen.build([lowered], folder)[isa]).read_bytes()
+        _state.libraries[code] = library
+        while len(_state.libraries) > MAX_LIBRARIES:
+            _state.libraries.popitem(last=False)
+    else:
+        _state.libraries.move_to_end(code)
+    cost = ir.cost(lowered.module, n=1024).total
+    work = {
+        "lookups": cost.lookups / 1024,
+        "flops": cost.flops / 1024,
+        "bytes": (cost.bytes_read - cost.table_bytes + cost.bytes_written) / 1024,
+    }
+    return LookupKernel(
+        program,
+        library,
+        f"kernels-{isa}.so",
+        lowered.module.constants,
+        [spec_from_any(value, "inputs") for value in program["inputs"]],
+        [spec_from_any(value, "outputs") for value in program["outputs"]],
+        choice=ThreadChoice(),
+        work_per_row=work,
+    ), built
+
+
+def _code_key(module: ir.Module) -> str:
+    """Return the text of the module's operations and types without its constants' data."""
+    functions = [
+        [
+            f.name,
+            [str(v) for v in f.params],
+            [
+                [
+                    op.opcode,
+                    [str(v) for v in op.operands],
+                    [str(v) for v in op.results],
+                    repr(op.attrs),
+                ]
+                for op in f.body
+            ],
+            [str(v) for v in f.returns],
+        ]
+        for f in module.functions
+    ]
+    return json.dumps(functions)

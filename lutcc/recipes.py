@@ -1,0 +1,194 @@
+"""Recipes: which layers of a model become what.
+
+A recipe maps patterns of module names (``fnmatch``: ``*``, ``?``, ``[...]``) to configs. Where several patterns match a
+layer, the last one counts. In TOML every pattern is a table, quoted if it has a dot or a star:
+
+    ["*"]
+    method = "maddness"
+    ncodebooks = 16
+
+    [head]
+    method = "exact"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+from lutcc.errors import InputError, RecipeError, suggest
+from lutcc.fit.options import check_int, check_maddness_options
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Maddness:
+    """Replace a linear layer or convolution by MADDNESS look-ups.
+
+    The fields are the arguments of :class:`lutcc.fit.Maddness`, without ``activation``: the model keeps its own.
+
+    Parameters
+    ----------
+    max_rows
+        Fit each layer on at most this many rows or patches of the calibration data.
+    random_state
+        Seed of everything random in the fit.
+
+    Raises
+    ------
+    InputError
+        If a value is out of range.
+
+    Examples
+    --------
+    >>> Maddness(ncodebooks=8).nprototypes
+    16
+    """
+
+    method: ClassVar[str] = "maddness"
+
+    ncodebooks: int = 16
+    nprototypes: int = 16
+    encoder: str = "tree"
+    partition: str = "contiguous"
+    prototypes: str = "ridge"
+    lut_objective: str = "ridge"
+    lut_dtype: str = "uint8"
+    accumulate: str = "exact"
+    upcast_every: int = 16
+    hash_objective: str = "product"
+    ridge_lambda: float | str = "auto"
+    split_candidates: int = 4
+    kmeans_rows: int = 16384
+    max_rows: int = 65536
+    random_state: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        check_int("random_state", self.random_state, 0, 2**32 - 1)
+        check_int("max_rows", self.max_rows, 1)
+        check_maddness_options(**self.estimator_options())
+
+    def estimator_options(self) -> dict[str, Any]:
+        """Return the arguments of :class:`lutcc.fit.Maddness`."""
+        options = dataclasses.asdict(self)
+        del options["max_rows"]
+        return options
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Exact:
+    """Leave a layer as it is.
+
+    Examples
+    --------
+    >>> recipe = {"*": Maddness(ncodebooks=16), "head": Exact()}
+    """
+
+    method: ClassVar[str] = "exact"
+
+
+Config: TypeAlias = Maddness | Exact
+RECIPES: dict[str, type[Config]] = {config.method: config for config in (Maddness, Exact)}
+
+
+def config_from_dict(settings: Mapping[str, Any], where: str = "recipe") -> Config:
+    """Return the config that ``settings`` (``{"method": ..., option: value, ...}``) describes.
+
+    Raises
+    ------
+    RecipeError
+        If the method or an option is unknown, or a value is out of range; the nearest names are suggested.
+
+    Examples
+    --------
+    >>> config_from_dict({"method": "maddness", "ncodebooks": 4}).ncodebooks
+    4
+    """
+    options = dict(settings)
+    method = options.pop("method", None)
+    if method is None:
+        nested = [key for key, value in options.items() if isinstance(value, Mapping)]
+        fix = f"add method = one of {sorted(RECIPES)}"
+        if nested:
+            fix = f'quote a name that has dots: ["{where.split("[")[-1].strip("]")}.{nested[0]}"]'
+        raise RecipeError("there is no 'method'", where=where, fix=fix)
+    if not isinstance(method, str) or method not in RECIPES:
+        raise RecipeError(f"unknown method {method!r}", where=where, fix=suggest(str(method), RECIPES))
+    config = RECIPES[method]
+    known = [field.name for field in dataclasses.fields(config)]
+    for name in options:
+        if name not in known:
+            raise RecipeError(f"method {method!r} has no option {name!r}", where=where, fix=suggest(name, known))
+    try:
+        return config(**options)
+    except InputError as error:
+        raise RecipeError(error.what, where=where, fix=error.fix) from error
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Return ``{"method": ..., option: value, ...}``, which :func:`config_from_dict` takes back.
+
+    Examples
+    --------
+    >>> config_to_dict(Exact())
+    {'method': 'exact'}
+    """
+    return {"method": config.method, **dataclasses.asdict(config)}
+
+
+def read_recipe(recipe: Mapping[str, Any] | str | Path) -> dict[str, Config]:
+    """Return ``{pattern: config}`` from a mapping (configs or dictionaries) or the path of a TOML or JSON file.
+
+    Raises
+    ------
+    RecipeError
+        If the file cannot be read, is empty, or an entry is malformed.
+
+    Examples
+    --------
+    >>> read_recipe({"fc*": {"method": "exact"}})
+    {'fc*': Exact()}
+    """
+    origin = "recipe"
+    if isinstance(recipe, str | Path):
+        origin = str(recipe)
+        recipe = _read_file(Path(recipe))
+    if not isinstance(recipe, Mapping):
+        raise RecipeError(
+            f"a recipe is a mapping or a path, not {type(recipe).__name__}",
+            where=origin,
+            fix="pass {'layer name pattern': lutcc.recipes.Maddness(...)}",
+        )
+    if not recipe:
+        raise RecipeError("the recipe is empty", where=origin, fix="name at least one layer or pattern")
+    configs: dict[str, Config] = {}
+    for pattern, entry in recipe.items():
+        where = f"{origin}[{pattern}]"
+        if not isinstance(pattern, str):
+            raise RecipeError(f"{pattern!r} is not a module name pattern", where=origin, fix="use strings as keys")
+        if isinstance(entry, tuple(RECIPES.values())):
+            configs[pattern] = entry
+        elif isinstance(entry, Mapping):
+            configs[pattern] = config_from_dict(entry, where)
+        else:
+            raise RecipeError(
+                f"the config is {entry!r}", where=where, fix="use lutcc.recipes.Maddness(...) or {'method': ...}"
+            )
+    return configs
+
+
+def _read_file(path: Path) -> Any:
+    """Return the contents of a TOML or JSON file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe: {error}", where=str(path), fix="give the path of a TOML file") from error
+    try:
+        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise RecipeError(f"not valid {kind}: {error}", where=str(path), fix="see the example in lutcc.recipes") from error

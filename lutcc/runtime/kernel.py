@@ -1,0 +1,374 @@
+"""One ISA variant of look-up kernels, ready to run: packed tables, workspaces, the entry."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from lutcc.errors import ArtifactError, BackendError, DependencyError
+from lutcc.runtime import ffi, threads
+from lutcc.runtime.arguments import STRIDED_DTYPES, admit, torch_module
+from lutcc.runtime.signature import TensorSpec
+
+#: A thread is worth waking for this much work.
+SECONDS_PER_THREAD = 15e-6
+
+#: Coarse speeds of one core, only good enough to say when a second thread pays.
+_LOOKUPS_PER_SECOND = 150e9
+_FLOPS_PER_SECOND = 40e9
+_BYTES_PER_SECOND = 20e9
+
+
+def open_library(data: bytes, name: str) -> Any:
+    """Open a shared library from its checked bytes.
+
+    The bytes go through a private folder (mode 0700) that is removed as soon as the library is
+    mapped, so that nothing can be swapped between the check and the opening, and nothing is left
+    behind.
+
+    Raises
+    ------
+    ArtifactError
+        When the folder cannot be written or the dynamic linker refuses the file.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="lutcc-"))
+    except OSError as error:
+        raise ArtifactError(
+            f"no temporary folder can be made: {error.strerror}", where=name, fix="set TMPDIR"
+        ) from error
+    try:
+        path = folder / name
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot be written to the temporary folder: {error.strerror}",
+                where=name,
+                fix="free some space there, or set TMPDIR",
+            ) from error
+        return ffi.open_module(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pack(program: Mapping[str, Any], constants: Mapping[str, np.ndarray], where: str) -> Any:
+    """Return the constants in the layout that the kernels read: uint8, on a cache line."""
+    for part in program["blob"]:
+        for source in part["sources"]:
+            if source not in constants:
+                raise ArtifactError(
+                    f"the kernels need the constant {source!r}, which is missing",
+                    where=where,
+                    fix="compile the model again",
+                )
+    if not program["blob"]:
+        return ffi.aligned_empty(max(program["blob_nbytes"], ffi.ALIGNMENT))
+    from lutcc.schedules.x86.pack import pack_blob
+
+    try:
+        blob = pack_blob(dict(program), dict(constants))
+    except (KeyError, ValueError, TypeError, IndexError, MemoryError) as error:
+        raise ArtifactError(
+            f"the tables cannot be packed for {program['isa']}: {error}",
+            where=where,
+            fix="the artifact is inconsistent; compile the model again",
+        ) from error
+    if blob.dtype != np.uint8 or blob.nbytes < program["blob_nbytes"]:
+        raise ArtifactError(
+            f"the packed tables have {blob.nbytes} bytes, not {program['blob_nbytes']} as the "
+            "program says",
+            where=where,
+            fix="compile the model again with this lutcc",
+        )
+    return blob if blob.ctypes.data % ffi.ALIGNMENT == 0 else ffi.aligned_copy(blob)
+
+
+def seconds_per_row(work_per_row: Mapping[str, float]) -> float:
+    """Return roughly how long one core needs for one row.
+
+    Parameters
+    ----------
+    work_per_row
+        ``lookups``, ``flops`` and ``bytes`` per row; an unknown amount of work counts as a quarter
+        of a microsecond.
+
+    Examples
+    --------
+    >>> round(seconds_per_row({"lookups": 32768, "flops": 0, "bytes": 4096}) * 1e6, 2)
+    0.42
+    """
+    seconds = (
+        work_per_row.get("lookups", 0) / _LOOKUPS_PER_SECOND
+        + work_per_row.get("flops", 0) / _FLOPS_PER_SECOND
+        + work_per_row.get("bytes", 0) / _BYTES_PER_SECOND
+    )
+    return seconds if seconds > 0 else 0.25e-6
+
+
+class ThreadChoice:
+    """How many threads an artifact uses: its own number, or the global one."""
+
+    __slots__ = ("own",)
+
+    def __init__(self) -> None:
+        self.own: int | None = None
+
+    def count(self) -> int:
+        """Return the number in force."""
+        return self.own or threads.state.count or threads.get_num_threads()
+
+
+class LookupKernel:
+    """The entry function of one variant with everything that a call needs.
+
+    Calls may come from many threads at once: each takes a workspace from a free list and gives it
+    back.
+    """
+
+    def __init__(
+        self,
+        program: Mapping[str, Any],
+        library: bytes,
+        file: str,
+        constants: Mapping[str, np.ndarray],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        choice: ThreadChoice,
+        work_per_row: Mapping[str, float] | None = None,
+    ) -> None:
+        self.program = program
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.choice = choice
+        self._has_parallel = f"__tvm_ffi_{program['entry']}_mt".encode() in library
+        self._threads_per_row = seconds_per_row(work_per_row or {}) / SECONDS_PER_THREAD
+        self.parallel_rows = max(1, math.ceil(2 / self._threads_per_row))
+        self.serial_rows = self.parallel_rows - 1 if self._has_parallel else 2**62
+        first = self.inputs[0].shape[0] if self.inputs[0].shape else 1
+        self._static_rows = first if isinstance(first, int) else 1
+        self._library, self._file = library, file
+        self._lock = threading.Lock()
+        self._entry_name: str = program["entry"]
+        self.blob = pack(program, constants, file)
+        self.blob_tensor = ffi.tvm_ffi().from_dlpack(self.blob)
+        self._sizes = program["workspace"]
+        self.spaces: list[tuple[int, int, Any]] = []
+        if ffi.runtime_library_loaded():
+            module = open_library(library, file)
+            self.serial = self._function(module, self._entry_name)
+            self._parallel = self._parallel_of(module)
+        else:
+            self.serial = self._function(open_library(library, file), self._entry_name)
+            self._parallel = None
+        self.call = _fast_call(self)
+
+    def _function(self, module: Any, name: str) -> Any:
+        try:
+            return module[name]
+        except (AttributeError, KeyError, RuntimeError) as error:
+            raise ArtifactError(
+                f"has no function {name!r}", where=self._file, fix="compile the model again"
+            ) from error
+
+    def _parallel_of(self, module: Any) -> Any:
+        return self._function(module, f"{self._entry_name}_mt") if self._has_parallel else None
+
+    def _open_parallel(self) -> Any:
+        """Open the library once more, now that TVM's thread pool is there for it to find."""
+        with self._lock:
+            if self._parallel is None and self._has_parallel:
+                try:
+                    ffi.load_runtime_library("running a kernel on several threads")
+                except DependencyError as error:
+                    if threads.state.asked or self.choice.own:
+                        raise
+                    warnings.warn(
+                        f"{error}\nThis process goes on with one thread.",
+                        RuntimeWarning,
+                        stacklevel=4,
+                    )
+                    self._has_parallel = False
+                    return None
+                self._parallel = self._parallel_of(open_library(self._library, self._file))
+        return self._parallel
+
+    def threads_for(self, rows: int) -> int:
+        """Return how many threads a call with this many rows runs on."""
+        return max(1, min(self.choice.count(), int(rows * self._threads_per_row)))
+
+    def workspace(self, rows: int, count: int) -> tuple[int, int, Any]:
+        sizes = self._sizes
+        nbytes = sizes["fixed"] + sizes["per_row"] * rows + sizes["per_thread"] * count
+        # The memory is referenced by the tvm_ffi tensor alone.
+        return rows, count, ffi.tvm_ffi().from_dlpack(ffi.aligned_empty(nbytes + ffi.ALIGNMENT))
+
+    def launch(self, rows: int, tensors: Sequence[Any], results: Sequence[Any]) -> None:
+        """Run the entry function on checked tensors; ``rows`` is the symbol's value.
+
+        Raises
+        ------
+        BackendError
+            When the kernel reports an error.
+        """
+        count, function = 1, self.serial
+        if rows >= self.parallel_rows and self._has_parallel:
+            count = self.threads_for(rows)
+            if count > 1:
+                function = self._parallel or self._open_parallel()
+                count = threads.prepare_pool(count) if function is not None else 1
+            if count == 1:
+                function = self.serial
+        try:
+            space = self.spaces.pop()
+        except IndexError:
+            space = self.workspace(rows, count)
+        if space[0] < rows or space[1] < count:
+            space = self.workspace(max(rows, space[0]), max(count, space[1]))
+        try:
+            function(*tensors, self.blob_tensor, space[2], *results, count)
+        except Exception as error:
+            raise self.failed(error) from error
+        finally:
+            self.spaces.append(space)
+
+    def failed(self, error: Exception) -> BackendError:
+        """Return the error to raise when the entry function reported ``error``."""
+        return BackendError(
+            f"the kernel {self._entry_name} failed: {error}",
+            where=self._file,
+            fix="this is a mistake in lutcc or a damaged artifact: compile the model again, and "
+            "report it with the output of `lutcc doctor` if it stays",
+        )
+
+    def checked_call(self, *values: Any) -> Any:
+        """Run on any arguments, with all checks."""
+        tensors, sizes, torch = admit(values, self.inputs)
+        results = allocate(self.outputs, sizes, torch)
+        rows = next(iter(sizes.values()), self._static_rows)
+        if rows and all(size for t in results for size in t.shape):
+            self.launch(rows, tensors, results)
+        return results[0] if len(results) == 1 else tuple(results)
+
+
+def allocate(
+    specs: Sequence[TensorSpec], sizes: Mapping[str, int], torch: ModuleType | None
+) -> list[Any]:
+    """Return uninitialised results, NumPy arrays or (with ``torch``) torch CPU tensors."""
+    if torch is None:
+        return [np.empty(spec.resolve(sizes), spec.numpy_dtype()) for spec in specs]
+    return [
+        torch.empty(spec.resolve(sizes), dtype=getattr(torch, spec.dtype), device="cpu")
+        for spec in specs
+    ]
+
+
+def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
+    """Return the function behind ``artifact(...)``: a short way for the usual call.
+
+    The short way is for one contiguous, writable, aligned matrix of the exact type, one result, and
+    few enough rows for one thread. It only ever decides that a call is fine; whatever it is not
+    sure of goes to :meth:`LookupKernel.checked_call`, which explains. Everything it touches is a
+    local of this closure: attribute look-ups would cost as much as the rest.
+    """
+    checked = kernel.checked_call
+    if len(kernel.inputs) != 1 or len(kernel.outputs) != 1:
+        return checked
+    source, target = kernel.inputs[0], kernel.outputs[0]
+    fits = (
+        len(source.shape) == len(target.shape) == 2
+        and source.shape[0] == target.shape[0]
+        and (isinstance(source.shape[0], int) or source.shape[0][1] == 1)
+        and all(isinstance(d, int) and d > 0 for d in (source.shape[1], target.shape[1]))
+    )
+    if not fits:
+        return checked
+    columns, columns_out = source.shape[1], target.shape[1]
+    dtype, dtype_out = source.numpy_dtype(), target.numpy_dtype()
+    strided, from_dlpack = source.dtype in STRIDED_DTYPES, ffi.tvm_ffi().from_dlpack
+    mask, first, least, most = dtype.itemsize - 1, source.shape[0], 1, kernel.serial_rows
+    if isinstance(first, int):
+        least, most = max(first, 1), min(first, most)
+    ndarray, empty = np.ndarray, np.empty
+    function, blob = kernel.serial, kernel.blob_tensor
+    pop, push, workspace, failed = (
+        kernel.spaces.pop,
+        kernel.spaces.append,
+        kernel.workspace,
+        kernel.failed,
+    )
+    torch_type = torch_dtype = torch_dtype_out = torch_strided = None
+
+    def learn_torch() -> None:
+        nonlocal torch_type, torch_dtype, torch_dtype_out, torch_strided
+        torch = torch_module()
+        if torch is not None:
+            torch_dtype, torch_dtype_out = (
+                getattr(torch, source.dtype),
+                getattr(torch, target.dtype),
+            )
+            torch_strided, torch_type = torch.strided, torch.Tensor
+
+    def call(*values: Any) -> Any:
+        if len(values) != 1:
+            return checked(*values)
+        x = values[0]
+        kind = type(x)
+        if kind is ndarray:
+            flags = x.flags
+            if x.dtype != dtype or x.ndim != 2 or not flags.aligned:
+                return checked(x)
+            rows, width = x.shape
+            if width != columns or not least <= rows <= most:
+                return checked(x)
+            if not flags.carray:
+                if not flags.c_contiguous and (not strided or min(x.strides) <= 0):
+                    return checked(x)
+                if not flags.writeable:
+                    x = from_dlpack(x.__dlpack__(max_version=(1, 0)))
+            out = empty((rows, columns_out), dtype_out)
+        elif kind is torch_type:
+            if (
+                x.dtype is not torch_dtype
+                or x.layout is not torch_strided
+                or not x.is_cpu
+                or x.requires_grad
+                or x.is_neg()
+                or x.data_ptr() & mask
+                or x.ndim != 2
+            ):
+                return checked(x)
+            rows, width = x.shape
+            if width != columns or not least <= rows <= most:
+                return checked(x)
+            if not x.is_contiguous() and (not strided or 0 in x.stride()):
+                return checked(x)
+            out = x.new_empty((rows, columns_out), dtype=torch_dtype_out)
+        else:
+            if torch_type is None:
+                learn_torch()
+            return checked(x)
+        try:
+            space = pop()
+        except IndexError:
+            space = workspace(rows, 1)
+        try:
+            if space[0] < rows:
+                space = workspace(rows, space[1])
+            function(x, blob, space[2], out, 1)
+        except Exception as error:
+            raise failed(error) from error
+        finally:
+            push(space)
+        return out
+
+    return call

@@ -1,0 +1,1 @@
+"""Each machine instruction that kernels call, beside its meaning in NumPy."""

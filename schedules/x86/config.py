@@ -1,0 +1,135 @@
+"""What a kernel may choose, and what it chooses where nobody has tuned it.
+
+A config is a frozen dataclass; its ``space`` lists every value worth trying, the default first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+from lutcc.errors import CompileError, suggest
+from lutcc.schedules.x86.isa import Isa
+
+
+@dataclass(frozen=True, slots=True)
+class TileConfig:
+    """Register tile of a scan or a matrix product.
+
+    Attributes
+    ----------
+    tile_m
+        Output columns per tile: 1, 2, 4, 8 or 16.
+    tile_r
+        Row groups per tile.
+    """
+
+    tile_m: int
+    tile_r: int
+
+    def to_json(self) -> dict[str, int]:
+        """Return the fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class StageConfig:
+    """How the rows of a fused group are cut.
+
+    Attributes
+    ----------
+    row_block
+        Rows that go through all operations of the group before the next block starts, so that
+        codes and activations stay in cache.
+    row_threshold
+        At or below this many rows each row is done alone, from tables laid out [C, K, M].
+    """
+
+    row_block: int
+    row_threshold: int
+
+    def to_json(self) -> dict[str, int]:
+        """Return the fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelConfigs:
+    """The configs of one fused group.
+
+    Attributes
+    ----------
+    stage
+        Row blocking.
+    accumulate, linear
+        Register tiles of ``lut_accumulate`` and ``linear``.
+    source
+        ``default``, or where the values were found.
+    """
+
+    stage: StageConfig
+    accumulate: TileConfig
+    linear: TileConfig
+    source: str = "default"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the nested fields as JSON values."""
+        return {
+            "stage": self.stage.to_json(),
+            "accumulate": self.accumulate.to_json(),
+            "linear": self.linear.to_json(),
+        }
+
+    def updated(self, values: dict[str, Any], source: str) -> Self:
+        """Return a copy with the fields in ``values`` (as :meth:`to_json` nests them) replaced.
+
+        Raises
+        ------
+        CompileError
+            For a field that does not exist, or a tile that does not fit the registers.
+        """
+        result = self
+        for part, fields in values.items():
+            if part not in ("stage", "accumulate", "linear"):
+                raise CompileError(
+                    f"unknown config part {part!r}",
+                    fix=suggest(part, ("stage", "accumulate", "linear")),
+                )
+            current = getattr(self, part)
+            unknown = set(fields) - set(current.to_json())
+            if unknown:
+                raise CompileError(
+                    f"unknown field {min(unknown)!r} of config part {part!r}",
+                    fix=suggest(min(unknown), current.to_json()),
+                )
+            result = replace(result, **{part: replace(current, **fields)})
+        return replace(result, source=source)
+
+
+def default_configs(isa: Isa, *, dot: bool) -> KernelConfigs:
+    """Return the hand-picked configs of a level.
+
+    ``dot`` says whether the scan sums four codebooks by ``vpdpbusd`` (one accumulator a tile
+    cell) or widens bytes to 16 bits (two accumulators).
+    """
+    if isa.name == "avx2":
+        return KernelConfigs(StageConfig(256, 8), TileConfig(4, 1), TileConfig(2, 2))
+    if dot:
+        return KernelConfigs(StageConfig(256, 6), TileConfig(4, 4), TileConfig(8, 2))
+    return KernelConfigs(StageConfig(256, 16), TileConfig(4, 2), TileConfig(8, 2))
+
+
+def tile_space(isa: Isa, *, accumulators: int) -> list[TileConfig]:
+    """Return every register tile that leaves room for operands.
+
+    ``accumulators`` is the number of vector registers per tile cell.
+    """
+    budget = (28 if isa.has_avx512 else 12) // accumulators
+    return [
+        TileConfig(m, r) for m in (1, 2, 4, 8, 16) for r in (1, 2, 3, 4, 6, 8) if m * r <= budget
+    ]
+
+
+def stage_space() -> list[StageConfig]:
+    """Return the row blockings worth trying."""
+    return [StageConfig(b, t) for b in (64, 128, 256, 512, 1024) for t in (4, 8, 16, 32)]

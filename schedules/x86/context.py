@@ -1,0 +1,209 @@
+"""Where the bytes of a kernel are: the blob of constants, the workspace, the values of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lutcc.errors import CompileError
+from lutcc.ir.module import Value
+from lutcc.schedules.x86 import pack
+from lutcc.schedules.x86.config import KernelConfigs
+from lutcc.schedules.x86.emit import ITEMSIZE, Expr, View, i64
+from lutcc.schedules.x86.isa import Isa
+
+
+@dataclass
+class BlobLayout:
+    """Assigns offsets in the blob and records how each entry is packed.
+
+    Attributes
+    ----------
+    buffer
+        TVM's byte buffer.
+    constants
+        The module's constants.
+    entries
+        JSON records, see :func:`lutcc.schedules.x86.pack.pack_blob`.
+    nbytes
+        Size so far.
+    """
+
+    buffer: Any
+    constants: dict[str, Any]
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    nbytes: int = 0
+    _seen: dict[str, View] = field(default_factory=dict)
+
+    def add(self, name: str, dtype: str, sources: Sequence[str], **params: Any) -> View:
+        """Return a view of the constant that packer ``name`` makes from ``sources``."""
+        key = repr((name, dtype, tuple(sources), params))
+        if key in self._seen:
+            return self._seen[key]
+        entry = {"pack": name, "params": params, "sources": list(sources), "offset": self.nbytes}
+        nbytes = pack.pack_entry(entry, self.constants).size
+        entry["nbytes"] = nbytes
+        self.entries.append(entry)
+        view = View(self.buffer, i64(self.nbytes), dtype)
+        self.nbytes += pack.round_up(max(nbytes, 1), pack.ALIGNMENT)
+        self._seen[key] = view
+        return view
+
+
+@dataclass
+class Workspace:
+    """Assigns offsets in the workspace, which the caller allocates.
+
+    ``fixed`` holds nothing but alignment slack; values that live between stages take ``per_row``
+    bytes for each unit of the batch dimension; block scratch takes ``per_thread`` bytes a thread.
+    """
+
+    buffer: Any
+    batch: Expr
+    base: Expr
+    per_row: int = 0
+    per_thread: int = 0
+
+    def between_stages(self, bytes_per_row: int, dtype: str) -> View:
+        """Return a view for a value that lives between two stages."""
+        view = View(self.buffer, self.base + self.batch * self.per_row, dtype)
+        self.per_row += pack.round_up(bytes_per_row, pack.ALIGNMENT)
+        return view
+
+
+@dataclass
+class Scratch:
+    """Block scratch of one thread: a bump allocator that each stage starts afresh."""
+
+    buffer: Any
+    base: Expr
+    used: int = 0
+
+    def take(self, count: int, dtype: str) -> View:
+        """Return ``count`` elements at a multiple of 64 bytes."""
+        view = View(self.buffer, self.base + self.used, dtype)
+        self.used += pack.round_up(count * ITEMSIZE[dtype], pack.ALIGNMENT)
+        return view
+
+
+@dataclass(frozen=True)
+class External:
+    """A rank-2 value outside the block: an input, an output, or a value between stages.
+
+    Attributes
+    ----------
+    view
+        Its memory.
+    columns, dtype
+        Shape (rows are the stage's) and element type.
+    row_stride, column_stride
+        In elements.
+    """
+
+    view: View
+    columns: int
+    dtype: str
+    row_stride: Expr
+    column_stride: Expr
+
+    def index(self, row: Expr, column: Expr | int) -> Expr:
+        """Return the flat index of an element."""
+        return i64(row) * self.row_stride + i64(column) * self.column_stride
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A value in block scratch, 16 rows of a column together: [row group][column][16]."""
+
+    view: View
+    columns: int
+    dtype: str
+
+    def index(self, group: Expr, column: Expr | int) -> Expr:
+        """Return the flat index of lane 0."""
+        return (i64(group) * self.columns + i64(column)) * 16
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes in block scratch.
+
+    ``dot``: [row group of 16][codebooks / 4][16 rows][4 codebooks], each code plus the offset of
+    its table among the four. Otherwise [row group of ``rows``][codebooks][rows].
+    """
+
+    view: View
+    codebooks: int
+    rows: int
+    dot: bool
+    entries: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A value of the single row being done, contiguous in scratch."""
+
+    view: View
+    columns: int
+    dtype: str
+
+
+@dataclass
+class StageContext:
+    """Everything that the operations of one stage share while code is emitted.
+
+    Attributes
+    ----------
+    isa, configs
+        The level and the chosen configs.
+    blob, scratch
+        Constants and block scratch.
+    row_group
+        Rows per group: 16, or the vector width where some scan of the stage needs it.
+    first_row, groups, last_row
+        Of the current block: its first row, its number of groups of 16 rows (a multiple of
+        ``row_group / 16``), and the last valid row of the whole value. Rows past the end repeat
+        the last row, so that they compute and store the same bytes once more.
+    values
+        Where each IR value of the stage is.
+    refs
+        The module constant behind each constant value.
+    """
+
+    isa: Isa
+    configs: KernelConfigs
+    blob: BlobLayout
+    scratch: Scratch
+    row_group: int
+    first_row: Expr
+    groups: Expr
+    last_row: Expr
+    values: dict[str, Any] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+
+    def ref(self, value: Value) -> str:
+        """Return the name of the constant that ``value`` stands for.
+
+        Raises
+        ------
+        CompileError
+            If it is computed: tables and thresholds must be constants.
+        """
+        try:
+            return self.refs[value.name]
+        except KeyError:
+            raise CompileError(
+                f"%{value.name} must be a constant",
+                where="lowering",
+                fix="make tables, thresholds and weights constants of the module",
+            ) from None
+
+    def array(self, value: Value) -> Any:
+        """Return the data of a constant operand."""
+        return self.blob.constants[self.ref(value)]
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of scratch per block."""
+        return self.configs.stage.row_block

@@ -1,0 +1,223 @@
+"""The edges of a fused group: row-major memory in, 16-row columns inside, row-major out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lutcc.schedules.x86.context import Columns, External, StageContext
+from lutcc.schedules.x86.emit import (
+    Expr,
+    View,
+    bind,
+    both,
+    branch,
+    cast,
+    equal,
+    i64,
+    local,
+    loop,
+    minimum,
+    shuffle,
+    transpose16,
+    when,
+)
+from lutcc.schedules.x86.pack import CHUNK, chunk_starts
+
+
+def clamped_rows(ctx: StageContext, group: Expr) -> list[Expr]:
+    """Return the 16 row numbers of a group; rows past the end repeat the last one."""
+    first = bind(ctx.first_row + i64(group) * 16)
+    return [bind(minimum(first + i, ctx.last_row)) for i in range(16)]
+
+
+def _load_rows(source: External, rows: Sequence[Expr], column: Expr) -> list[Expr]:
+    """Load 16 contiguous columns of 16 rows as float32."""
+    loaded = []
+    for row in rows:
+        value = source.view.load(i64(row) * source.row_stride + i64(column), 16)
+        loaded.append(bind(value if source.dtype == "float32" else cast("float32x16", value)))
+    return loaded
+
+
+def load_chunks(
+    ctx: StageContext, source: External, group: Expr, starts: Sequence[int], target: View
+) -> None:
+    """Transpose chunks of 16 columns of one row group into ``target`` [chunk][16 columns][16].
+
+    Row-major sources (column stride 1) take 16x16 register transposes; column-major ones (row
+    stride 1) contiguous loads; others, and fewer than 16 columns, scalar loads.
+    """
+    rows = clamped_rows(ctx, group)
+    where = ctx.blob.add("ints", "int32", [], values=list(starts))
+    width = min(CHUNK, source.columns)
+
+    def scalar() -> None:
+        with loop(len(starts)) as k:
+            first = bind(cast("int64", where.load(k)))
+            with loop(width) as j:
+                for lane, row in enumerate(rows):
+                    value = source.view.load(source.index(row, first + j))
+                    if source.dtype != "float32":
+                        value = cast("float32", value)
+                    target.store((k * 16 + j) * 16 + lane, value)
+
+    def contiguous_columns() -> None:
+        with loop(len(starts)) as k:
+            first = bind(cast("int64", where.load(k)))
+            with loop(width) as j:
+                value = source.view.load(source.index(rows[0], first + j), 16)
+                if source.dtype != "float32":
+                    value = cast("float32x16", value)
+                target.store((k * 16 + j) * 16, value, 16)
+
+    def transposed() -> None:
+        with loop(len(starts)) as k:
+            first = bind(cast("int64", where.load(k)))
+            for j, column in enumerate(transpose16(_load_rows(source, rows, first))):
+                target.store((k * 16 + j) * 16, column, 16)
+
+    full = ctx.first_row + i64(group) * 16 + 15 <= ctx.last_row
+    if width < CHUNK:
+        with branch(both(equal(source.row_stride, i64(1)), full)) as (then, otherwise):
+            with then:
+                contiguous_columns()
+            with otherwise:
+                scalar()
+        return
+    with branch(equal(source.column_stride, i64(1))) as (then, otherwise):
+        with then:
+            transposed()
+        with (
+            otherwise,
+            branch(both(equal(source.row_stride, i64(1)), full)) as (inner, rest),
+        ):
+            with inner:
+                contiguous_columns()
+            with rest:
+                scalar()
+
+
+def materialise(ctx: StageContext, source: External) -> Columns:
+    """Bring a whole block of an external value into 16-row columns."""
+    starts = chunk_starts(source.columns)
+    width = max(source.columns, 1)
+    target = Columns(ctx.scratch.take(ctx.block_rows * width, "float32"), width, "float32")
+    if source.columns >= CHUNK and len(starts) * CHUNK == width:
+        with loop(ctx.groups) as group:
+            load_chunks(ctx, source, group, starts, target.view.at(target.index(group, 0)))
+        return target
+    bounce = ctx.scratch.take(len(starts) * 16 * 16, "float32")
+    with loop(ctx.groups) as group:
+        load_chunks(ctx, source, group, starts, bounce)
+        for k, start in enumerate(starts):
+            with loop(min(CHUNK, width)) as j:
+                value = bounce.load((k * 16 + j) * 16, 16)
+                target.view.store(target.index(group, start + j), value, 16)
+    return target
+
+
+def store_partial(view: View, index: Expr, vector: Expr, count: int) -> None:
+    """Store the first ``count`` of 16 lanes by at most two overlapping power-of-two stores."""
+    if count == 16:
+        view.store(index, vector, 16)
+        return
+    size = 1 << (count.bit_length() - 1)
+    for start in {0, count - size}:
+        part = shuffle([vector], range(start, start + size))
+        view.store(i64(index) + start, part, size)
+
+
+@dataclass
+class ColumnsSink:
+    """Receives finished columns and leaves them in block scratch."""
+
+    target: Columns
+
+    def begin(self, tile_groups: int) -> None:
+        """Nothing to prepare."""
+
+    def put(self, column: Expr, start: Expr, group: Expr, slot: int, value: Expr) -> None:
+        """Store 16 rows of column ``start + column``."""
+        self.target.view.store(self.target.index(group, start + column), value, 16)
+
+    def flush(self, start: Expr, groups: Sequence[Expr]) -> None:
+        """Nothing is held back."""
+
+
+@dataclass
+class RowMajorSink:
+    """Receives finished columns, transposes them in registers and stores rows.
+
+    Attributes
+    ----------
+    ctx, target
+        The stage, and the row-major value; uint8 values arrive as float32 and are narrowed.
+    """
+
+    ctx: StageContext
+    target: External
+    _bounce: View | None = field(default=None)
+    _groups: int = 0
+
+    def begin(self, tile_groups: int) -> None:
+        """Take stack for one chunk of 16 columns by ``tile_groups`` row groups."""
+        dtype = "int32" if self.target.dtype == "int32" else "float32"
+        self._bounce = local(16 * 16 * tile_groups, dtype)
+        self._groups = tile_groups
+
+    def put(self, column: Expr, start: Expr, group: Expr, slot: int, value: Expr) -> None:
+        """Keep 16 rows of a column; ``slot`` numbers the row group within the tile."""
+        assert self._bounce is not None
+        self._bounce.store((i64(column) * self._groups + slot) * 16, value, 16)
+
+    def flush(self, start: Expr, groups: Sequence[Expr]) -> None:
+        """Store the chunk that starts at column ``start``, row by row."""
+        assert self._bounce is not None
+        valid = min(CHUNK, self.target.columns)
+        for slot, group in enumerate(groups):
+            rows = clamped_rows(self.ctx, group)
+            columns = [
+                bind(self._bounce.load((j * self._groups + slot) * 16, 16)) for j in range(16)
+            ]
+            for row, vector in zip(rows, transpose16(columns), strict=True):
+                value = cast("uint8x16", vector) if self.target.dtype == "uint8" else vector
+                where = i64(row) * self.target.columns + i64(start)
+                store_partial(self.target.view, where, value, valid)
+
+
+def copy_row_out(source: View, target: External, row: Expr) -> None:
+    """Copy one contiguous row of float32 or int32 to a row-major value."""
+    base = i64(row) * target.columns
+    whole = target.columns // 16
+    tail = target.columns - whole * 16
+
+    def vector(index: Expr) -> Expr:
+        value = source.load(index, 16)
+        return cast("uint8x16", value) if target.dtype == "uint8" else value
+
+    if whole:
+        with loop(whole) as k:
+            target.view.store(base + k * 16, vector(k * 16), 16)
+    if tail:
+        store_partial(target.view, base + whole * 16, vector(i64(whole * 16)), tail)
+
+
+def copy_row_in(source: External, row: Expr, target: View) -> None:
+    """Copy one row of any strides into contiguous float32."""
+    with loop(source.columns) as j:
+        value = source.view.load(source.index(row, j))
+        target.store(j, value if source.dtype == "float32" else cast("float32", value))
+
+
+__all__ = [
+    "ColumnsSink",
+    "RowMajorSink",
+    "clamped_rows",
+    "copy_row_in",
+    "copy_row_out",
+    "load_chunks",
+    "materialise",
+    "store_partial",
+    "when",
+]

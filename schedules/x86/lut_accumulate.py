@@ -1,0 +1,453 @@
+"""``lut_accumulate``: register look-ups, 64 (or 32) table entries an instruction.
+
+Two ways to sum:
+
+* *dot* (exact, K <= 32, VBMI+VNNI): the codes of four codebooks lie beside each other, one
+  ``vpermb`` (``vpermi2b`` for K > 16) looks up all four in one register of tables, ``vpdpbusd``
+  with ones adds them into 32 bits. Limit: 2 instructions per 64 look-ups.
+* *widen* (any level, any K <= 128, exact or mean): one codebook at a time for 64 (32) rows;
+  bytes are added to 16-bit sums of even and odd rows by ``lo += v; hi += v >> 8`` (exact for up
+  to 257 additions, then flushed to 32 bits). In mean mode, ``upcast_every`` codebooks are first
+  averaged in a tree of ``vpavgb``.
+
+Tables lie in chunks of 16 columns (16 KiB for C = 64, K = 16), so that a chunk stays in L1 for
+all rows of a block and the whole table is read once a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lutcc.ir.module import Operation
+from lutcc.schedules.intrinsics import x86 as machine
+from lutcc.schedules.x86.context import Codes, External, Row, StageContext
+from lutcc.schedules.x86.edges import clamped_rows
+from lutcc.schedules.x86.emit import (
+    Expr,
+    Registers,
+    View,
+    bind,
+    cast,
+    const,
+    i64,
+    local,
+    loop,
+    registers,
+    reinterpret,
+    select,
+    shuffle,
+    splat,
+)
+from lutcc.schedules.x86.isa import Isa
+from lutcc.schedules.x86.pack import CHUNK, chunk_starts, round_up
+
+#: 257 * 255 = 65535: so many bytes fit a 16-bit sum.
+FLUSH = 257
+
+
+def is_mean(op: Operation) -> bool:
+    """Whether groups of codebooks are averaged."""
+    return op.attr("accumulate") == "mean"
+
+
+def group_size(op: Operation) -> int:
+    """Codebooks averaged before they are widened (1 in exact mode)."""
+    return int(op.attr("upcast_every")) if is_mean(op) else 1
+
+
+def uses_dot(isa: Isa, op: Operation) -> bool:
+    """Whether the scan runs as dot products of bytes."""
+    return isa.has_vbmi_vnni and not is_mean(op) and op.operands[1].type.shape[1] <= 32
+
+
+def needs_rows(op: Operation) -> bool:
+    """Whether only the row kernel can do it: float tables, or more than 128 entries."""
+    lut = op.operands[1].type
+    return lut.dtype == "float32" or lut.shape[1] > 128
+
+
+def padded_entries(entries: int) -> int:
+    """Table entries as stored: 16, 32, 64 or 128."""
+    size = 16
+    while size < entries:
+        size *= 2
+    return size
+
+
+def code_layout(ctx: StageContext, op: Operation, codebooks: int, view: View) -> Codes:
+    """Return the layout in which this scan wants its codes, over the memory ``view``."""
+    entries = padded_entries(op.operands[1].type.shape[1])
+    dot = uses_dot(ctx.isa, op)
+    return Codes(
+        view, round_up(codebooks, 4) if dot else codebooks, 16 if dot else ctx.isa.vector_bytes,
+        dot, entries,
+    )
+
+
+def sign_correction(op: Operation) -> int:
+    """What to subtract because int8 tables are stored with the sign bit flipped."""
+    lut = op.operands[1].type
+    return 128 * int(lut.shape[0]) if lut.dtype == "int8" else 0
+
+
+class DotTile:
+    """Exact scan by ``vpermb`` and ``vpdpbusd``; row groups of 16."""
+
+    rows = 16
+
+    def __init__(self, ctx: StageContext, op: Operation, codes: Codes) -> None:
+        self.codes = codes
+        self.groups = codes.codebooks // 4
+        self.entries = codes.entries
+        self.correction = sign_correction(op)
+        self.table = ctx.blob.add(
+            "lut_dot", "uint8", [ctx.ref(op.operands[1])], entries=codes.entries
+        )
+
+    def tile(self, chunk: Expr, first: Expr, count: int, groups: Sequence[Expr]) -> Any:
+        """Scan ``count`` columns from ``first`` of a chunk for some row groups.
+
+        Returns a function (column in tile, index of row group) -> list of one int32x16.
+        """
+        width = 4 * self.entries
+        acc = registers(count * len(groups), "int32", 16)
+        for slot in range(count * len(groups)):
+            acc.set(slot, splat(-self.correction, "int32"))
+        ones = splat(1, "int8", 64)
+        chunk_size = self.groups * CHUNK * width
+        base = bind(i64(chunk) * chunk_size + i64(first) * width)
+        rows = [bind(i64(g) * self.groups * 64) for g in groups]
+        with loop(self.groups) as g:
+            codes = [bind(self.codes.view.load(r + g * 64, 64)) for r in rows]
+            for j in range(count):
+                at = base + g * (CHUNK * width) + j * width
+                low = bind(self.table.load(at, 64))
+                high = bind(self.table.load(at + 64, 64)) if self.entries == 32 else None
+                for r, code in enumerate(codes):
+                    if high is None:
+                        found = machine.VPERMB_512(low, code)
+                    else:
+                        found = machine.VPERMI2B_512(low, code, high)
+                    slot = j * len(groups) + r
+                    acc.set(slot, machine.VPDPBUSD_512(acc.get(slot), found, ones))
+        return lambda j, r: [acc.get(j * len(groups) + r)]
+
+
+class WidenTile:
+    """Exact or averaged scan with 16-bit sums; row groups of 32 or 64."""
+
+    def __init__(self, ctx: StageContext, op: Operation, codes: Codes) -> None:
+        self.isa = ctx.isa
+        self.codes = codes
+        self.rows = codes.rows
+        self.entries = codes.entries
+        self.average = group_size(op)
+        self.correction = sign_correction(op)
+        self.codebooks = round_up(codes.codebooks, self.average)
+        self.table = ctx.blob.add(
+            "lut_widen",
+            "uint8",
+            [ctx.ref(op.operands[1])],
+            entries=codes.entries,
+            codebooks=self.codebooks,
+        )
+
+    def look_up(self, at: Expr, index: Sequence[Expr]) -> Expr:
+        """Look up ``rows`` codes (prepared by :meth:`prepare`) in the table at ``at``."""
+        if self.isa.has_vbmi_vnni and self.entries >= 64:
+            low = self.table.load(at, 64)
+            if self.entries == 64:
+                return machine.VPERMB_512(low, index[0])
+            return machine.VPERMI2B_512(low, index[0], self.table.load(at + 64, 64))
+        if self.isa.has_vbmi_vnni and self.entries == 32:
+            return machine.VPERMB_512(self._spread(at, 32), index[0])
+        found = [
+            self._pshufb()(self._spread(at + 16 * k, 16), part) for k, part in enumerate(index)
+        ]
+        result = found[0]
+        for part in found[1:]:
+            result = result | part
+        return result
+
+    def _spread(self, at: Expr, width: int) -> Expr:
+        part = self.table.load(at, width)
+        return shuffle([part] * (self.rows // width), range(self.rows))
+
+    def _pshufb(self) -> machine.Intrinsic:
+        return machine.PSHUFB_512 if self.rows == 64 else machine.PSHUFB_256
+
+    def prepare(self, codes: Expr) -> list[Expr]:
+        """Return the index registers of a code vector.
+
+        Without byte permutes over 64 entries, table ``k`` of 16 entries is read with
+        ``(code ^ 16 k) +sat 0x70``: ``vpshufb`` gives 0 where the code belongs to another table.
+        """
+        if self.entries == 16 or (self.isa.has_vbmi_vnni and self.entries >= 32):
+            return [codes]
+        add = machine.PADDUSB_512 if self.rows == 64 else machine.PADDUSB_256
+        high = splat(0x70, "uint8", self.rows)
+        parts = []
+        for k in range(self.entries // 16):
+            flipped = codes ^ splat(16 * k, "uint8", self.rows) if k else codes
+            parts.append(bind(add(flipped, high)))
+        return parts
+
+    def averaged(self, values: list[Expr]) -> Expr:
+        """Average neighbours, rounding up, until one value is left."""
+        average = machine.PAVGB_512 if self.rows == 64 else machine.PAVGB_256
+        while len(values) > 1:
+            values = [
+                bind(average(a, b)) for a, b in zip(values[::2], values[1::2], strict=True)
+            ]
+        return values[0]
+
+    def tile(self, chunk: Expr, first: Expr, count: int, groups: Sequence[Expr]) -> Any:
+        """See :meth:`DotTile.tile`; the function returns ``rows / 16`` vectors."""
+        lanes, cells = self.rows // 2, count * len(groups)
+        low, high = registers(cells, "uint16", lanes), registers(cells, "uint16", lanes)
+        parts = self.rows // 16
+        steps = self.codebooks // self.average
+        flushes = -(-steps // FLUSH)
+        wide = registers(cells * parts, "int32", 16) if flushes > 1 else None
+        chunk_base = bind(i64(chunk) * (self.codebooks * CHUNK * self.entries))
+        zero = splat(0, "uint16", lanes)
+
+        def clear() -> None:
+            for slot in range(cells):
+                low.set(slot, zero)
+                high.set(slot, zero)
+
+        def scan(begin: Expr, extent: int | Expr) -> None:
+            with loop(extent) as s:
+                self._step(begin + s, chunk_base, first, count, groups, low, high)
+
+        def sums(slot: int) -> list[Expr]:
+            return self._rows_in_order(low.get(slot), high.get(slot))
+
+        clear()
+        if wide is None:
+            scan(i64(0), steps)
+            fix = splat(self.correction, "int32")
+            return lambda j, r: [v - fix for v in sums(j * len(groups) + r)]
+        for slot in range(cells * parts):
+            wide.set(slot, splat(-self.correction, "int32"))
+        with loop(flushes) as f:
+            begin = bind(f * FLUSH)
+            left = i64(steps) - begin
+            scan(begin, bind(select(left < i64(FLUSH), left, i64(FLUSH))))
+            for slot in range(cells):
+                for p, value in enumerate(sums(slot)):
+                    wide.set(slot * parts + p, wide.get(slot * parts + p) + value)
+            clear()
+        return lambda j, r: [wide.get((j * len(groups) + r) * parts + p) for p in range(parts)]
+
+    def _step(
+        self, step: Expr, base: Expr, first: Expr, count: int, groups: Sequence[Expr],
+        low: Registers, high: Registers,
+    ) -> None:
+        """Look up one codebook (or one averaged group) for all cells of a tile."""
+        real = self.codes.codebooks
+
+        def value(j: int, r: int, u: int, index: list[Expr]) -> Expr:
+            at = base + (step * self.average + u) * (CHUNK * self.entries)
+            return self.look_up(at + (i64(first) + j) * self.entries, index)
+
+        indices: dict[tuple[int, int], list[Expr]] = {}
+        for r, group in enumerate(groups):
+            for u in range(self.average):
+                codebook = step * self.average + u
+                if self.codebooks != real:  # padding tables are zero: any code will do
+                    codebook = select(codebook < i64(real), codebook, i64(real - 1))
+                where = (i64(group) * real + codebook) * self.rows
+                indices[r, u] = self.prepare(bind(self.codes.view.load(where, self.rows)))
+        for j in range(count):
+            for r in range(len(groups)):
+                found = [bind(value(j, r, u, indices[r, u])) for u in range(self.average)]
+                widened = bind(
+                    reinterpret(f"uint16x{self.rows // 2}", self.averaged(found))
+                )
+                slot = j * len(groups) + r
+                low.set(slot, low.get(slot) + widened)
+                eight = splat(8, "uint16", self.rows // 2)
+                high.set(slot, high.get(slot) + (widened >> eight))
+
+    def _rows_in_order(self, low: Expr, high: Expr) -> list[Expr]:
+        """Turn sums of (even + 256 odd) and odd rows into int32x16 vectors in row order."""
+        lanes = self.rows // 2
+        odd = bind(high)
+        even = bind(low - (odd << splat(8, "uint16", lanes)))
+        result = []
+        for part in range(self.rows // 16):
+            order = [i for k in range(8) for i in (part * 8 + k, lanes + part * 8 + k)]
+            result.append(bind(cast("int32x16", shuffle([even, odd], order))))
+        return result
+
+
+def load_external_codes(ctx: StageContext, source: External, target: Codes) -> None:
+    """Bring row-major codes into the layout of a scan."""
+    with loop(ctx.groups) as group:
+        rows = clamped_rows(ctx, group)
+        per_group = target.rows // 16
+        with loop(target.codebooks) as c:
+            column = bind(select(c < i64(source.columns), c, i64(source.columns - 1)))
+            for lane, row in enumerate(rows):
+                code = source.view.load(source.index(row, column))
+                if target.dot:
+                    offset = cast("uint8", (c % i64(4)) * target.entries)
+                    where = (
+                        i64(group) * target.codebooks * 16 + c // i64(4) * 64 + lane * 4 + c % i64(4)
+                    )
+                    target.view.store(where, code + offset)
+                else:
+                    where = (
+                        i64(group) // per_group * target.codebooks + c
+                    ) * target.rows + i64(group) % per_group * 16 + lane
+                    target.view.store(where, code)
+
+
+def emit_row(ctx: StageContext, op: Operation, finish: Callable[[Expr, Expr], None]) -> None:
+    """Scan one row: each code selects a row of outputs, and rows are summed.
+
+    ``finish(first column, int32x16 or float32x16)`` takes the sums of 16 columns; columns up to
+    a multiple of 64 (float: 16) are delivered, the padding being zero.
+    """
+    codes = ctx.values[op.operands[0].name]
+    assert isinstance(codes, Row)
+    lut = op.operands[1].type
+    if lut.dtype == "float32":
+        _emit_row_float(ctx, op, codes.view, finish)
+        return
+    average = group_size(op)
+    real = int(lut.shape[0])
+    codebooks = round_up(real, average)
+    table = ctx.blob.add("lut_rows", "uint8", [ctx.ref(op.operands[1])], codebooks=codebooks)
+    columns = round_up(int(lut.shape[2]), 64)
+    blocks = columns // 64
+    together = 4 if blocks >= 4 else blocks
+    scan = _RowScan(table, codes.view, columns, int(lut.shape[1]), real, codebooks, average)
+    correction = sign_correction(op)
+    with loop(blocks // together) as b:
+        scan.emit(b * together, together, correction, finish)
+    if blocks % together:
+        with loop(blocks % together) as b:
+            scan.emit(b + (blocks - blocks % together), 1, correction, finish)
+
+
+class _RowScan:
+    """The row kernel over blocks of 64 output columns."""
+
+    def __init__(
+        self, table: View, codes: View, columns: int, entries: int, real: int, codebooks: int,
+        average: int,
+    ) -> None:
+        self.table, self.codes, self.columns = table, codes, columns
+        self.entries, self.real, self.codebooks, self.average = entries, real, codebooks, average
+
+    def _entry(self, codebook: Expr, block: Expr, k: int) -> Expr:
+        """Load 64 outputs of the entry that the row's code selects."""
+        if self.codebooks != self.real:
+            known = select(codebook < i64(self.real), codebook, i64(self.real - 1))
+        else:
+            known = codebook
+        code = cast("int64", self.codes.load(known))
+        where = (i64(codebook) * self.entries + code) * self.columns + (i64(block) + k) * 64
+        return self.table.load(where, 64)
+
+    def _averaged(self, values: list[Expr]) -> Expr:
+        one = splat(1, "uint16", 64)
+        while len(values) > 1:
+            pairs = zip(values[::2], values[1::2], strict=True)
+            values = [
+                bind(
+                    cast(
+                        "uint8x64",
+                        (cast("uint16x64", a) + cast("uint16x64", b) + one) >> one,
+                    )
+                )
+                for a, b in pairs
+            ]
+        return values[0]
+
+    def emit(
+        self, block: Expr, count: int, correction: int, finish: Callable[[Expr, Expr], None]
+    ) -> None:
+        """Scan ``count`` blocks of 64 columns from ``block`` on."""
+        low, high = registers(count, "uint16", 32), registers(count, "uint16", 32)
+        zero, eight = splat(0, "uint16", 32), splat(8, "uint16", 32)
+        steps = self.codebooks // self.average
+        flushes = -(-steps // FLUSH)
+        wide = registers(count * 4, "int32", 16) if flushes > 1 else None
+
+        def sums(k: int) -> list[Expr]:
+            odd = bind(high.get(k))
+            even = bind(low.get(k) - (odd << eight))
+            return [
+                cast("int32x16", shuffle([half], range(s, s + 16)))
+                for half in (even, odd)
+                for s in (0, 16)
+            ]
+
+        def scan(begin: Expr, extent: int | Expr) -> None:
+            for k in range(count):
+                low.set(k, zero)
+                high.set(k, zero)
+            with loop(extent) as s:
+                for k in range(count):
+                    entries = [
+                        bind(self._entry((begin + s) * self.average + u, block, k))
+                        for u in range(self.average)
+                    ]
+                    value = bind(reinterpret("uint16x32", self._averaged(entries)))
+                    low.set(k, low.get(k) + value)
+                    high.set(k, high.get(k) + (value >> eight))
+
+        fix = splat(correction, "int32")
+        if wide is None:
+            scan(i64(0), steps)
+        else:
+            for slot in range(count * 4):
+                wide.set(slot, splat(0, "int32"))
+            with loop(flushes) as f:
+                begin = bind(f * FLUSH)
+                left = i64(steps) - begin
+                scan(begin, bind(select(left < i64(FLUSH), left, i64(FLUSH))))
+                for k in range(count):
+                    for p, value in enumerate(sums(k)):
+                        wide.set(k * 4 + p, wide.get(k * 4 + p) + value)
+        for k in range(count):
+            values = [wide.get(k * 4 + p) for p in range(4)] if wide else sums(k)
+            for p, value in enumerate(values):
+                finish((i64(block) + k) * 64 + p * 16, value - fix)
+
+
+def _emit_row_float(
+    ctx: StageContext, op: Operation, codes: View, finish: Callable[[Expr, Expr], None]
+) -> None:
+    """Float tables: sequential float32 sums in codebook order."""
+    lut = op.operands[1].type
+    codebooks, entries = int(lut.shape[0]), int(lut.shape[1])
+    columns = round_up(int(lut.shape[2]), CHUNK)
+    table = ctx.blob.add("lut_rows_float", "float32", [ctx.ref(op.operands[1])])
+    acc = registers(1, "float32", 16)
+    with loop(columns // CHUNK) as chunk:
+        acc.set(0, splat(0.0))
+        with loop(codebooks) as c:
+            code = cast("int64", codes.load(c))
+            where = (c * entries + code) * columns + chunk * CHUNK
+            acc.set(0, acc.get(0) + table.load(where, 16))
+        finish(chunk * CHUNK, acc.get(0))
+
+
+__all__ = [
+    "DotTile",
+    "WidenTile",
+    "chunk_starts",
+    "code_layout",
+    "const",
+    "emit_row",
+    "load_external_codes",
+    "local",
+    "needs_rows",
+    "uses_dot",
+]

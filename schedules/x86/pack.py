@@ -1,0 +1,202 @@
+"""Constants in the byte order that kernels read. NumPy alone: this runs when an artifact is loaded.
+
+A kernel reads all its constants from one *blob*. A :class:`lutcc.codegen.Program` lists the
+entries of the blob: which packer makes each from which constants, with which parameters, at which
+offset. Columns are handled in chunks of 16; where there are 16 or more, the last chunk starts at
+``M - 16`` and overlaps the one before, so that every store is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK = 16
+ALIGNMENT = 64
+Array = NDArray[Any]
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Return the least multiple of ``multiple`` that is at least ``value``."""
+    return -(-value // multiple) * multiple
+
+
+def chunk_starts(columns: int) -> list[int]:
+    """Return the first column of each chunk of 16 that together cover ``columns``.
+
+    Examples
+    --------
+    >>> chunk_starts(40)
+    [0, 16, 24]
+    """
+    if columns <= CHUNK:
+        return [0]
+    return [min(k * CHUNK, columns - CHUNK) for k in range(-(-columns // CHUNK))]
+
+
+def _padded(array: Array, length: int, axis: int, fill: float = 0) -> Array:
+    missing = length - array.shape[axis]
+    if missing <= 0:
+        return array
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, missing)
+    return np.pad(array, widths, constant_values=fill)
+
+
+def _in_chunks(array: Array) -> Array:
+    """Return ``array`` (..., M) as (chunks, ..., 16)."""
+    columns = array.shape[-1]
+    if columns < CHUNK:
+        return _padded(array, CHUNK, -1)[None]
+    return np.stack([array[..., s : s + CHUNK] for s in chunk_starts(columns)])
+
+
+def pack_vector(array: Array, *, multiple: int = 64, dtype: str = "float32") -> Array:
+    """(M,) -> padded with zeros to a multiple of 64."""
+    return _padded(np.asarray(array, dtype), round_up(array.shape[0], multiple), 0)
+
+
+def pack_ints(*, values: Sequence[int]) -> Array:
+    """Numbers known when the kernel was made."""
+    return np.asarray(values, np.int32)
+
+
+def pack_tree_slots(splitdims: Array, *, slots: Sequence[int], codebooks: int) -> Array:
+    """(C, L) -> (codebooks, L) int32: which transposed column each level compares."""
+    table = np.asarray(slots, np.int32)
+    return _padded(table[splitdims], codebooks, 0)
+
+
+def pack_columns(columns: Array, *, slots: Sequence[int]) -> Array:
+    """(D,) -> (D,) int32: the transposed column of each centroid coordinate."""
+    return np.asarray(slots, np.int32)[columns]
+
+
+def pack_tree_values(splitvals: Array, *, codebooks: int) -> Array:
+    """(C, K) in heap order -> (codebooks, max(K, 16)) float32; missing trees give code 0."""
+    values = np.asarray(splitvals, np.float32)
+    values = _padded(values, max(values.shape[1], 16), 1, np.inf)
+    return _padded(values, codebooks, 0, np.inf)
+
+
+def _as_unsigned(lut: Array) -> Array:
+    """int8 tables become uint8 by flipping the sign bit; the kernel subtracts 128 C."""
+    if lut.dtype == np.int8:
+        return (lut.view(np.uint8) ^ np.uint8(0x80)).astype(np.uint8)
+    return lut
+
+
+def pack_lut_dot(lut: Array, *, entries: int) -> Array:
+    """(C, K, M) -> (chunks, ceil(C/4), 16, 4, entries): four codebooks beside each other."""
+    lut = _padded(_as_unsigned(lut), entries, 1)
+    lut = _padded(lut, round_up(lut.shape[0], 4), 0)
+    groups = lut.reshape(-1, 4, entries, lut.shape[2])
+    return np.ascontiguousarray(_in_chunks(groups).transpose(0, 1, 4, 2, 3))
+
+
+def pack_lut_widen(lut: Array, *, entries: int, codebooks: int) -> Array:
+    """(C, K, M) -> (chunks, codebooks, 16, entries): one codebook at a time."""
+    lut = _padded(_as_unsigned(lut), entries, 1)
+    lut = _padded(lut, codebooks, 0)
+    return np.ascontiguousarray(_in_chunks(lut).transpose(0, 1, 3, 2))
+
+
+def pack_lut_rows(lut: Array, *, codebooks: int) -> Array:
+    """(C, K, M) -> (codebooks, K, M padded to 64): a row of outputs per table entry.
+
+    In each block of 64 columns, column ``j < 32`` lies at byte ``2j`` and column ``32 + j`` at
+    byte ``2j + 1``: the even and the odd bytes of a 16-bit sum are then contiguous columns.
+    """
+    lut = _padded(_padded(_as_unsigned(lut), round_up(lut.shape[2], 64), 2), codebooks, 0)
+    blocks = lut.reshape(lut.shape[0], lut.shape[1], -1, 2, 32)
+    return np.ascontiguousarray(blocks.swapaxes(-1, -2))
+
+
+def pack_lut_rows_float(lut: Array) -> Array:
+    """(C, K, M) float32 -> M padded to 16."""
+    return np.ascontiguousarray(_padded(lut, round_up(lut.shape[2], CHUNK), 2))
+
+
+def pack_linear(weight: Array) -> Array:
+    """(M, D) -> (chunks, D, 16)."""
+    return np.ascontiguousarray(_in_chunks(np.asarray(weight, np.float32).T))
+
+
+def pack_centroids(centroids: Array, *, starts: Sequence[int]) -> Array:
+    """(K, D) -> for each codebook, for each 16 prototypes: (coordinates, 16), end to end."""
+    padded = _padded(np.asarray(centroids, np.float32), round_up(centroids.shape[0], 16), 0)
+    parts = []
+    for first, last in zip(starts[:-1], starts[1:], strict=True):
+        tiles = padded[:, first:last].reshape(-1, 16, last - first)
+        parts.append(tiles.transpose(0, 2, 1).ravel())
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def pack_half_norms(half_norms: Array) -> Array:
+    """(C, K) -> K padded to 16 with infinity, so that the padding never wins."""
+    array = np.asarray(half_norms, np.float32)
+    return _padded(array, round_up(array.shape[1], 16), 1, np.inf)
+
+
+#: Packers by the name that programs use; nothing else can be called from a manifest.
+PACKERS: dict[str, Callable[..., Array]] = {
+    "vector": pack_vector,
+    "ints": pack_ints,
+    "tree_slots": pack_tree_slots,
+    "columns": pack_columns,
+    "tree_values": pack_tree_values,
+    "lut_dot": pack_lut_dot,
+    "lut_widen": pack_lut_widen,
+    "lut_rows": pack_lut_rows,
+    "lut_rows_float": pack_lut_rows_float,
+    "linear": pack_linear,
+    "centroids": pack_centroids,
+    "half_norms": pack_half_norms,
+}
+
+
+def pack_entry(entry: Mapping[str, Any], constants: Mapping[str, Array]) -> Array:
+    """Return one entry of a blob as a flat uint8 array."""
+    sources = [np.asarray(constants[name]) for name in entry["sources"]]
+    packed = PACKERS[entry["pack"]](*sources, **entry["params"])
+    return np.ascontiguousarray(packed).reshape(-1).view(np.uint8)
+
+
+def aligned_empty(nbytes: int) -> NDArray[np.uint8]:
+    """Return ``nbytes`` zero bytes that start at a multiple of 64."""
+    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % ALIGNMENT
+    return raw[skip : skip + nbytes]
+
+
+def pack_blob(
+    program: Mapping[str, Any], constants: Mapping[str, Array]
+) -> NDArray[np.uint8]:
+    """Return the blob of a program.
+
+    Parameters
+    ----------
+    program
+        ``Program.to_json()``; only ``blob`` and ``blob_nbytes`` are read.
+    constants
+        The module's constants by name.
+
+    Raises
+    ------
+    ValueError
+        If an entry does not have the size that the program says (the caller turns this into
+        an ``ArtifactError``).
+    """
+    blob = aligned_empty(max(int(program["blob_nbytes"]), ALIGNMENT))
+    for entry in program["blob"]:
+        packed = pack_entry(entry, constants)
+        if packed.size != entry["nbytes"] or entry["offset"] + packed.size > blob.size:
+            raise ValueError(
+                f"constant {entry['sources']} packs to {packed.size} bytes, "
+                f"but the program expects {entry['nbytes']}"
+            )
+        blob[entry["offset"] : entry["offset"] + packed.size] = packed
+    return blob

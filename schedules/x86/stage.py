@@ -1,0 +1,460 @@
+"""A fused group of row-wise operations: one loop over row blocks, everything else inside.
+
+A stage is split into *steps*: an encoder; or a producer of columns (scan, matrix product, load)
+with the elementwise operations that follow it applied in registers before anything is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lutcc.errors import CompileError
+from lutcc.ir.module import Function, Operation, Value
+from lutcc.schedules.x86 import (
+    add,
+    affine,
+    edges,
+    linear,
+    lut_accumulate,
+    lut_dequantize,
+    nearest_encode,
+    quantize,
+    relu,
+    tree_encode,
+)
+from lutcc.schedules.x86.context import (
+    Codes,
+    Columns,
+    External,
+    Row,
+    StageContext,
+)
+from lutcc.schedules.x86.emit import Expr, View, bind, cast, const, i64, local, loop, splat
+from lutcc.schedules.x86.isa import Isa
+from lutcc.schedules.x86.pack import CHUNK, chunk_starts, round_up
+
+ENCODERS = {"tree_encode": tree_encode, "nearest_encode": nearest_encode}
+ELEMENTWISE = {
+    "lut_dequantize": lut_dequantize.apply,
+    "affine": affine.apply,
+    "relu": relu.apply,
+    "add": add.apply,
+    "quantize": quantize.apply,
+}
+#: Row-wise operations that a stage can hold.
+SUPPORTED = frozenset({*ENCODERS, *ELEMENTWISE, "lut_accumulate", "linear", "repack"})
+
+
+@dataclass(frozen=True)
+class Step:
+    """One loop nest: ``producer`` (None: load the first operand of ``chain[0]``), then ``chain``.
+
+    Attributes
+    ----------
+    producer
+        An encoder, a scan, a matrix product, or None.
+    chain
+        Elementwise operations applied to the producer's values in registers.
+    source
+        The value that a step without producer loads.
+    result
+        The value that the step stores.
+    """
+
+    producer: Operation | None
+    chain: tuple[Operation, ...]
+    source: Value | None
+    result: Value
+
+    @property
+    def name(self) -> str:
+        """The opcodes, joined."""
+        ops = ([self.producer] if self.producer else []) + list(self.chain)
+        return "+".join(op.opcode for op in ops) or "copy"
+
+
+def plan_steps(function: Function) -> list[Step]:
+    """Cut a row-wise function into steps.
+
+    Raises
+    ------
+    CompileError
+        For an operation that has no x86 schedule.
+    """
+    uses = function.use_counts
+    returned = {v.name for v in function.returns}
+    body = [op for op in function.body if op.opcode not in ("constant", "repack")]
+    done: set[int] = set()
+    steps: list[Step] = []
+    for index, op in enumerate(body):
+        if index in done:
+            continue
+        if op.opcode not in SUPPORTED:
+            raise CompileError(
+                f"{op.opcode} has no x86 schedule",
+                where=f"@{function.name}",
+                fix="compile the torch model instead of the module, so that Relax runs this op",
+            )
+        if op.opcode in ENCODERS:
+            steps.append(Step(op, (), None, op.results[0]))
+            continue
+        is_producer = op.opcode not in ELEMENTWISE
+        chain: list[Operation] = [] if is_producer else [op]
+        result = op.results[0]
+        while uses[result.name] == 1 and result.name not in returned:
+            follower = _follower(body, result)
+            if follower is None:
+                break
+            chain.append(body[follower])
+            done.add(follower)
+            result = body[follower].results[0]
+        producer = op if is_producer else None
+        steps.append(Step(producer, tuple(chain), None if producer else op.operands[0], result))
+    return steps
+
+
+def _follower(body: Sequence[Operation], value: Value) -> int | None:
+    """Return the elementwise operation that takes ``value`` first and can join its producer."""
+    defined = {v.name: i for i, op in enumerate(body) for v in op.results}
+    producer = defined[value.name]
+    for index, op in enumerate(body):
+        if op.opcode in ELEMENTWISE and op.operands and op.operands[0].name == value.name:
+            others = [defined.get(v.name, -1) for v in op.operands[1:]]
+            return index if all(i < producer for i in others) else None
+    return None
+
+
+def row_group(isa: Isa, function: Function) -> int:
+    """Return the rows that must be done together: 16, or a byte vector for a widening scan."""
+    scans = [op for op in function.body if op.opcode == "lut_accumulate"]
+    if all(lut_accumulate.uses_dot(isa, op) for op in scans):
+        return 16
+    return isa.vector_bytes
+
+
+def rows_only(function: Function) -> bool:
+    """Whether some operation of the stage has no block kernel."""
+    return any(
+        op.opcode == "lut_accumulate" and lut_accumulate.needs_rows(op) for op in function.body
+    )
+
+
+class BlockEmitter:
+    """Emits the body of one block of rows."""
+
+    def __init__(self, ctx: StageContext, function: Function) -> None:
+        self.ctx = ctx
+        self.function = function
+        self.steps = plan_steps(function)
+        self.consumers: dict[str, list[Operation]] = {}
+        for op in function.body:
+            for value in op.operands:
+                self.consumers.setdefault(value.name, []).append(op)
+
+    def emit(self, inputs: dict[str, External], outputs: dict[str, External]) -> None:
+        """Emit all steps; ``outputs`` maps value names to where they are stored."""
+        self.ctx.values.update(inputs)
+        for step in self.steps:
+            if step.producer is not None and step.producer.opcode in ENCODERS:
+                self._encode(step, outputs.get(step.result.name))
+            else:
+                self._columns(step, outputs.get(step.result.name))
+        for value in self.function.params:
+            if value.name in outputs:
+                self._columns(Step(None, (), value, value), outputs[value.name])
+
+    def _encode(self, step: Step, output: External | None) -> None:
+        op = step.producer
+        assert op is not None
+        codebooks = int(step.result.type.shape[1])
+        layouts: dict[tuple[bool, int], Codes] = {}
+        for consumer in self.consumers.get(step.result.name, []):
+            layout = self._scan_codes(consumer, codebooks)
+            layouts.setdefault((layout.dot, layout.entries if layout.dot else 0), layout)
+        if output is not None or not layouts:
+            plain = Codes(
+                self.ctx.scratch.take(self.ctx.block_rows * codebooks, "uint8"),
+                codebooks, 16, False, 16,
+            )
+            layouts.setdefault((False, -1), plain)
+        for codes in layouts.values():
+            ENCODERS[op.opcode].emit_block(self.ctx, op, codes)
+        self.ctx.values[step.result.name] = layouts
+        if output is not None:
+            self._store_codes(layouts[False, -1], output)
+
+    def _store_codes(self, codes: Codes, output: External) -> None:
+        sink = edges.RowMajorSink(self.ctx, output)
+        starts = chunk_starts(codes.codebooks)
+        where = self.ctx.blob.add("ints", "int32", [], values=starts)
+        with loop(len(starts)) as k, loop(self.ctx.groups) as group:
+            start = bind(cast("int64", where.load(k)))
+            sink.begin(1)
+            with loop(min(CHUNK, codes.codebooks)) as j:
+                raw = codes.view.load((group * codes.codebooks + start + j) * 16, 16)
+                sink.put(j, start, group, 0, cast("float32x16", raw))
+            sink.flush(start, [group])
+
+    def _scan_codes(self, scan: Operation, codebooks: int) -> Codes:
+        size = round_up(codebooks, 4) * self.ctx.block_rows
+        return lut_accumulate.code_layout(
+            self.ctx, scan, codebooks, self.ctx.scratch.take(size, "uint8")
+        )
+
+    def _codes_for(self, scan: Operation) -> Codes:
+        value = scan.operands[0]
+        have = self.ctx.values[value.name]
+        if isinstance(have, External):
+            codes = self._scan_codes(scan, have.columns)
+            lut_accumulate.load_external_codes(self.ctx, have, codes)
+            return codes
+        dot = lut_accumulate.uses_dot(self.ctx.isa, scan)
+        entries = lut_accumulate.padded_entries(scan.operands[1].type.shape[1])
+        found = have[dot, entries if dot else 0]
+        return Codes(found.view, found.codebooks, found.rows, found.dot, entries)
+
+    def _as_columns(self, value: Value) -> Columns:
+        have = self.ctx.values[value.name]
+        if isinstance(have, External):
+            have = edges.materialise(self.ctx, have)
+            self.ctx.values[value.name] = have
+        return have
+
+    def _columns(self, step: Step, output: External | None) -> None:
+        columns = int(step.result.type.shape[1])
+        sinks: list[Any] = []
+        if output is not None:
+            sinks.append(edges.RowMajorSink(self.ctx, output))
+        if self.consumers.get(step.result.name) and step.source is not step.result:
+            dtype = "int32" if step.result.type.dtype == "int32" else "float32"
+            view = self.ctx.scratch.take(self.ctx.block_rows * columns, dtype)
+            target = Columns(view, columns, dtype)
+            self.ctx.values[step.result.name] = target
+            sinks.append(edges.ColumnsSink(target))
+        others = {
+            v.name: self._as_columns(v)
+            for op in step.chain
+            if op.opcode == "add"
+            for v in op.operands[1:]
+        }
+        producer, tile = self._producer(step)
+        starts = chunk_starts(columns)
+        where = self.ctx.blob.add("ints", "int32", [], values=starts)
+        count = min(tile.tile_m, CHUNK)
+        per_super = producer.rows // 16
+        supers = self.ctx.groups if per_super == 1 else self.ctx.groups // i64(per_super)
+        emitter = _TileEmitter(self, step, producer, sinks, others, count, per_super)
+        with loop(len(starts)) as chunk:
+            start = bind(cast("int64", where.load(chunk)))
+            whole = bind(supers // i64(tile.tile_r))
+            with loop(whole) as t:
+                emitter.emit(chunk, start, [t * tile.tile_r + r for r in range(tile.tile_r)])
+            if tile.tile_r > 1:
+                with loop(supers - whole * tile.tile_r) as t:
+                    emitter.emit(chunk, start, [whole * tile.tile_r + t])
+
+    def _producer(self, step: Step) -> tuple[Any, Any]:
+        op = step.producer
+        if op is None:
+            assert step.source is not None
+            return _LoadTile(self._as_columns(step.source)), _LOAD_TILE
+        if op.opcode == "linear":
+            tile = linear.LinearTile(self.ctx, op, self._as_columns(op.operands[0]))
+            return tile, self.ctx.configs.linear
+        codes = self._codes_for(op)
+        kind = lut_accumulate.DotTile if codes.dot else lut_accumulate.WidenTile
+        return kind(self.ctx, op, codes), self.ctx.configs.accumulate
+
+
+class _LoadTile:
+    """A producer that reads columns."""
+
+    rows = 16
+
+    def __init__(self, source: Columns) -> None:
+        self.source = source
+
+    def tile_at(self, column: Expr, group: Expr) -> Expr:
+        return self.source.view.load(self.source.index(group, column), 16)
+
+
+@dataclass(frozen=True)
+class _LoadTileConfig:
+    tile_m: int = 1
+    tile_r: int = 1
+
+
+_LOAD_TILE = _LoadTileConfig()
+
+
+class _TileEmitter:
+    """Emits one register tile: produce, finish in registers, hand to the sinks."""
+
+    def __init__(
+        self, block: BlockEmitter, step: Step, producer: Any, sinks: list[Any],
+        others: dict[str, Columns], count: int, per_super: int,
+    ) -> None:
+        self.block, self.step, self.producer = block, step, producer
+        self.sinks, self.others = sinks, others
+        self.count, self.per_super = count, per_super
+        self.params: dict[str, View] = {}
+        for op in ([step.producer] if step.producer else []) + list(step.chain):
+            if op.opcode == "add":
+                continue
+            for value in op.operands[1:]:
+                if len(value.type.shape) == 1:
+                    ref = block.ctx.ref(value)
+                    self.params[value.name] = block.ctx.blob.add("vector", "float32", [ref])
+
+    def emit(self, chunk: Expr, start: Expr, supers: list[Expr]) -> None:
+        """Emit the tile of one chunk of columns and some super groups of rows."""
+        supers = [bind(s) for s in supers]
+        groups = [bind(s * self.per_super + p) for s in supers for p in range(self.per_super)]
+        for sink in self.sinks:
+            sink.begin(len(groups))
+        with loop(CHUNK // self.count) as sub:
+            first = bind(sub * self.count)
+            if isinstance(self.producer, _LoadTile):
+                result = None
+            else:
+                result = self.producer.tile(chunk, first, self.count, supers)
+            for j in range(self.count):
+                for r in range(len(supers)):
+                    if result is None:
+                        vectors = [self._loaded(start + first + j, groups[r])]
+                    else:
+                        vectors = result(j, r)
+                    for p, value in enumerate(vectors):
+                        slot = r * self.per_super + p
+                        self._deliver(value, first + j, start, groups[slot], slot)
+        for sink in self.sinks:
+            sink.flush(start, groups)
+
+    def _loaded(self, column: Expr, group: Expr) -> Expr:
+        source = self.producer.source
+        if source.columns < CHUNK:  # lanes past the last column are computed and dropped
+            column = edges.minimum(column, i64(source.columns - 1))
+        return bind(self.producer.tile_at(column, group))
+
+    def _deliver(self, value: Expr, column: Expr, start: Expr, group: Expr, slot: int) -> None:
+        absolute = bind(start + column)
+
+        def operand(op: Operation, index: int) -> Expr:
+            name = op.operands[index].name
+            if name in self.params:
+                return splat(self.params[name].load(absolute))
+            other = self.others[name]
+            inside = absolute
+            if other.columns < CHUNK:
+                inside = edges.minimum(absolute, i64(other.columns - 1))
+            return other.view.load(other.index(group, inside), 16)
+
+        if self.step.producer is not None and self.step.producer.opcode == "linear":
+            value = linear.bias_and_activation(
+                self.step.producer, value, lambda i: operand(self.step.producer, i)
+            )
+        for op in self.step.chain:
+            value = ELEMENTWISE[op.opcode](op, value, lambda i, op=op: operand(op, i))
+        value = bind(value)
+        columns = int(self.step.result.type.shape[1])
+        for sink in self.sinks:
+            if isinstance(sink, edges.ColumnsSink) and columns < CHUNK:
+                with edges.when(absolute < i64(columns)):
+                    sink.put(column, start, group, slot, value)
+            else:
+                sink.put(column, start, group, slot, value)
+
+
+class RowEmitter:
+    """Emits the body of one single row."""
+
+    def __init__(self, ctx: StageContext, function: Function) -> None:
+        self.ctx = ctx
+        self.function = function
+        self.steps = plan_steps(function)
+
+    def emit(
+        self, row: Expr, inputs: dict[str, External], outputs: dict[str, External]
+    ) -> None:
+        """Emit all steps for ``row``."""
+        self.ctx.values.update(inputs)
+        for step in self.steps:
+            result = step.result
+            columns = int(result.type.shape[1])
+            dtype = {"uint8": "float32"}.get(result.type.dtype, result.type.dtype)
+            op = step.producer
+            if op is not None and op.opcode in ENCODERS:
+                target = Row(self.ctx.scratch.take(columns, "uint8"), columns, "uint8")
+                ENCODERS[op.opcode].emit_row(self.ctx, op, row, target)
+            else:
+                size = round_up(columns, 64)
+                target = Row(self.ctx.scratch.take(size, dtype), columns, dtype)
+                self._columns(step, row, target)
+            self.ctx.values[result.name] = target
+            if result.name in outputs:
+                self._store(target, outputs[result.name], row)
+        for value in self.function.params:
+            if value.name in outputs:
+                self._store(self._as_row(value, row), outputs[value.name], row)
+
+    def _store(self, source: Row, output: External, row: Expr) -> None:
+        if source.dtype == "uint8":
+            with loop(output.columns) as c:
+                output.view.store(i64(row) * output.columns + c, source.view.load(c))
+            return
+        edges.copy_row_out(source.view, output, row)
+
+    def _as_row(self, value: Value, row: Expr, *, codes: bool = False) -> Row:
+        have = self.ctx.values[value.name]
+        if isinstance(have, External):
+            dtype = "uint8" if codes else "float32"
+            view = self.ctx.scratch.take(round_up(have.columns, 64), dtype)
+            if codes:
+                with loop(have.columns) as j:
+                    view.store(j, have.view.load(have.index(row, j)))
+            else:
+                edges.copy_row_in(have, row, view)
+            have = Row(view, have.columns, dtype)
+            self.ctx.values[value.name] = have
+        return have
+
+    def _columns(self, step: Step, row: Expr, target: Row) -> None:
+        def finish(first: Expr, value: Expr) -> None:
+            for op in ([step.producer] if step.producer else []) + list(step.chain):
+                value = self._apply(op, value, first, row)
+            target.view.store(first, value, 16)
+
+        for op in step.chain:
+            if op.opcode == "add":
+                self._as_row(op.operands[1], row)
+        op = step.producer
+        if op is None:
+            assert step.source is not None
+            source = self._as_row(step.source, row)
+            with loop(round_up(source.columns, CHUNK) // CHUNK) as k:
+                finish(k * CHUNK, source.view.load(k * CHUNK, 16))
+        elif op.opcode == "linear":
+            self._as_row(op.operands[0], row)
+            linear.emit_row(self.ctx, op, finish)
+        else:
+            self._as_row(op.operands[0], row, codes=True)
+            lut_accumulate.emit_row(self.ctx, op, finish)
+
+    def _apply(self, op: Operation, value: Expr, first: Expr, row: Expr) -> Expr:
+        def operand(index: int) -> Expr:
+            other = op.operands[index]
+            if op.opcode == "add":
+                return self._as_row(other, row).view.load(first, 16)
+            vector = self.ctx.blob.add("vector", "float32", [self.ctx.ref(other)])
+            return vector.load(first, 16)
+
+        if op.opcode == "linear":
+            return linear.bias_and_activation(op, value, operand)
+        if op.opcode in ELEMENTWISE:
+            return ELEMENTWISE[op.opcode](op, value, operand)
+        return value
+
+
+__all__ = ["BlockEmitter", "RowEmitter", "Step", "const", "local", "plan_steps", "row_group"]

@@ -1,0 +1,203 @@
+"""``tree_encode``: 16 rows at a time, thresholds permuted by the node index, one compare a level.
+
+Work per 16 rows and codebook: L compares with a column in L1 and L-1 register permutes; from
+row-major input, a 16x16 transpose of each chunk of 16 columns that holds a split dimension
+(64 shuffles for 256 values). The rest is reading the input once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lutcc.ir.module import Operation
+from lutcc.schedules.intrinsics.x86 import VPERMI2PS_512, VPERMPS_256, VPERMPS_512
+from lutcc.schedules.x86.context import Codes, Columns, External, Row, StageContext
+from lutcc.schedules.x86.edges import load_chunks
+from lutcc.schedules.x86.emit import (
+    Expr,
+    View,
+    bind,
+    cast,
+    differs,
+    hold,
+    i64,
+    loop,
+    reinterpret,
+    select,
+    shuffle,
+    splat,
+)
+from lutcc.schedules.x86.isa import Isa
+from lutcc.schedules.x86.pack import chunk_starts, round_up
+
+
+def threshold_lookup(isa: Isa, table: View, level: int, node: Expr) -> Expr:
+    """Return ``table[node]`` in 16 lanes, ``node`` in ``2**level .. 2**(level+1)-1`` (heap order).
+
+    Registers hold 16 nodes (8 with AVX2); deeper levels blend several permutes.
+    """
+    if level == 0:
+        return splat(table.load(1))
+    if not isa.has_avx512:
+        low, high = shuffle([node], range(8)), shuffle([node], range(8, 16))
+        halves = [_permute_tree(table, level, part, 8, VPERMPS_256) for part in (low, high)]
+        return shuffle(halves, range(16))
+    if level <= 3:
+        return VPERMPS_512(table.load(0, 16), node)
+    if level == 4:
+        return VPERMPS_512(table.load(16, 16), node)
+    parts = []
+    for start in range(2**level, 2 ** (level + 1), 32):
+        parts.append(VPERMI2PS_512(table.load(start, 16), node, table.load(start + 16, 16)))
+    return _blend(parts, node, 32, 16)
+
+
+def _permute_tree(table: View, level: int, node: Expr, width: int, permute: Any) -> Expr:
+    if level < 3:
+        return permute(table.load(0, width), node)
+    starts = range(2**level, 2 ** (level + 1), width)
+    return _blend([permute(table.load(s, width), node) for s in starts], node, width, width)
+
+
+def _blend(parts: Sequence[Expr], node: Expr, width: int, lanes: int) -> Expr:
+    """Choose among tables of ``width`` entries by the bits of ``node`` above them."""
+    bit = width
+    while len(parts) > 1:
+        mask = differs(node & splat(bit, "int32", lanes), splat(0, "int32", lanes))
+        parts = [
+            select(mask, high, low) for low, high in zip(parts[::2], parts[1::2], strict=True)
+        ]
+        bit *= 2
+    return parts[0]
+
+
+def encode_codebook(
+    isa: Isa, columns: View, slots: View, table: View, depth: int, entries: int
+) -> Expr:
+    """Return the codes of 16 rows for one codebook as int32x16.
+
+    ``columns`` holds transposed columns, ``slots`` the column of each level.
+    """
+    node = splat(1, "int32")
+    for level in range(depth):
+        value = columns.load(cast("int64", slots.load(level)) * 16, 16)
+        above = value > threshold_lookup(isa, table, level, node)
+        node = bind(node + node + select(above, splat(1, "int32"), splat(0, "int32")))
+    return node - splat(entries, "int32")
+
+
+def used_chunks(splitdims: np.ndarray, columns: int) -> tuple[list[int], list[int]]:
+    """Return the chunk starts that hold a split dimension, and each column's slot in them.
+
+    Examples
+    --------
+    >>> used_chunks(np.array([[0, 40]]), 64)[0]
+    [0, 32]
+    """
+    starts = chunk_starts(columns)
+    owner = {c: s for s in reversed(starts) for c in range(s, min(s + 16, columns))}
+    needed = sorted({owner[int(c)] for c in np.unique(splitdims)})
+    slots = [0] * columns
+    for k, start in enumerate(needed):
+        for j in range(min(16, columns - start)):
+            if owner[start + j] == start:
+                slots[start + j] = k * 16 + j
+    return needed, slots
+
+
+def store_codes(codes: Codes, group: Expr, codebook: Expr, parts: Sequence[Expr]) -> None:
+    """Store the codes of 16 rows: of four codebooks (dot layout) or of one."""
+    if codes.dot:
+        word = parts[0]
+        for j, part in enumerate(parts[1:], start=1):
+            word = word | (part << splat(8 * j, "int32"))
+        offsets = sum(codes.entries * j << (8 * j) for j in range(4))
+        offsets -= 1 << 32 if offsets >= 1 << 31 else 0
+        word = word + splat(offsets, "int32")
+        index = (i64(group) * (codes.codebooks // 4) + i64(codebook)) * 64
+        codes.view.store(index, reinterpret("uint8x64", word), 64)
+        return
+    per_group = codes.rows // 16
+    super_group, part_index = i64(group) // per_group, i64(group) % per_group
+    index = (super_group * codes.codebooks + i64(codebook)) * codes.rows + part_index * 16
+    codes.view.store(index, cast("uint8x16", parts[0]), 16)
+
+
+def _tables(
+    ctx: StageContext, op: Operation, slots: Sequence[int], codebooks: int
+) -> tuple[View, View]:
+    dims, vals = (ctx.ref(value) for value in op.operands[1:])
+    return (
+        ctx.blob.add("tree_slots", "int32", [dims], slots=list(slots), codebooks=codebooks),
+        ctx.blob.add("tree_values", "float32", [vals], codebooks=codebooks),
+    )
+
+
+def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
+    """Encode a block into ``target``."""
+    source = ctx.values[op.operands[0].name]
+    splitdims = ctx.array(op.operands[1])
+    entries = op.operands[2].type.shape[1]
+    depth = splitdims.shape[1]
+    if isinstance(source, External):
+        starts, slots = used_chunks(splitdims, source.columns)
+        columns = ctx.scratch.take(len(starts) * 256, "float32")
+    else:
+        starts, slots = [], list(range(source.columns))
+        columns = None
+    dims, vals = _tables(ctx, op, slots, target.codebooks)
+    width = max(entries, 16)
+    step = 4 if target.dot else 1
+    with loop(ctx.groups) as group:
+        if isinstance(source, External):
+            assert columns is not None
+            load_chunks(ctx, source, group, starts, columns)
+            at = columns
+        else:
+            assert isinstance(source, Columns)
+            at = source.view.at(source.index(group, 0))
+        with loop(target.codebooks // step) as c:
+            parts = [
+                encode_codebook(
+                    ctx.isa,
+                    at,
+                    dims.at((c * step + j) * depth),
+                    vals.at((c * step + j) * width),
+                    depth,
+                    entries,
+                )
+                for j in range(step)
+            ]
+            store_codes(target, group, c, parts)
+
+
+def emit_row(ctx: StageContext, op: Operation, row: Expr, target: Row) -> None:
+    """Encode one row into ``target`` (uint8)."""
+    source = ctx.values[op.operands[0].name]
+    splitdims = ctx.array(op.operands[1])
+    codebooks, depth = splitdims.shape
+    entries = op.operands[2].type.shape[1]
+    columns = op.operands[0].type.shape[1]
+    dims, vals = _tables(ctx, op, list(range(columns)), codebooks)
+    width = max(entries, 16)
+    with loop(codebooks) as c:
+        node: Expr = i64(1)
+        for level in range(depth):
+            column = cast("int64", dims.load(c * depth + level))
+            if isinstance(source, External):
+                value = source.view.load(source.index(row, column))
+                if source.dtype != "float32":
+                    value = cast("float32", value)
+            else:
+                value = source.view.load(column)
+            above = value > vals.load(c * width + node)
+            node = hold(node + node + select(above, i64(1), i64(0)))
+        target.view.store(c, cast("uint8", node - entries))
+
+
+def padded_codebooks(codebooks: int, *, dot: bool) -> int:
+    """Return how many codebooks the codes of a block hold."""
+    return round_up(codebooks, 4) if dot else codebooks

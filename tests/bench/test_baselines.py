@@ -1,0 +1,137 @@
+"""The dense baselines compute what they should, in the precision and on the units they name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lutcc.bench.baselines import (
+    PRECISIONS,
+    WITHOUT_AMX,
+    dense_chain,
+    prepare,
+    read_chain,
+    write_chain,
+)
+from lutcc.bench.compare import Comparison, Worker
+from lutcc.bench.machine import caches, describe, has_amx, one_line
+from lutcc.errors import BackendError, UsageError
+
+TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2, "bf16_cast": 2e-2, "int8_onednn": 5e-2, "int8_x86": 5e-2}
+
+
+def pairs(bias: bool = True) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(24, 40), (7, 24)]
+    return [
+        (torch.randn(*size, generator=generator), torch.randn(size[0], generator=generator) if bias else None)
+        for size in sizes
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("rows", [1, 33])
+@pytest.mark.parametrize("bias", [True, False])
+def test_every_precision_is_near_float64(precision: str, rows: int, bias: bool):
+    x = torch.randn(rows, 40, generator=torch.Generator().manual_seed(1))
+    (first, b1), (second, b2) = pairs(bias)
+    hidden = torch.relu(x.double() @ first.double().T + (0 if b1 is None else b1.double()))
+    exact = hidden @ second.double().T + (0 if b2 is None else b2.double())
+    with torch.inference_mode():
+        got = prepare(dense_chain(pairs(bias)), precision, x)()
+    assert got.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+    error = (got.double() - exact).norm() / exact.norm()
+    assert error < TOLERANCE[precision]
+    assert precision == "fp32" or error > 1e-6, "that is not the precision it says"
+
+
+def test_unknown_precision():
+    with pytest.raises(UsageError, match="did you mean 'bf16'"):
+        prepare(dense_chain(pairs()), "bf61", torch.zeros(1, 40))
+
+
+@pytest.mark.parametrize("relu_last", [True, False])
+def test_chains_are_stored_and_read_back(tmp_path: Path, relu_last: bool):
+    path = str(tmp_path / "chain.safetensors")
+    write_chain(path, pairs(bias=False), relu_last=relu_last)
+    x = torch.randn(5, 40)
+    expected = dense_chain(pairs(bias=False), relu_last=relu_last)(x)
+    assert torch.equal(read_chain(path)(x), expected)
+    assert bool((expected >= 0).all()) is relu_last
+
+
+def onednn_kernels(environment: dict[str, str]) -> str:
+    script = (
+        "import torch; from lutcc.bench.baselines import prepare; "
+        "x = torch.randn(64, 256); model = torch.nn.Linear(256, 256);\n"
+        "with torch.inference_mode():\n"
+        "    prepare(model, 'bf16', x)(); prepare(model, 'int8_onednn', x)()\n"
+    )
+    env = os.environ | {"ONEDNN_VERBOSE": "1"} | environment
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env
+    )
+    return "\n".join(line for line in ran.stdout.splitlines() if "exec" in line)
+
+
+def test_without_amx_means_without_amx():
+    if not has_amx():
+        pytest.skip("this CPU has no AMX")
+    assert "amx" in onednn_kernels({})
+    capped = onednn_kernels(WITHOUT_AMX)
+    assert "exec" in capped
+    assert "amx" not in capped
+
+
+def test_comparison_measures_and_returns_outputs(tmp_path: Path):
+    path = tmp_path / "chain.safetensors"
+    write_chain(str(path), pairs())
+    x = np.random.default_rng(0).normal(size=(9, 40)).astype(np.float32)
+    with Comparison() as compare, torch.inference_mode():
+        compare.add_input("x", x)
+        subjects = compare.add_dense("chain", path, ["fp32", "int8_onednn"])
+        labels = [subject.label for subject in subjects]
+        assert labels == (
+            ["fp32", "int8_onednn/amx", "int8_onednn"] if has_amx() else ["fp32", "int8_onednn"]
+        )
+        output, saw_torch = compare.output(subjects[0], "x")
+        assert saw_torch
+        np.testing.assert_allclose(
+            output, dense_chain(pairs())(torch.from_numpy(x)), rtol=1e-4, atol=1e-4
+        )
+        times = compare.measure(subjects, "x", seconds=0.001, rounds=2)
+    assert list(times) == labels
+    assert all(0 < timing.best <= timing.median and timing.calls >= 6 for timing in times.values())
+
+
+def test_a_failing_request_is_an_error_with_its_reason(tmp_path: Path):
+    worker = Worker()
+    try:
+        with pytest.raises(BackendError, match=r"artifact gone[\s\S]*no-such\.lutcc"):
+            worker.ask("artifact", name="gone", path="no-such.lutcc", isa=None, threads=1)
+        with pytest.raises(BackendError, match="nothing of the name 'ghost'"):
+            worker.ask("burst", name="ghost", input="x", seconds=0.0)
+    finally:
+        worker.close()
+
+
+def test_a_dying_process_is_an_error_with_what_it_said():
+    worker = Worker({"PYTHONPATH": os.devnull, "PYTHONHOME": os.devnull})
+    with pytest.raises(BackendError, match="ended with code"):
+        worker.ask("input", name="x", path="x.npy")
+    worker.close()
+
+
+def test_the_machine_is_described():
+    machine = describe(core=0)
+    assert machine["cpu"]
+    assert set(machine["versions"]) == {"lutcc", "torch", "apache-tvm", "apache-tvm-ffi", "numpy"}
+    assert "absent" not in machine["versions"].values()
+    assert machine["cpu"] in one_line(machine)
+    assert all(size.endswith(("K", "M")) for size in caches().values())

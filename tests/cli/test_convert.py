@@ -1,0 +1,102 @@
+"""convert: from a torch model and a recipe to an exported program that compiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lutcc.data import digits
+
+RECIPE = '["*"]\nmethod = "maddness"\nncodebooks = 8\n'
+FACTORY = """
+import torch
+from torch import nn
+
+def small():
+    return nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4))
+
+not_a_factory = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mymodels.py").write_text(FACTORY)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", random.normal(size=(300, 12)).astype(np.float32))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_convert_compile_run(lutcc_command, folder: Path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 9), torch.nn.ReLU(), torch.nn.Linear(9, 4))
+    save_file(model.state_dict(), folder / "w.safetensors")
+    done = lutcc_command(
+        "convert", "mymodels:small", "-w", "w.safetensors", "-r", "recipe.toml", "-c", "x.npy",
+        "-o", "m.pt2", "--json", "-q",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert [layer["name"] for layer in done.json["layers"]] == ["0", "2"]
+    assert 0 < done.json["normalized_squared_error"] < 1
+    assert lutcc_command("compile", "m.pt2", "-o", "m.lutcc", "-q").code == 0
+    assert lutcc_command("run", "m.lutcc", "x.npy", "-o", "y.npy", "-q").code == 0
+    x = np.load("x.npy")
+    expected = torch.export.load("m.pt2").module()(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_array_equal(np.load("y.npy"), expected)
+    inspected = lutcc_command("inspect", "m.pt2", "--json")
+    assert inspected.code == 0, inspected.err
+    assert inspected.json["modules"]["main"]["cost"]["total"]["lookups"] == 1024 * (8 * 9 + 8 * 4)
+
+
+def test_the_built_in_model(lutcc_command, folder: Path):
+    np.save("digits.npy", digits.load().train_x[:200])
+    done = lutcc_command(
+        "convert", "digits-mlp", "-r", "recipe.toml", "-c", "digits.npy", "-o", "d.pt2", "-q"
+    )
+    assert done.code == 0, done.err
+    assert Path("d.pt2").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["digits-mpl"], 2, "did you mean 'digits-mlp'"),
+        (["nosuchmodule:f"], 2, "no module 'nosuchmodule'"),
+        (["mymodels:smal"], 2, "did you mean 'small'"),
+        (["mymodels:not_a_factory"], 2, "gives a int, not a torch module"),
+        (["mymodels:small", "-r", "recip.toml"], 2, "did you mean 'recipe.toml'"),
+        (["mymodels:small", "-c", "wide.npy"], 1, "wide.npy: the model fails"),
+        (["mymodels:small", "-w", "recipe.toml"], 1, "recipe.toml: cannot be read"),
+        (["mymodels:small", "-w", "other.safetensors"], 1, "0.weight"),
+        (["mymodels:small", "-r", "typo.toml"], 1, "no layer of the model is called 'haed'"),
+        (["mymodels:small", "-r", "option.toml"], 1, "did you mean 'ncodebooks'"),
+        (["mymodels:small", "-r", "broken.toml"], 1, "broken.toml"),
+    ],
+)
+def test_mistakes(lutcc_command, folder: Path, arguments, code, message):
+    np.save("wide.npy", np.zeros((5, 13), np.float32))
+    save_file({"fc.weight": torch.zeros(2, 2)}, "other.safetensors")
+    Path("typo.toml").write_text(RECIPE.replace("*", "haed"))
+    Path("option.toml").write_text(RECIPE.replace("ncodebooks", "ncodeboks"))
+    Path("broken.toml").write_text(RECIPE.replace("]", "", 1))
+    rest = [] if "-r" in arguments else ["-r", "recipe.toml"]
+    rest += [] if "-c" in arguments else ["-c", "x.npy"]
+    done = lutcc_command("convert", *arguments, *rest, "-o", "m.pt2", "-q")
+    assert done.code == code
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not Path("m.pt2").exists()
+
+
+def test_a_damaged_exported_program(lutcc_command, folder: Path):
+    Path("bad.pt2").write_bytes(b"PK\x03\x04" + b"0" * 100)
+    done = lutcc_command("compile", "bad.pt2", "-o", "m.lutcc")
+    assert done.code == 1
+    assert "torch cannot read it" in done.err
+    assert "Traceback" not in done.err
