@@ -35,10 +35,11 @@ class LayerReport:
     name, method
         The layer, and the recipe's method.
     in_features, out_features, ncodebooks, nprototypes
-        D, M, C and K of its product (patches are rows for a convolution); C = K = 0 for an exact layer.
+        D, M, C and K of its product (patches are rows for a convolution); C = K = 0 for an exact
+        layer.
     relative_error
-        Frobenius norm of (look-up - exact) over that of exact, on the calibration rows it was fitted on; both get the output
-        of the converted layers before it. 0 for an exact layer.
+        Frobenius norm of (look-up - exact) over that of exact, on the calibration rows it was
+        fitted on; both get the output of the converted layers before it. 0 for an exact layer.
     rows
         Calibration rows fitted on.
     table_bytes, weight_bytes
@@ -93,20 +94,23 @@ def convert(
 ) -> torch.nn.Module:
     """Return a copy of ``model`` in eval mode whose layers are replaced as ``recipe`` says.
 
-    Layers are converted in the order in which the model runs them. Each is fitted on what reaches it through the layers
-    already converted, with the product of its exact weights as the target, so that later layers see the errors of earlier
-    ones. Linear layers and one-group 2-D convolutions can be converted.
+    Layers are converted in the order in which the model runs them. Each is fitted on what reaches
+    it through the layers already converted, with the product of its exact weights as the target, so
+    that later layers see the errors of earlier ones. Linear layers and one-group 2-D convolutions
+    can be converted.
 
     Parameters
     ----------
     model
         Any module; it is not changed.
     recipe
-        {module name pattern: config}, or the path of a TOML or JSON file of the same, see :mod:`lutcc.recipes`. A number of
-        codebooks beyond a layer's columns is lowered to them, with a note in the report.
+        {module name pattern: config}, or the path of a TOML or JSON file of the same, see
+        :mod:`lutcc.recipes`. A number of codebooks beyond a layer's columns is lowered to them,
+        with a note in the report.
     calibration
-        Typical inputs: a tensor or array, or batches of them (list, DataLoader, generator). Of a batch that is a tuple, the
-        model gets as many entries as its ``forward`` requires (so labels are dropped); of a dictionary, all as keywords.
+        Typical inputs: a tensor or array, or batches of them (list, DataLoader, generator). Of a
+        batch that is a tuple, the model gets as many entries as its ``forward`` requires (so labels
+        are dropped); of a dictionary, all as keywords.
     progress
         Called as ``progress(done, total, layer name)`` before each fit and once at the end.
 
@@ -117,8 +121,9 @@ def convert(
     Raises
     ------
     ConvertError
-        If a pattern matches no layer that can be converted (the nearest names are suggested), a layer is never run, the
-        calibration is missing or empty, or a fit fails; the message names the layer.
+        If a pattern matches no layer that can be converted (the nearest names are suggested), a
+        layer is never run, the calibration is missing or empty, or a fit fails; the message names
+        the layer.
     RecipeError
         If the recipe is malformed.
 
@@ -134,7 +139,9 @@ def convert(
     ['MaddnessLinear', 'ReLU', 'MaddnessLinear']
     """
     if not isinstance(model, torch.nn.Module):
-        raise ConvertError(f"the model is a {type(model).__name__}", where="convert", fix="pass a torch.nn.Module")
+        raise ConvertError(
+            f"the model is a {type(model).__name__}", where="convert", fix="pass a torch.nn.Module"
+        )
     configs = recipes.read_recipe(recipe)
     converted = copy.deepcopy(model).eval()
     plan = _plan(converted, configs)
@@ -151,7 +158,9 @@ def convert(
                 reports.append(_exact_report(name, layer))
                 continue
             try:
-                replacement, report = _convert_layer(name, layer, config, _inputs_of(converted, layer, batches))
+                replacement, report = _convert_layer(
+                    name, layer, config, _inputs_of(converted, layer, batches)
+                )
             except LutccError as error:
                 raise ConvertError(error.what, where=f"layer {name!r}", fix=error.fix) from error
             converted = _replace(converted, layer, replacement)
@@ -163,7 +172,8 @@ def convert(
 
 
 def _plan(model: torch.nn.Module, configs: dict[str, recipes.Config]) -> dict[str, recipes.Config]:
-    """Return {layer name: config} for every convertible layer that a pattern matches; the last match counts."""
+    """Return {layer name: config} for every convertible layer that a pattern matches; the last
+    match counts."""
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = {name: module for name, module in modules.items() if type(module) in _CONVERTERS}
     plan: dict[int, tuple[str, recipes.Config]] = {}
@@ -184,10 +194,16 @@ def _plan(model: torch.nn.Module, configs: dict[str, recipes.Config]) -> dict[st
     return dict(plan.values())
 
 
-def _batches(model: torch.nn.Module, calibration: Any) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+def _batches(
+    model: torch.nn.Module, calibration: Any
+) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """Return the calibration as a list of (args, kwargs) on the model's device."""
     if calibration is None:
-        raise ConvertError("look-ups are fitted on data, but calibration is None", where="convert", fix="pass typical inputs")
+        raise ConvertError(
+            "look-ups are fitted on data, but calibration is None",
+            where="convert",
+            fix="pass typical inputs",
+        )
     first = next(iter(model.parameters()), None)
     device = torch.device("cpu") if first is None else first.device
 
@@ -196,28 +212,43 @@ def _batches(model: torch.nn.Module, calibration: Any) -> list[tuple[tuple[Any, 
             value = torch.from_numpy(np.ascontiguousarray(value))
         if not isinstance(value, torch.Tensor):
             return value
-        return value.to(device=device, dtype=torch.float32 if value.dtype == torch.float64 else value.dtype)
+        return value.to(
+            device=device, dtype=torch.float32 if value.dtype == torch.float64 else value.dtype
+        )
 
     single = isinstance(calibration, torch.Tensor | np.ndarray | Mapping)
     if not single and not isinstance(calibration, Iterable):
         raise ConvertError(
-            f"calibration of type {type(calibration).__name__}", where="convert", fix="pass a tensor or batches of tensors"
+            f"calibration of type {type(calibration).__name__}",
+            where="convert",
+            fix="pass a tensor or batches of tensors",
         )
     batches: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     for batch in [calibration] if single else calibration:
         if isinstance(batch, Mapping):
             batches.append(((), {key: prepare(value) for key, value in batch.items()}))
         elif isinstance(batch, tuple | list):
-            batches.append((tuple(prepare(value) for value in batch[: _required_arguments(model)]), {}))
+            batches.append(
+                (tuple(prepare(value) for value in batch[: _required_arguments(model)]), {})
+            )
         elif isinstance(batch, torch.Tensor | np.ndarray):
             batches.append(((prepare(batch),), {}))
         else:
             raise ConvertError(
-                f"a calibration batch is a {type(batch).__name__}", where="convert", fix="pass tensors, tuples or dictionaries"
+                f"a calibration batch is a {type(batch).__name__}",
+                where="convert",
+                fix="pass tensors, tuples or dictionaries",
             )
-    sizes = [value.shape[0] for args, kwargs in batches for value in (*args, *kwargs.values()) if _has_rows(value)]
+    sizes = [
+        value.shape[0]
+        for args, kwargs in batches
+        for value in (*args, *kwargs.values())
+        if _has_rows(value)
+    ]
     if not sizes or not sum(sizes):
-        raise ConvertError("the calibration has no rows", where="convert", fix="pass typical inputs of the model")
+        raise ConvertError(
+            "the calibration has no rows", where="convert", fix="pass typical inputs of the model"
+        )
     return batches
 
 
@@ -233,9 +264,13 @@ def _required_arguments(model: torch.nn.Module) -> int:
 
 
 def _execution_order(
-    model: torch.nn.Module, names: list[str], batches: list[tuple[tuple[Any, ...], dict[str, Any]]], needed: set[str]
+    model: torch.nn.Module,
+    names: list[str],
+    batches: list[tuple[tuple[Any, ...], dict[str, Any]]],
+    needed: set[str],
 ) -> list[str]:
-    """Return ``names`` in the order of their first call; layers that never run must be exact and come last."""
+    """Return ``names`` in the order of their first call; layers that never run must be exact and
+    come last."""
     order: list[str] = []
     handles = []
     for name in names:
@@ -277,7 +312,9 @@ def _run(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _inputs_of(
-    model: torch.nn.Module, layer: torch.nn.Module, batches: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    model: torch.nn.Module,
+    layer: torch.nn.Module,
+    batches: list[tuple[tuple[Any, ...], dict[str, Any]]],
 ) -> list[torch.Tensor]:
     """Return what ``layer`` receives, one float32 CPU tensor per call."""
     received: list[torch.Tensor] = []
@@ -331,17 +368,23 @@ def _convert_layer(
     return replacement.to(parameter.device), report
 
 
-def _linear_problem(layer: torch.nn.Linear, inputs: list[torch.Tensor], config: recipes.Maddness) -> tuple[Any, ...]:
+def _linear_problem(
+    layer: torch.nn.Linear, inputs: list[torch.Tensor], config: recipes.Maddness
+) -> tuple[Any, ...]:
     """Return rows, B, bias and the builder of the replacement of a linear layer."""
     parts = [linear_rows(x, layer.in_features, None, None) for x in inputs if x.numel()]
     rows = _thin(parts, config)
     return rows, *linear_weights(layer), MaddnessLinear.from_estimator
 
 
-def _conv_problem(layer: torch.nn.Conv2d, inputs: list[torch.Tensor], config: recipes.Maddness) -> tuple[Any, ...]:
+def _conv_problem(
+    layer: torch.nn.Conv2d, inputs: list[torch.Tensor], config: recipes.Maddness
+) -> tuple[Any, ...]:
     """Return rows, B, bias and the builder of the replacement of a convolution."""
     geometry = conv_geometry(layer)
-    each = -(-config.max_rows // max(1, len(inputs)))  # thinned per call first: patches outnumber pixels
+    each = -(
+        -config.max_rows // max(1, len(inputs))
+    )  # thinned per call first: patches outnumber pixels
     parts = [
         conv_rows(x, layer.in_channels, geometry, max(each, 1), config.random_state + call)
         for call, x in enumerate(inputs)
@@ -364,11 +407,15 @@ _CONVERTERS: dict[type[torch.nn.Module], Callable[..., tuple[Any, ...]]] = {
 def _thin(parts: list[np.ndarray], config: recipes.Maddness) -> np.ndarray:
     """Join ``parts`` and keep at most ``max_rows`` rows, drawn without replacement."""
     if not parts:
-        raise ConvertError("no rows reach the layer", where="convert", fix="pass calibration inputs that reach it")
+        raise ConvertError(
+            "no rows reach the layer", where="convert", fix="pass calibration inputs that reach it"
+        )
     rows = np.concatenate(parts)
     if len(rows) <= config.max_rows:
         return rows
-    keep = np.random.default_rng(config.random_state).choice(len(rows), config.max_rows, replace=False)
+    keep = np.random.default_rng(config.random_state).choice(
+        len(rows), config.max_rows, replace=False
+    )
     return rows[np.sort(keep)]
 
 
@@ -382,8 +429,11 @@ def _exact_report(name: str, layer: torch.nn.Module) -> LayerReport:
     return LayerReport(name, "exact", inputs, outputs, 0, 0, 0.0, 0, 0, _weight_bytes(layer), 0.0)
 
 
-def _replace(model: torch.nn.Module, layer: torch.nn.Module, replacement: torch.nn.Module) -> torch.nn.Module:
-    """Put ``replacement`` wherever ``model`` holds ``layer``; return the model (the replacement if it was the layer)."""
+def _replace(
+    model: torch.nn.Module, layer: torch.nn.Module, replacement: torch.nn.Module
+) -> torch.nn.Module:
+    """Put ``replacement`` wherever ``model`` holds ``layer``; return the model (the replacement if
+    it was the layer)."""
     if model is layer:
         return replacement
     for parent in model.modules():

@@ -1,7 +1,8 @@
 """Recipes: which layers of a model become what.
 
-A recipe maps patterns of module names (``fnmatch``: ``*``, ``?``, ``[...]``) to configs. Where several patterns match a
-layer, the last one counts. In TOML every pattern is a table, quoted if it has a dot or a star:
+A recipe maps patterns of module names (``fnmatch``: ``*``, ``?``, ``[...]``) to configs. Where
+several patterns match a layer, the last one counts. In TOML every pattern is a table, quoted if it
+has a dot or a star:
 
     ["*"]
     method = "maddness"
@@ -28,7 +29,8 @@ from lutcc.fit.options import check_int, check_maddness_options
 class Maddness:
     """Replace a linear layer or convolution by MADDNESS look-ups.
 
-    The fields are the arguments of :class:`lutcc.fit.Maddness`, without ``activation``: the model keeps its own.
+    The fields are the arguments of :class:`lutcc.fit.Maddness`, without ``activation``: the model
+    keeps its own.
 
     Parameters
     ----------
@@ -101,7 +103,8 @@ def config_from_dict(settings: Mapping[str, Any], where: str = "recipe") -> Conf
     Raises
     ------
     RecipeError
-        If the method or an option is unknown, or a value is out of range; the nearest names are suggested.
+        If the method or an option is unknown, or a value is out of range; the nearest names are
+        suggested.
 
     Examples
     --------
@@ -117,12 +120,16 @@ def config_from_dict(settings: Mapping[str, Any], where: str = "recipe") -> Conf
             fix = f'quote a name that has dots: ["{where.split("[")[-1].strip("]")}.{nested[0]}"]'
         raise RecipeError("there is no 'method'", where=where, fix=fix)
     if not isinstance(method, str) or method not in RECIPES:
-        raise RecipeError(f"unknown method {method!r}", where=where, fix=suggest(str(method), RECIPES))
+        raise RecipeError(
+            f"unknown method {method!r}", where=where, fix=suggest(str(method), RECIPES)
+        )
     config = RECIPES[method]
     known = [field.name for field in dataclasses.fields(config)]
     for name in options:
         if name not in known:
-            raise RecipeError(f"method {method!r} has no option {name!r}", where=where, fix=suggest(name, known))
+            raise RecipeError(
+                f"method {method!r} has no option {name!r}", where=where, fix=suggest(name, known)
+            )
     try:
         return config(**options)
     except InputError as error:
@@ -141,7 +148,8 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def read_recipe(recipe: Mapping[str, Any] | str | Path) -> dict[str, Config]:
-    """Return ``{pattern: config}`` from a mapping (configs or dictionaries) or the path of a TOML or JSON file.
+    """Return ``{pattern: config}`` from a mapping (configs or dictionaries) or the path of a TOML
+    or JSON file.
 
     Raises
     ------
@@ -164,19 +172,25 @@ def read_recipe(recipe: Mapping[str, Any] | str | Path) -> dict[str, Config]:
             fix="pass {'layer name pattern': lutcc.recipes.Maddness(...)}",
         )
     if not recipe:
-        raise RecipeError("the recipe is empty", where=origin, fix="name at least one layer or pattern")
+        raise RecipeError(
+            "the recipe is empty", where=origin, fix="name at least one layer or pattern"
+        )
     configs: dict[str, Config] = {}
     for pattern, entry in recipe.items():
         where = f"{origin}[{pattern}]"
         if not isinstance(pattern, str):
-            raise RecipeError(f"{pattern!r} is not a module name pattern", where=origin, fix="use strings as keys")
+            raise RecipeError(
+                f"{pattern!r} is not a module name pattern", where=origin, fix="use strings as keys"
+            )
         if isinstance(entry, tuple(RECIPES.values())):
             configs[pattern] = entry
         elif isinstance(entry, Mapping):
             configs[pattern] = config_from_dict(entry, where)
         else:
             raise RecipeError(
-                f"the config is {entry!r}", where=where, fix="use lutcc.recipes.Maddness(...) or {'method': ...}"
+                f"the config is {entry!r}",
+                where=where,
+                fix="use lutcc.recipes.Maddness(...) or {'method': ...}",
             )
     return configs
 
@@ -186,9 +200,13 @@ def _read_file(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe: {error}", where=str(path), fix="give the path of a TOML file") from error
+        raise RecipeError(
+            f"cannot read the recipe: {error}", where=str(path), fix="give the path of a TOML file"
+        ) from error
     try:
         return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
         kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise RecipeError(f"not valid {kind}: {error}", where=str(path), fix="see the example in lutcc.recipes") from error
+        raise RecipeError(
+            f"not valid {kind}: {error}", where=str(path), fix="see the example in lutcc.recipes"
+        ) from error

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise UsageError(f"{args.output} is a file", where="--output", fix="name a folder")
-    brief = {"seconds": 0.002, "rounds": 2, "codebooks": (4, 16)} if args.quick else {}
+    brief = {"seconds": 0.002, "rounds": 2, "codebooks": (16, 30)} if args.quick else {}
     options = DemoOptions(output, seed=args.seed, target=args.target, core=args.core, **brief)
     start = time.perf_counter()
     result = run_demo(

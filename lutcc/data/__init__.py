@@ -1,4 +1,5 @@
-"""Small, real data sets: digits (bundled with scikit-learn), MNIST and CIFAR from files that the user has."""
+"""Small, real data sets: digits (bundled with scikit-learn), MNIST and CIFAR from files that the
+user has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""CIFAR-10 and CIFAR-100 in their *binary version* (``.bin``). The Python version is pickled and is refused."""
+"""CIFAR-10 and CIFAR-100 in their *binary version* (``.bin``). The Python version is pickled and is
+refused."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def read_batch(path: str | Path, label_bytes: int = 1) -> tuple[np.ndarray, np.n
         pickled = path.with_suffix("").is_file()
         fix = "this folder holds the Python (pickled) version; " if pickled else ""
         raise InputError(
-            f"cannot read: {error}", where=str(path), fix=f"{fix}download the binary version of CIFAR"
+            f"cannot read: {error}",
+            where=str(path),
+            fix=f"{fix}download the binary version of CIFAR",
         ) from error
     record = label_bytes + PIXELS
     if len(data) == 0 or len(data) % record:
@@ -48,7 +51,8 @@ def read_batch(path: str | Path, label_bytes: int = 1) -> tuple[np.ndarray, np.n
 
 
 def load_cifar10(folder: str | Path) -> ImageSplit:
-    """Return CIFAR-10 from ``data_batch_1.bin`` .. ``data_batch_5.bin`` and ``test_batch.bin``, pixels in 0..1.
+    """Return CIFAR-10 from ``data_batch_1.bin`` .. ``data_batch_5.bin`` and ``test_batch.bin``,
+    pixels in 0..1.
 
     Raises
     ------
@@ -61,11 +65,14 @@ def load_cifar10(folder: str | Path) -> ImageSplit:
     (50000, 3, 32, 32)
     """
     folder = Path(folder)
-    return _load([folder / f"data_batch_{i}.bin" for i in range(1, 6)], folder / "test_batch.bin", 1, 0, 10)
+    return _load(
+        [folder / f"data_batch_{i}.bin" for i in range(1, 6)], folder / "test_batch.bin", 1, 0, 10
+    )
 
 
 def load_cifar100(folder: str | Path, labels: str = "fine") -> ImageSplit:
-    """Return CIFAR-100 from ``train.bin`` and ``test.bin`` with its 100 "fine" or 20 "coarse" labels, pixels in 0..1.
+    """Return CIFAR-100 from ``train.bin`` and ``test.bin`` with its 100 "fine" or 20 "coarse"
+    labels, pixels in 0..1.
 
     Raises
     ------

@@ -1,4 +1,5 @@
-"""scikit-learn's bundled handwritten digits: 1797 images of 8 x 8 pixels (UCI optical recognition, test part)."""
+"""scikit-learn's bundled handwritten digits: 1797 images of 8 x 8 pixels (UCI optical recognition,
+test part)."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def load(test_share: float = 0.3, seed: int = 0) -> ImageSplit:
     from sklearn.model_selection import train_test_split
 
     if not 0.01 <= test_share <= 0.99:
-        raise InputError(f"test_share={test_share!r} is not in 0.01..0.99", where="digits.load", fix="use 0.3")
+        raise InputError(
+            f"test_share={test_share!r} is not in 0.01..0.99", where="digits.load", fix="use 0.3"
+        )
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
     train_x, test_x, train_y, test_y = train_test_split(

@@ -22,7 +22,8 @@ _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """Read one IDX file (any of its element types, gzipped if it starts so) into a native-endian array.
+    """Read one IDX file (any of its element types, gzipped if it starts so) into a native-endian
+    array.
 
     Raises
     ------
@@ -40,7 +41,9 @@ def read_idx(path: str | Path) -> np.ndarray:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read: {error}", where=str(path), fix="download the file again") from error
+        raise InputError(
+            f"cannot read: {error}", where=str(path), fix="download the file again"
+        ) from error
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _DTYPES or data[3] == 0:
         raise InputError(
             f"starts with {data[:4].hex(' ')}, which is not an IDX header",
@@ -64,7 +67,8 @@ def read_idx(path: str | Path) -> np.ndarray:
 
 
 def load(folder: str | Path) -> ImageSplit:
-    """Return MNIST (or Fashion-MNIST, KMNIST) from its four IDX files in ``folder``: images (N, 1, 28, 28) in 0..1.
+    """Return MNIST (or Fashion-MNIST, KMNIST) from its four IDX files in ``folder``: images (N, 1,
+    28, 28) in 0..1.
 
     Raises
     ------
@@ -81,7 +85,12 @@ def load(folder: str | Path) -> ImageSplit:
     classes = 0
     for part in ("train", "test"):
         images, labels = arrays[f"{part}_x"], arrays[f"{part}_y"]
-        if images.ndim != 3 or images.dtype != np.uint8 or labels.ndim != 1 or labels.dtype != np.uint8:
+        if (
+            images.ndim != 3
+            or images.dtype != np.uint8
+            or labels.ndim != 1
+            or labels.dtype != np.uint8
+        ):
             raise InputError(
                 f"the {part} images are {images.dtype} {images.shape} and the labels {labels.dtype} {labels.shape}",
                 where=str(folder),
@@ -89,10 +98,14 @@ def load(folder: str | Path) -> ImageSplit:
             )
         if len(images) != len(labels):
             raise InputError(
-                f"{len(images)} {part} images, but {len(labels)} labels", where=str(folder), fix="download both files again"
+                f"{len(images)} {part} images, but {len(labels)} labels",
+                where=str(folder),
+                fix="download both files again",
             )
         classes = max(classes, int(labels.max(initial=0)) + 1)
-    train_x, test_x = (arrays[key][:, None].astype(np.float32) / 255 for key in ("train_x", "test_x"))
+    train_x, test_x = (
+        arrays[key][:, None].astype(np.float32) / 255 for key in ("train_x", "test_x")
+    )
     train_y, test_y = (arrays[key].astype(np.int64) for key in ("train_y", "test_y"))
     return ImageSplit(train_x, train_y, test_x, test_y, classes)
 
@@ -101,4 +114,6 @@ def _find(folder: Path, name: str) -> Path:
     for candidate in (folder / name, folder / f"{name}.gz", folder / name.replace("-idx", ".idx")):
         if candidate.is_file():
             return candidate
-    raise InputError(f"there is no {name} or {name}.gz", where=str(folder), fix="put the four IDX files there")
+    raise InputError(
+        f"there is no {name} or {name}.gz", where=str(folder), fix="put the four IDX files there"
+    )

@@ -12,6 +12,8 @@ __all__ = ["EstimatorNotFittedError", "Maddness"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # scikit-learn takes a second to import: only when an estimator is asked for
+    if (
+        name in __all__
+    ):  # scikit-learn takes a second to import: only when an estimator is asked for
         return getattr(importlib.import_module("lutcc.fit.maddness"), name)
     raise AttributeError(f"module 'lutcc.fit' has no attribute {name!r}")

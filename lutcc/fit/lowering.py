@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 def maddness_module(estimator: Maddness) -> ir.Module:
-    """Return ``main(x) = dequantize(accumulate(encode(x)))`` with the estimator's tables as constants.
+    """Return ``main(x) = dequantize(accumulate(encode(x)))`` with the estimator's tables as
+    constants.
 
     Float tables carry the bias themselves and need no dequantisation.
     """
@@ -26,14 +27,23 @@ def maddness_module(estimator: Maddness) -> ir.Module:
         centroids = builder.constant("centroids", estimator.centroids_)
         half_norms = builder.constant("half_norms", estimator.half_norms_)
         columns = builder.constant("columns", estimator.columns_)
-        codes = builder.op("nearest_encode", x, centroids, half_norms, columns, starts=estimator.starts_)
+        codes = builder.op(
+            "nearest_encode", x, centroids, half_norms, columns, starts=estimator.starts_
+        )
     lut = builder.constant("lut", estimator.lut_)
     out = builder.op(
-        "lut_accumulate", codes, lut, accumulate=options["accumulate"], upcast_every=int(options["upcast_every"])
+        "lut_accumulate",
+        codes,
+        lut,
+        accumulate=options["accumulate"],
+        upcast_every=int(options["upcast_every"]),
     )
     activation = options["activation"] or "none"
     if options["lut_dtype"] == "uint8":
-        scale, offset = builder.constant("scale", estimator.scale_), builder.constant("offset", estimator.offset_)
+        scale, offset = (
+            builder.constant("scale", estimator.scale_),
+            builder.constant("offset", estimator.offset_),
+        )
         out = builder.op("lut_dequantize", out, scale, offset, activation=activation)
     elif activation == "relu":
         out = builder.op("relu", out)

@@ -23,8 +23,17 @@ if TYPE_CHECKING:
     from lutcc import ir
 
 _HOLD_OUT_FOLDS = 5
-_ENCODER_ATTRIBUTES = ("splitdims_", "splitvals_", "centroids_", "half_norms_", "columns_", "starts_")
-_FULL_CROSS_VALIDATION = 1024  # up to this many rows of G^T G every fold is held out in turn, beyond it only one
+_ENCODER_ATTRIBUTES = (
+    "splitdims_",
+    "splitvals_",
+    "centroids_",
+    "half_norms_",
+    "columns_",
+    "starts_",
+)
+_FULL_CROSS_VALIDATION = (
+    1024  # up to this many rows of G^T G every fold is held out in turn, beyond it only one
+)
 
 
 class EstimatorNotFittedError(NotFittedError, SklearnNotFittedError):
@@ -34,8 +43,9 @@ class EstimatorNotFittedError(NotFittedError, SklearnNotFittedError):
 class Maddness(BaseEstimator):
     """Approximate the product ``A @ B + bias`` by look-ups in tables.
 
-    Each row of A is cut into ``ncodebooks`` runs of columns; each run is encoded as one of ``nprototypes`` codes; the product
-    is the sum of one table entry per codebook. Nothing is multiplied at run time but one scale per output.
+    Each row of A is cut into ``ncodebooks`` runs of columns; each run is encoded as one of
+    ``nprototypes`` codes; the product is the sum of one table entry per codebook. Nothing is
+    multiplied at run time but one scale per output.
 
     Parameters
     ----------
@@ -44,25 +54,29 @@ class Maddness(BaseEstimator):
     nprototypes
         K, codes per codebook: 2, 4, ... 128 for the tree; 2..256 for ``encoder="nearest"``.
     encoder
-        "tree": balanced regression trees, log2(K) comparisons per code. "nearest": the nearest k-means centroid.
+        "tree": balanced regression trees, log2(K) comparisons per code. "nearest": the nearest
+        k-means centroid.
     partition
         "contiguous": neighbouring columns, lengths that differ by at most one.
     prototypes
-        "ridge": ITLUMM eq. 2, jointly over all codebooks. "kmeans": the mean of each bucket in its own subspace.
+        "ridge": ITLUMM eq. 2, jointly over all codebooks. "kmeans": the mean of each bucket in its
+        own subspace.
     lut_objective
         "ridge": the tables are T = P B.
     activation
         None or "relu": applied to the product.
     lut_dtype
-        "uint8" (an offset per codebook and column and a scale per column, see :func:`lutcc.fit.tables.quantize_tables`)
-        or "float32".
+        "uint8" (an offset per codebook and column and a scale per column, see
+        :func:`lutcc.fit.tables.quantize_tables`) or "float32".
     accumulate
-        "exact" integer sums, or "mean": rounding averages over groups, see :func:`lutcc.fit.tables.averaging_bias`.
+        "exact" integer sums, or "mean": rounding averages over groups, see
+        :func:`lutcc.fit.tables.averaging_bias`.
     upcast_every
         U, the group size of "mean": a power of two in 2..256.
     hash_objective
-        "product": each tree groups rows whose share of the *product* is alike, (A - G P) B in its own columns, which is
-        what ITLUMM section 4 suggests trying. "input": rows that are alike themselves, as MADDNESS does. Trees only.
+        "product": each tree groups rows whose share of the *product* is alike, (A - G P) B in its
+        own columns, which is what ITLUMM section 4 suggests trying. "input": rows that are alike
+        themselves, as MADDNESS does. Trees only.
     ridge_lambda
         lambda of eq. 2; "auto" takes the one with the smallest held-out error of the product.
     split_candidates
@@ -81,9 +95,9 @@ class Maddness(BaseEstimator):
     prototypes_
         (C, K, D) float32.
     lut_, scale_, offset_
-        (C, K, M) uint8 or float32; (M,) float32; (M,) float32. The product is ``scale_ * sum + offset_``; the bias, the table
-        offsets and the averaging bias are folded into ``offset_``. Float tables carry the bias in codebook 0, so that their
-        scale is 1 and their offset 0.
+        (C, K, M) uint8 or float32; (M,) float32; (M,) float32. The product is ``scale_ * sum +
+        offset_``; the bias, the table offsets and the averaging bias are folded into ``offset_``.
+        Float tables carry the bias in codebook 0, so that their scale is 1 and their offset 0.
     acc_bound_
         Proven bound of the integer sums (exact: below 2**24); 0 for float tables.
     ridge_lambda_
@@ -98,8 +112,8 @@ class Maddness(BaseEstimator):
 
     Notes
     -----
-    float64 input is rounded to float32 first, which is what the kernels compare. Source: Blalock & Guttag, "Multiplying
-    Matrices Without Multiplying"; ITLUMM, sections 1 and 2 and eq. 2.
+    float64 input is rounded to float32 first, which is what the kernels compare. Source: Blalock &
+    Guttag, "Multiplying Matrices Without Multiplying"; ITLUMM, sections 1 and 2 and eq. 2.
 
     Examples
     --------
@@ -143,7 +157,8 @@ class Maddness(BaseEstimator):
         self.random_state = random_state
 
     def fit(self, A: Any, B: Any = None, bias: Any = None) -> Self:
-        """Learn codes from the rows of A (N, D) and tables for B (D, M) and bias (M,); B=None stands for the identity.
+        """Learn codes from the rows of A (N, D) and tables for B (D, M) and bias (M,); B=None
+        stands for the identity.
 
         Raises
         ------
@@ -179,7 +194,9 @@ class Maddness(BaseEstimator):
             prototypes[c][:, columns] = base[:, columns]
         self.ridge_lambda_: float | None = None
         if self.prototypes == "ridge":
-            prototypes += self._ridge(X, codes, base, parts, weights, random).reshape(prototypes.shape)
+            prototypes += self._ridge(X, codes, base, parts, weights, random).reshape(
+                prototypes.shape
+            )
         tables = prototypes if weights is None else prototypes @ weights
         self.prototypes_ = prototypes.astype(np.float32)
         self._set_tables(tables, shift, _frequencies(codes, self.nprototypes))
@@ -199,8 +216,12 @@ class Maddness(BaseEstimator):
             self.centroids_ = np.ascontiguousarray(self.centroids_[:, self.columns_])
             self.starts_ = (0, *(int(end) for end in np.cumsum([len(part) for part in parts])))
             squares = self.centroids_.astype(np.float64) ** 2 / 2
-            self.half_norms_ = np.add.reduceat(squares, self.starts_[:-1], axis=1).T.astype(np.float32)
-            return lookup.nearest_encode(X, self.centroids_, self.half_norms_, self.columns_, self.starts_)
+            self.half_norms_ = np.add.reduceat(squares, self.starts_[:-1], axis=1).T.astype(
+                np.float32
+            )
+            return lookup.nearest_encode(
+                X, self.centroids_, self.half_norms_, self.columns_, self.starts_
+            )
         depth = self.nprototypes.bit_length() - 1
         trees: list[BalancedTree] = []
         for part in parts:
@@ -208,7 +229,9 @@ class Maddness(BaseEstimator):
             if weights is not None and self.hash_objective == "product":
                 targets = X[:, part] @ _metric(weights[part])
             trees.append(fit_balanced_tree(X[:, part], depth, self.split_candidates, targets))
-        self.splitdims_ = np.stack([part[tree.splitdims] for part, tree in zip(parts, trees, strict=True)])
+        self.splitdims_ = np.stack(
+            [part[tree.splitdims] for part, tree in zip(parts, trees, strict=True)]
+        )
         self.splitvals_ = np.stack([tree.splitvals for tree in trees])
         return np.stack([tree.leaves for tree in trees], axis=1)
 
@@ -239,18 +262,24 @@ class Maddness(BaseEstimator):
         return total.solve(self.ridge_lambda_)
 
     def _set_tables(self, tables: np.ndarray, shift: np.ndarray, frequencies: np.ndarray) -> None:
-        """Store ``tables`` (C, K, M) float64 and the bias ``shift`` (M,) in the chosen table dtype."""
+        """Store ``tables`` (C, K, M) float64 and the bias ``shift`` (M,) in the chosen table
+        dtype."""
         ncolumns = tables.shape[2]
         if self.lut_dtype == "float32":
             tables[0] += shift
             self.lut_ = tables.astype(np.float32)
-            self.scale_, self.offset_ = np.ones(ncolumns, np.float32), np.zeros(ncolumns, np.float32)
+            self.scale_, self.offset_ = (
+                np.ones(ncolumns, np.float32),
+                np.zeros(ncolumns, np.float32),
+            )
             self.acc_bound_ = 0
             return
         self.lut_, scale, offset, self.acc_bound_ = quantize_tables(tables, frequencies)
         offset = offset + shift
         if self.accumulate == "mean":
-            offset = offset - scale.astype(np.float64) * averaging_bias(self.lut_, self.upcast_every)
+            offset = offset - scale.astype(np.float64) * averaging_bias(
+                self.lut_, self.upcast_every
+            )
             scale = scale * np.float32(self.upcast_every)
         self.scale_, self.offset_ = scale, offset.astype(np.float32)
 
@@ -272,10 +301,13 @@ class Maddness(BaseEstimator):
         X = self._rows(A, reset=False)
         if hasattr(self, "splitdims_"):
             return lookup.tree_encode(X, self.splitdims_, self.splitvals_)
-        return lookup.nearest_encode(X, self.centroids_, self.half_norms_, self.columns_, self.starts_)
+        return lookup.nearest_encode(
+            X, self.centroids_, self.half_norms_, self.columns_, self.starts_
+        )
 
     def predict(self, A: Any) -> np.ndarray:
-        """Return the approximate products (N, M) float32 of the rows of A (N, D), bit for bit what the kernels compute.
+        """Return the approximate products (N, M) float32 of the rows of A (N, D), bit for bit what
+        the kernels compute.
 
         Raises
         ------
@@ -289,11 +321,14 @@ class Maddness(BaseEstimator):
         (500, 3)
         """
         codes, options = self.encode(A), self.options_
-        sums = lookup.lut_accumulate(codes, self.lut_, options["accumulate"], options["upcast_every"])
+        sums = lookup.lut_accumulate(
+            codes, self.lut_, options["accumulate"], options["upcast_every"]
+        )
         return lookup.lut_dequantize(sums, self.scale_, self.offset_, options["activation"])
 
     def score(self, A: Any, B: Any = None, bias: Any = None) -> float:
-        """Return R^2 of the products: 1 - |error|^2 / |deviation of the exact products from their column means|^2.
+        """Return R^2 of the products: 1 - |error|^2 / |deviation of the exact products from their
+        column means|^2.
 
         Parameters
         ----------
@@ -325,7 +360,8 @@ class Maddness(BaseEstimator):
         return float(1.0 - error / deviation) if deviation > 0 else float(error == 0.0)
 
     def to_ir(self) -> ir.Module:
-        """Return the estimator as an IR module, ``main(x: (n, D) float32) -> (n, M) float32`` with symbolic n.
+        """Return the estimator as an IR module, ``main(x: (n, D) float32) -> (n, M) float32`` with
+        symbolic n.
 
         Raises
         ------
@@ -347,7 +383,9 @@ class Maddness(BaseEstimator):
     def _check_fitted(self, method: str) -> None:
         if not hasattr(self, "lut_"):
             raise EstimatorNotFittedError(
-                "this estimator has no tables yet", where=f"Maddness.{method}", fix="call fit(A, B) first"
+                "this estimator has no tables yet",
+                where=f"Maddness.{method}",
+                fix="call fit(A, B) first",
             )
 
     def _rows(self, A: Any, *, reset: bool) -> np.ndarray:
@@ -355,7 +393,9 @@ class Maddness(BaseEstimator):
         try:
             X = validate_data(self, A, reset=reset, dtype=[np.float32, np.float64])
         except ValueError as error:
-            raise InputError(str(error), where="A", fix="pass finite real numbers of shape (rows, columns)") from error
+            raise InputError(
+                str(error), where="A", fix="pass finite real numbers of shape (rows, columns)"
+            ) from error
         return _to_float32(X, "A")
 
 
@@ -366,22 +406,37 @@ def _weights(B: Any, bias: Any, ncolumns: int) -> tuple[np.ndarray | None, np.nd
         try:
             weights = check_array(B, dtype=np.float64, input_name="B", ensure_min_features=1)
         except ValueError as error:
-            raise InputError(str(error), where="B", fix="pass finite real numbers of shape (columns of A, outputs)") from error
+            raise InputError(
+                str(error),
+                where="B",
+                fix="pass finite real numbers of shape (columns of A, outputs)",
+            ) from error
         if len(weights) != ncolumns:
-            hint = "pass B.T: lutcc computes A @ B" if weights.shape[1] == ncolumns else "the rows of B are the columns of A"
-            raise InputError(f"B has shape {weights.shape}, but A has {ncolumns} columns", where="B", fix=hint)
+            hint = (
+                "pass B.T: lutcc computes A @ B"
+                if weights.shape[1] == ncolumns
+                else "the rows of B are the columns of A"
+            )
+            raise InputError(
+                f"B has shape {weights.shape}, but A has {ncolumns} columns", where="B", fix=hint
+            )
     noutputs = ncolumns if weights is None else weights.shape[1]
     if bias is None:
         return weights, np.zeros(noutputs)
     shift = np.asarray(bias, dtype=np.float64)
     if shift.shape != (noutputs,) or not np.isfinite(shift).all():
-        problem = "holds NaN or infinity" if shift.shape == (noutputs,) else f"has shape {shift.shape}"
-        raise InputError(f"the bias {problem}", where="bias", fix=f"pass finite numbers of shape ({noutputs},)")
+        problem = (
+            "holds NaN or infinity" if shift.shape == (noutputs,) else f"has shape {shift.shape}"
+        )
+        raise InputError(
+            f"the bias {problem}", where="bias", fix=f"pass finite numbers of shape ({noutputs},)"
+        )
     return weights, shift
 
 
 def _metric(weights: np.ndarray) -> np.ndarray:
-    """Return S (d, min(d, M)) with S S^T = W W^T for W (d, M): distances of rows after S equal those after W."""
+    """Return S (d, min(d, M)) with S S^T = W W^T for W (d, M): distances of rows after S equal
+    those after W."""
     left, singular, _ = np.linalg.svd(weights, full_matrices=False)
     return left * singular
 
@@ -391,7 +446,9 @@ def _to_float32(X: np.ndarray, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         rounded = np.ascontiguousarray(X, dtype=np.float32)
     if rounded is not X and not np.isfinite(rounded).all():
-        raise InputError("holds numbers beyond the range of float32", where=name, fix="rescale the data")
+        raise InputError(
+            "holds numbers beyond the range of float32", where=name, fix="rescale the data"
+        )
     return rounded
 
 

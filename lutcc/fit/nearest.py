@@ -10,14 +10,21 @@ from sklearn.exceptions import ConvergenceWarning
 
 
 def fit_centroids(
-    X: np.ndarray, parts: tuple[np.ndarray, ...], nprototypes: int, max_rows: int, random: np.random.RandomState
+    X: np.ndarray,
+    parts: tuple[np.ndarray, ...],
+    nprototypes: int,
+    max_rows: int,
+    random: np.random.RandomState,
 ) -> np.ndarray:
-    """Return centroids (K, D) float32; the columns of codebook c hold the k-means centroids of its subspace.
+    """Return centroids (K, D) float32; the columns of codebook c hold the k-means centroids of its
+    subspace.
 
-    ``X`` is (N, D) float32. At most ``max_rows`` rows, drawn without replacement, are clustered. A subspace with no more
-    than K distinct rows keeps each of them as a centroid and repeats the last (the encoder takes the first of equals).
+    ``X`` is (N, D) float32. At most ``max_rows`` rows, drawn without replacement, are clustered. A
+    subspace with no more than K distinct rows keeps each of them as a centroid and repeats the last
+    (the encoder takes the first of equals).
 
-    Source: Jegou et al., product quantisation, as ITLUMM section 1 recalls it; k-means++ start, one run.
+    Source: Jegou et al., product quantisation, as ITLUMM section 1 recalls it; k-means++ start, one
+    run.
     """
     if len(X) > max_rows:
         X = X[np.sort(random.choice(len(X), max_rows, replace=False))]

@@ -28,16 +28,25 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     raise InputError(
         f"{name}={value!r} is not one of {listed}",
         where="Maddness",
-        fix=f"{suggest(value, [c for c in choices if c])}" if isinstance(value, str) else f"choose one of {listed}",
+        fix=f"{suggest(value, [c for c in choices if c])}"
+        if isinstance(value, str)
+        else f"choose one of {listed}",
     )
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
     """Raise :class:`InputError` unless ``value`` is an integer in ``low``..``high``."""
-    ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    ok = (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and value >= low
+        and (high is None or value <= high)
+    )
     if not ok:
         bounds = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
-        raise InputError(f"{name}={value!r} is not {bounds}", where="Maddness", fix=f"pass {bounds}")
+        raise InputError(
+            f"{name}={value!r} is not {bounds}", where="Maddness", fix=f"pass {bounds}"
+        )
 
 
 def check_power_of_two(name: str, value: Any, low: int, high: int) -> None:
@@ -45,7 +54,9 @@ def check_power_of_two(name: str, value: Any, low: int, high: int) -> None:
     check_int(name, value, low, high)
     if value & (value - 1):
         powers = [2**p for p in range(low.bit_length() - 1, high.bit_length())]
-        raise InputError(f"{name}={value} is not a power of two", where="Maddness", fix=f"choose one of {powers}")
+        raise InputError(
+            f"{name}={value} is not a power of two", where="Maddness", fix=f"choose one of {powers}"
+        )
 
 
 def check_lambda(name: str, value: Any) -> None:
@@ -72,7 +83,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def check_maddness_options(**options: Any) -> None:
-    """Check those options of :class:`lutcc.fit.Maddness` that are given, as far as that needs no data.
+    """Check those options of :class:`lutcc.fit.Maddness` that are given, as far as that needs no
+    data.
 
     Raises
     ------

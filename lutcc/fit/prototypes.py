@@ -1,12 +1,14 @@
-"""Prototypes: what a code stands for, and the ridge regression that fits them for all codebooks at once.
+"""Prototypes: what a code stands for, and the ridge regression that fits them for all codebooks at
+once.
 
 With G (N, C*K) the one-hot codes, MADDNESS looks for the prototypes P (C*K, D) that minimise
 
     ||A - G P||^2 + lambda ||P - P0||^2                                        (ITLUMM, eq. 2)
 
-where P0 holds each bucket's mean in its own subspace and zero elsewhere. Written as P = P0 + Delta this is an ordinary
-ridge regression of the residual R = A - G P0:  (G^T G + lambda I) Delta = G^T R.  G is never stored: G^T G consists of
-C*C blocks of K*K counts, and G^T R is summed over blocks of rows.
+where P0 holds each bucket's mean in its own subspace and zero elsewhere. Written as P = P0 + Delta
+this is an ordinary ridge regression of the residual R = A - G P0:  (G^T G + lambda I) Delta = G^T
+R.  G is never stored: G^T G consists of C*C blocks of K*K counts, and G^T R is summed over blocks
+of rows.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ ROW_BLOCK = 2048
 def bucket_means(
     X: np.ndarray, codes: np.ndarray, parts: tuple[np.ndarray, ...], nprototypes: int, *, tree: bool
 ) -> np.ndarray:
-    """Return P0 (K, D) float64: row k of the columns of codebook c is the mean of the rows whose code is k.
+    """Return P0 (K, D) float64: row k of the columns of codebook c is the mean of the rows whose
+    code is k.
 
-    ``X`` is (N, D), ``codes`` (N, C) uint8. An empty bucket takes the mean of its nearest non-empty ancestor (``tree``),
-    or of all rows (otherwise), so that a row never seen in training still finds a sensible prototype.
+    ``X`` is (N, D), ``codes`` (N, C) uint8. An empty bucket takes the mean of its nearest non-empty
+    ancestor (``tree``), or of all rows (otherwise), so that a row never seen in training still
+    finds a sensible prototype.
     """
     means = np.empty((nprototypes, X.shape[1]))
     for c, columns in enumerate(parts):
@@ -37,7 +41,8 @@ def bucket_means(
 
 
 def _fill_empty(sums: np.ndarray, counts: np.ndarray, tree: bool) -> np.ndarray:
-    """Divide ``sums`` (K,) by ``counts`` (K,), with the fallback of :func:`bucket_means` where a count is zero."""
+    """Divide ``sums`` (K,) by ``counts`` (K,), with the fallback of :func:`bucket_means` where a
+    count is zero."""
     if counts.all():
         return sums / counts
     if not tree:
@@ -76,30 +81,41 @@ class NormalEquations:
         return cho_solve(factor, self.cross if rhs is None else rhs, check_finite=False)
 
     def loss(self, delta: np.ndarray, cross: np.ndarray) -> float:
-        """Return ||R - G Delta||^2 - ||R||^2, the change of the squared error that ``delta`` brings on these rows."""
-        return float(np.vdot(delta, self.gram @ delta.astype(np.float32)) - 2.0 * np.vdot(delta, cross))
+        """Return ||R - G Delta||^2 - ||R||^2, the change of the squared error that ``delta`` brings
+        on these rows."""
+        return float(
+            np.vdot(delta, self.gram @ delta.astype(np.float32)) - 2.0 * np.vdot(delta, cross)
+        )
 
 
-def normal_equations(X: np.ndarray, codes: np.ndarray, base: np.ndarray, parts: tuple[np.ndarray, ...]) -> NormalEquations:
-    """Accumulate G^T G and G^T R over the rows of ``X`` (N, D) float32 with ``codes`` (N, C) and P0 ``base`` (K, D)."""
+def normal_equations(
+    X: np.ndarray, codes: np.ndarray, base: np.ndarray, parts: tuple[np.ndarray, ...]
+) -> NormalEquations:
+    """Accumulate G^T G and G^T R over the rows of ``X`` (N, D) float32 with ``codes`` (N, C) and P0
+    ``base`` (K, D)."""
     nprototypes = len(base)
     return NormalEquations(_gram(codes, nprototypes), _cross(X, codes, base, parts))
 
 
 def _gram(codes: np.ndarray, nprototypes: int) -> np.ndarray:
-    """Return G^T G (C*K, C*K) float32: block (c, d) counts how often code i of c meets code j of d."""
+    """Return G^T G (C*K, C*K) float32: block (c, d) counts how often code i of c meets code j of
+    d."""
     ncodebooks = codes.shape[1]
     by_codebook = np.ascontiguousarray(codes.T).astype(np.int32)
     gram = np.zeros((ncodebooks, nprototypes, ncodebooks, nprototypes), dtype=np.float32)
     for c, left in enumerate(by_codebook * nprototypes):
         for d in range(c, ncodebooks):
-            block = np.bincount(left + by_codebook[d], minlength=nprototypes**2).reshape(nprototypes, nprototypes)
+            block = np.bincount(left + by_codebook[d], minlength=nprototypes**2).reshape(
+                nprototypes, nprototypes
+            )
             gram[c, :, d, :] = block
             gram[d, :, c, :] = block.T
     return gram.reshape(ncodebooks * nprototypes, ncodebooks * nprototypes)
 
 
-def _cross(X: np.ndarray, codes: np.ndarray, base: np.ndarray, parts: tuple[np.ndarray, ...]) -> np.ndarray:
+def _cross(
+    X: np.ndarray, codes: np.ndarray, base: np.ndarray, parts: tuple[np.ndarray, ...]
+) -> np.ndarray:
     """Return G^T R (C*K, D) float64, R = X - G P0, over blocks of rows that fit in the cache."""
     nprototypes, ncolumns = base.shape
     ncodebooks = codes.shape[1]
@@ -123,9 +139,10 @@ def _cross(X: np.ndarray, codes: np.ndarray, base: np.ndarray, parts: tuple[np.n
 def choose_lambda(folds: list[NormalEquations], weights: np.ndarray | None, *, limit: int) -> float:
     """Return the lambda of eq. 2 with the smallest held-out squared error of the product R B.
 
-    ``folds`` are the statistics of disjoint sets of rows; each of the first ``limit`` is held out in turn. ``weights`` is
-    B (D, M), or None for the identity. The search starts at 16 and walks in factors of 4 while the error falls; losses are
-    quadratic forms of the statistics, so that no pass over the rows is needed.
+    ``folds`` are the statistics of disjoint sets of rows; each of the first ``limit`` is held out
+    in turn. ``weights`` is B (D, M), or None for the identity. The search starts at 16 and walks in
+    factors of 4 while the error falls; losses are quadratic forms of the statistics, so that no
+    pass over the rows is needed.
     """
     total = folds[0]
     for fold in folds[1:]:

@@ -1,8 +1,9 @@
 """Balanced binary regression trees, the hash of MADDNESS.
 
-One tree per codebook. All nodes of a level compare the same column ("split dimension") with their own threshold, so that
-a row is encoded by ``depth`` comparisons. Source: Blalock & Guttag, "Multiplying Matrices Without Multiplying", section
-4.1 and algorithms 1-3, as summarised in ITLUMM, sections 1 and 2.
+One tree per codebook. All nodes of a level compare the same column ("split dimension") with their
+own threshold, so that a row is encoded by ``depth`` comparisons. Source: Blalock & Guttag,
+"Multiplying Matrices Without Multiplying", section 4.1 and algorithms 1-3, as summarised in ITLUMM,
+sections 1 and 2.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class BalancedTree(NamedTuple):
     splitdims
         (L,) int32, the column that level ``l`` compares, local to the subspace.
     splitvals
-        (2**L,) float32 thresholds in heap order: entry 0 is unused, node ``h`` has children ``2h`` and ``2h + 1``.
+        (2**L,) float32 thresholds in heap order: entry 0 is unused, node ``h`` has children ``2h``
+        and ``2h + 1``.
     leaves
         (N,) uint8, the leaf of every training row.
     """
@@ -30,14 +32,17 @@ class BalancedTree(NamedTuple):
     leaves: np.ndarray
 
 
-def fit_balanced_tree(X: np.ndarray, depth: int, candidates: int, targets: np.ndarray | None = None) -> BalancedTree:
+def fit_balanced_tree(
+    X: np.ndarray, depth: int, candidates: int, targets: np.ndarray | None = None
+) -> BalancedTree:
     """Grow one balanced tree on ``X`` (N, d) float32, N >= 1, greedily and level by level.
 
-    Rows are to be grouped so that ``targets`` (N, t) varies little within a bucket; None stands for X itself, which is
-    MADDNESS. Every level ranks the columns by how much of the squared deviation of the targets they explain linearly
-    within the buckets, and tries the first ``candidates``. For each of them the best threshold of every bucket is exact: of
-    all cuts between two distinct values, the one that leaves the smallest sum of squared errors over all targets. The
-    column with the smallest total wins.
+    Rows are to be grouped so that ``targets`` (N, t) varies little within a bucket; None stands for
+    X itself, which is MADDNESS. Every level ranks the columns by how much of the squared deviation
+    of the targets they explain linearly within the buckets, and tries the first ``candidates``. For
+    each of them the best threshold of every bucket is exact: of all cuts between two distinct
+    values, the one that leaves the smallest sum of squared errors over all targets. The column with
+    the smallest total wins.
 
     A bucket that cannot be cut (empty, one row, constant column) keeps all its rows on the left.
 
@@ -52,7 +57,9 @@ def fit_balanced_tree(X: np.ndarray, depth: int, candidates: int, targets: np.nd
     nrows, ncolumns = X.shape
     columns = np.ascontiguousarray(X.T)
     centered_columns = np.array(columns, dtype=np.float64)
-    centered = centered_columns if targets is None else np.array(targets.T, dtype=np.float64, order="C")
+    centered = (
+        centered_columns if targets is None else np.array(targets.T, dtype=np.float64, order="C")
+    )
     ascending: dict[int, np.ndarray] = {}
     nodes = np.zeros(nrows, dtype=np.uint8)
     splitdims = np.zeros(depth, dtype=np.int32)
@@ -77,7 +84,9 @@ def fit_balanced_tree(X: np.ndarray, depth: int, candidates: int, targets: np.nd
             order = ascending[dim]
             if level:
                 order = order[np.argsort(nodes[order], kind="stable")]
-            gain, thresholds = _best_cuts(centered[:, order], columns[dim][order], ends, filled, weight)
+            gain, thresholds = _best_cuts(
+                centered[:, order], columns[dim][order], ends, filled, weight
+            )
             if gain > best_gain:
                 best_gain, best_dim, best_thresholds = gain, dim, thresholds
         splitdims[level] = best_dim
@@ -87,7 +96,8 @@ def fit_balanced_tree(X: np.ndarray, depth: int, candidates: int, targets: np.nd
 
 
 def _rank_columns(centered_columns: np.ndarray, centered: np.ndarray) -> np.ndarray:
-    """Return the columns in falling order of the squared deviation of the targets that each explains linearly."""
+    """Return the columns in falling order of the squared deviation of the targets that each
+    explains linearly."""
     deviation = np.einsum("dn,dn->d", centered_columns, centered_columns)
     covariance = np.square(centered_columns @ centered.T).sum(axis=1)
     explained = np.divide(covariance, deviation, out=np.zeros_like(deviation), where=deviation > 0)
@@ -102,7 +112,8 @@ def _center_buckets(centered: np.ndarray, nodes: np.ndarray, sizes: np.ndarray) 
 
 
 def _cut_weights(sizes: np.ndarray) -> np.ndarray:
-    """Return n / (left * right) for a cut after every position of the concatenated buckets; 0 after the last one of each."""
+    """Return n / (left * right) for a cut after every position of the concatenated buckets; 0 after
+    the last one of each."""
     starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
     n = np.repeat(sizes, sizes).astype(np.float64)
     left = np.arange(len(n)) - starts + 1.0
@@ -111,13 +122,18 @@ def _cut_weights(sizes: np.ndarray) -> np.ndarray:
 
 
 def _best_cuts(
-    ordered: np.ndarray, values: np.ndarray, ends: np.ndarray, filled: np.ndarray, weight: np.ndarray
+    ordered: np.ndarray,
+    values: np.ndarray,
+    ends: np.ndarray,
+    filled: np.ndarray,
+    weight: np.ndarray,
 ) -> tuple[float, np.ndarray]:
     """Find the best threshold of every bucket for one split column.
 
-    ``ordered`` (d, N) holds the rows, centred per bucket, sorted by bucket and then by ``values`` (N,). With bucket sums of
-    zero, cutting after position i lowers the squared error by |S_i|^2 n / (left right), S_i being the running sum; the
-    running sum returns to zero at the end of each bucket, so one cumulative sum serves all buckets.
+    ``ordered`` (d, N) holds the rows, centred per bucket, sorted by bucket and then by ``values``
+    (N,). With bucket sums of zero, cutting after position i lowers the squared error by |S_i|^2 n /
+    (left right), S_i being the running sum; the running sum returns to zero at the end of each
+    bucket, so one cumulative sum serves all buckets.
     """
     running = np.cumsum(ordered, axis=1)
     gain = np.einsum("dn,dn->n", running, running)

@@ -23,7 +23,19 @@ _FOLD_LIMIT = 1 << 16
 
 
 class NotExpressible(Exception):  # noqa: N818 - a verdict that the partitioner acts on, not an error
-    """A node has no form in the IR; the message is the reason."""
+    """A node has no form in the IR; the message is the reason.
+
+    Parameters
+    ----------
+    reason
+        Why, in a few words.
+    derived
+        It follows from an earlier node, and is not worth telling.
+    """
+
+    def __init__(self, reason: str, *, derived: bool = False) -> None:
+        self.derived = derived
+        super().__init__(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +175,13 @@ class Graph:
             array.flags.writeable = False
             self._arrays[key] = array
         return self._arrays[key]
+
+    def constant_name(self, node: Node) -> str:
+        """Return a constant's name in the model, such as ``encoder.0.norm.weight``, made to fit the IR."""
+        for spec in self.program.graph_signature.input_specs:
+            if spec.arg.name == node.name and spec.target:
+                return spec.target if spec.target[0].isalpha() else f"_{spec.target}"
+        return node.name
 
     def _fold_constants(self) -> dict[Node, torch.Tensor]:
         program, constants = self.program, dict[Node, torch.Tensor]()

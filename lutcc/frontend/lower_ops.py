@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from torch.fx import Node
 
+from lutcc import ir
 from lutcc.errors import VerifyError
 from lutcc.frontend.export import op_name
 from lutcc.frontend.graph import NotExpressible, trailing_constant
@@ -74,8 +76,8 @@ def _argument(node: Node, index: int, name: str, default: Any = None) -> Any:
 @_rule("lutcc.tree_encode.default")
 def _tree_encode(region: RegionBuilder, node: Node) -> Result:
     x, dims, values = node.args
-    splits = region.constant(region.constant_of(dims, "int32"), f"{node.name}_splitdims")
-    thresholds = region.constant(region.constant_of(values), f"{node.name}_splitvals")
+    splits = region.stored(dims, f"{node.name}_splitdims", "int32")
+    thresholds = region.stored(values, f"{node.name}_splitvals")
     rows = region.rows(region.tensor(x))
     return Lowered(region.emit("tree_encode", rows, splits, thresholds), region.graph.shape(node))
 
@@ -86,9 +88,9 @@ def _nearest_encode(region: RegionBuilder, node: Node) -> Result:
     value = region.emit(
         "nearest_encode",
         region.rows(region.float_tensor(x)),
-        region.constant(region.constant_of(centroids, "float32"), f"{node.name}_centroids"),
-        region.constant(region.constant_of(norms, "float32"), f"{node.name}_half_norms"),
-        region.constant(region.constant_of(columns, "int32"), f"{node.name}_columns"),
+        region.stored(centroids, f"{node.name}_centroids", "float32"),
+        region.stored(norms, f"{node.name}_half_norms", "float32"),
+        region.stored(columns, f"{node.name}_columns", "int32"),
         starts=tuple(int(s) for s in starts),  # type: ignore[union-attr]
     )
     return Lowered(value, region.graph.shape(node))
@@ -96,7 +98,7 @@ def _nearest_encode(region: RegionBuilder, node: Node) -> Result:
 
 @_rule("lutcc.lut_accumulate.default")
 def _lut_accumulate(region: RegionBuilder, node: Node) -> Result:
-    table = region.constant(region.constant_of(node.args[1]), f"{node.name}_lut")
+    table = region.stored(node.args[1], f"{node.name}_lut")
     accumulate = str(_argument(node, 2, "accumulate", "exact"))
     every = int(_argument(node, 3, "upcast_every", 16))
     attrs = {"upcast_every": every} if accumulate == "mean" else {}
@@ -112,8 +114,8 @@ def _lut_dequantize(region: RegionBuilder, node: Node) -> Result:
     value = region.emit(
         "lut_dequantize",
         region.rows(region.tensor(acc)),
-        region.constant(region.constant_of(scale, "float32"), f"{node.name}_scale"),
-        region.constant(region.constant_of(offset, "float32"), f"{node.name}_offset"),
+        region.stored(scale, f"{node.name}_scale", "float32"),
+        region.stored(offset, f"{node.name}_offset", "float32"),
         activation=str(_argument(node, 3, "activation", "none")),
     )
     return Lowered(value, region.graph.shape(node))
@@ -125,8 +127,8 @@ def _quantize(region: RegionBuilder, node: Node) -> Result:
     value = region.emit(
         "quantize",
         region.rows(region.float_tensor(x)),
-        region.constant(region.constant_of(scale, "float32"), f"{node.name}_scale"),
-        region.constant(region.constant_of(zero, "float32"), f"{node.name}_zero"),
+        region.stored(scale, f"{node.name}_scale", "float32"),
+        region.stored(zero, f"{node.name}_zero", "float32"),
     )
     return Lowered(value, region.graph.shape(node))
 
@@ -149,7 +151,7 @@ def _lutcc_rows_to_nchw(region: RegionBuilder, node: Node) -> Result:
 
 @_rule("aten.linear.default")
 def _linear(region: RegionBuilder, node: Node) -> Result:
-    weight = region.constant_of(node.args[1], "float32")
+    weight = region.stored(node.args[1], f"{node.name}_weight", "float32")
     return _dense(region, node, node.args[0], weight, _argument(node, 2, "bias"))
 
 
@@ -165,26 +167,30 @@ def _addmm(region: RegionBuilder, node: Node) -> Result:
     return _dense(region, node, node.args[1], _transposed(region, node.args[2]), node.args[0])
 
 
-def _transposed(region: RegionBuilder, node: Any) -> Array:
+def _transposed(region: RegionBuilder, node: Any) -> ir.Value:
     if region.constant_of(node, "float32").ndim != 2:
         raise NotExpressible("a product with a constant that is no matrix")
-    return region.graph.array(node, transposed=True)
+    return region.constant(region.graph.array(node, transposed=True), f"{node.name}_transposed")
 
 
-def _dense(region: RegionBuilder, node: Node, x: Any, weight: Array, bias: Any) -> Result:
+def _dense(region: RegionBuilder, node: Node, x: Any, weight: ir.Value, bias: Any) -> Result:
     rows = region.rows(region.float_tensor(x))
-    offset = np.zeros(weight.shape[0], np.float32)
-    if bias is not None:
-        offset, rank = trailing_constant(region.constant_of(bias, "float32"), (1, weight.shape[0]))
-        if rank != 1:
-            raise NotExpressible("a bias that is no vector")
-    value = region.emit(
-        "linear",
-        rows,
-        region.constant(weight, f"{node.name}_weight"),
-        region.constant(offset, f"{node.name}_bias"),
-    )
+    width = weight.type.static_shape[0]
+    value = region.emit("linear", rows, weight, _bias(region, node, bias, width))
     return Lowered(value, region.graph.shape(node))
+
+
+def _bias(region: RegionBuilder, node: Node, bias: Any, width: int) -> ir.Value:
+    name = f"{node.name}_bias"
+    if bias is None:
+        return region.constant(np.zeros(width, np.float32), name)
+    array = region.constant_of(bias, "float32")
+    if array.shape == (width,):
+        return region.stored(bias, name, "float32")
+    spread, rank = trailing_constant(array, (1, width))
+    if rank != 1 or spread.size != width:
+        raise NotExpressible("a bias that is no vector")
+    return region.constant(spread, name)
 
 
 # convolutions: windows to rows, a dense layer, rows to images
@@ -218,26 +224,18 @@ def _convolve(region: RegionBuilder, node: Node, window: Sequence[Any], groups: 
     stride, padding, dilation = (
         _pair(value, sequence=sequence, fill=fill) for value, fill in zip(window, (1, 0, 1), strict=True)
     )
-    pointwise = kernel == (1, 1) and stride == (1, 1) and padding == (0, 0)
-    if pointwise and x.form == "channel_rows":
-        rows = x.value
-    else:
-        if sequence:
-            batch, channels, length = x.shape
-            x = Lowered(region.materialised(x), (batch, channels, 1, length))
-        rows = _im2col(region, x, kernel, stride, padding, dilation)
-    bias = _argument(node, 2, "bias")
-    offset = np.zeros(weight.shape[0], np.float32) if bias is None else region.constant_of(bias, "float32")
-    value = region.emit(
-        "linear",
-        rows,
-        region.constant(weight.reshape(weight.shape[0], -1), f"{node.name}_weight"),
-        region.constant(offset, f"{node.name}_bias"),
-    )
-    return Lowered(value, region.graph.shape(node), "channel_rows")
+    if sequence:
+        batch, channels, length = x.shape
+        x = replace(x, shape=(batch, channels, 1, length))
+    rows = _im2col(region, x, kernel, stride, padding, dilation)
+    matrix = region.constant(weight.reshape(weight.shape[0], -1), f"{node.name}_weight")
+    bias = _bias(region, node, _argument(node, 2, "bias"), weight.shape[0])
+    return Lowered(region.emit("linear", rows, matrix, bias), region.graph.shape(node), "channel_rows")
 
 
-def _im2col(region: RegionBuilder, x: Lowered, *window: tuple[int, int]) -> Any:
+def _im2col(region: RegionBuilder, x: Lowered, *window: tuple[int, int]) -> ir.Value:
+    if x.form == "channel_rows" and window[:3] == ((1, 1), (1, 1), (0, 0)):
+        return x.value
     names = ("kernel", "stride", "padding", "dilation")
     return region.emit("im2col", region.materialised(x), **dict(zip(names, window, strict=True)))
 
@@ -283,13 +281,13 @@ def _batch_norm(region: RegionBuilder, node: Node, x: Any, *parameters: Any) -> 
     channels = lowered.shape[1]
     if isinstance(channels, Sym):
         raise NotExpressible("batch norm over the batch dimension")
-    defaults = (np.ones, np.zeros, np.zeros, np.ones)
-    vectors = [
-        default(channels, np.float32) if argument is None else region.constant_of(argument, "float32")
-        for argument, default in zip(arguments, defaults, strict=True)
+    defaults = (("gamma", np.ones), ("beta", np.zeros), ("mean", np.zeros), ("var", np.ones))
+    constants = [
+        region.constant(default(channels, np.float32), f"{node.name}_{name}")
+        if argument is None
+        else region.stored(argument, f"{node.name}_{name}", "float32")
+        for argument, (name, default) in zip(arguments, defaults, strict=True)
     ]
-    names = ("gamma", "beta", "mean", "var")
-    constants = [region.constant(v, f"{node.name}_{n}") for v, n in zip(vectors, names, strict=True)]
     if len(lowered.shape) == 2:
         value = region.emit("batch_norm", region.rows(lowered), *constants, eps=float(eps))
         return Lowered(value, lowered.shape)
@@ -303,7 +301,7 @@ def _getitem(region: RegionBuilder, node: Node) -> Result:
     parts = region.env.get(source) if isinstance(source, Node) else None
     part = parts[int(index)] if isinstance(parts, tuple) else None  # type: ignore[arg-type]
     if part is None:
-        raise NotExpressible(f"result {index} of {source}")
+        raise NotExpressible(f"result {index} of {source}", derived=True)
     return part
 
 

@@ -71,6 +71,12 @@ class RegionBuilder:
             self._constants[key] = self.builder.constant(self.name(name), array)
         return self._constants[key]
 
+    def stored(self, node: object, name: str, dtype: str | None = None) -> ir.Value:
+        """Return the value of a constant node under its name in the model; ``name`` is for computed ones."""
+        array = self.constant_of(node, dtype)
+        assert isinstance(node, Node)
+        return self.constant(array, self.graph.constant_name(node) if node.op == "placeholder" else name)
+
     def constant_of(self, node: object, dtype: str | None = None) -> Array:
         """Return the array of a constant node.
 
@@ -103,7 +109,7 @@ class RegionBuilder:
             return Lowered(self.constant(array, node.name), tuple(array.shape))
         lowered = self.env.get(node) if isinstance(node, Node) else None
         if not isinstance(lowered, Lowered):
-            raise NotExpressible(f"operand {node} has no form in the IR")
+            raise NotExpressible(f"operand {node} has no form in the IR", derived=True)
         return lowered
 
     def float_tensor(self, node: object) -> Lowered:

@@ -52,7 +52,7 @@ class Probe:
     """What the IR can express of a graph: the nodes, the reasons for the others, and the builder that holds the whole."""
 
     expressible: frozenset[Node]
-    reasons: Mapping[Node, str]
+    reasons: Mapping[Node, NotExpressible]
     whole: RegionBuilder
 
 
@@ -61,7 +61,7 @@ def probe(graph: Graph) -> Probe:
     region = RegionBuilder(graph)
     for node in graph.input_nodes:
         _declare(region, node)
-    expressible, reasons = set[Node](), dict[Node, str]()
+    expressible, reasons = set[Node](), dict[Node, NotExpressible]()
     for node in graph.nodes:
         if node not in graph.used or not graph.is_tensor_op(node):
             continue
@@ -69,7 +69,7 @@ def probe(graph: Graph) -> Probe:
             lower_node(region, node)
             expressible.add(node)
         except NotExpressible as reason:
-            reasons[node] = str(reason)
+            reasons[node] = reason
             _declare(region, node)
     return Probe(frozenset(expressible), reasons, region)
 

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import Node
 
 from lutcc import ir
 from lutcc.errors import FrontendError
@@ -105,14 +104,16 @@ def _whole_module(graph: Graph, found: Probe) -> ir.Module | None:
 
 
 def _why_mixed(found: Probe) -> tuple[str, ...]:
-    """Return one note per distinct reason, with the first layers that it holds for."""
-    places: dict[str, list[Node]] = {}
+    """Return one note per set of layers that are left to Relax for the same reasons."""
+    of_layer: dict[str, dict[str, None]] = {}
     for node, reason in found.reasons.items():
-        if "has no form in the IR" not in reason:  # follows from an earlier node
-            places.setdefault(reason, []).append(node)
+        if not reason.derived:
+            of_layer.setdefault(layer_of(node), {})[str(reason)] = None
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for layer, reasons in of_layer.items():
+        alike.setdefault(tuple(reasons), []).append(layer)
     notes: list[str] = []
-    for reason, nodes in places.items():
-        layers = list(dict.fromkeys(layer_of(n) for n in nodes))
+    for reasons, layers in alike.items():
         more = f" and {len(layers) - 2} more" if len(layers) > 2 else ""
-        notes.append(f"{', '.join(layers[:2])}{more}: compiled through TVM Relax ({reason})")
+        notes.append(f"{', '.join(layers[:2])}{more}: compiled through TVM Relax ({'; '.join(reasons)})")
     return tuple(notes)

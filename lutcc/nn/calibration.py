@@ -19,20 +19,26 @@ def as_float_tensor(inputs: Any, where: str) -> torch.Tensor:
             inputs = torch.as_tensor(np.asarray(inputs))
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"calibration inputs of type {type(inputs).__name__} are not an array", where=where, fix="pass a tensor"
+                f"calibration inputs of type {type(inputs).__name__} are not an array",
+                where=where,
+                fix="pass a tensor",
             ) from error
     return inputs.detach().to(device="cpu", dtype=torch.float32)
 
 
 def _chosen_rows(nrows: int, max_rows: int | None, seed: int | None) -> np.ndarray | None:
-    """Return ``max_rows`` sorted row numbers drawn without replacement, or None when all rows stay."""
+    """Return ``max_rows`` sorted row numbers drawn without replacement, or None when all rows
+    stay."""
     if max_rows is None or nrows <= max_rows:
         return None
     return np.sort(np.random.default_rng(seed).choice(nrows, max_rows, replace=False))
 
 
-def linear_rows(inputs: torch.Tensor, in_features: int, max_rows: int | None, seed: int | None) -> np.ndarray:
-    """Return calibration rows (N, in_features) float32 from ``inputs`` (..., in_features), at most ``max_rows`` of them.
+def linear_rows(
+    inputs: torch.Tensor, in_features: int, max_rows: int | None, seed: int | None
+) -> np.ndarray:
+    """Return calibration rows (N, in_features) float32 from ``inputs`` (..., in_features), at most
+    ``max_rows`` of them.
 
     Raises
     ------
@@ -51,12 +57,17 @@ def linear_rows(inputs: torch.Tensor, in_features: int, max_rows: int | None, se
 
 
 def conv_rows(
-    inputs: torch.Tensor, in_channels: int, geometry: dict[str, tuple[int, int]], max_rows: int | None, seed: int | None
+    inputs: torch.Tensor,
+    in_channels: int,
+    geometry: dict[str, tuple[int, int]],
+    max_rows: int | None,
+    seed: int | None,
 ) -> np.ndarray:
-    """Return calibration rows (N*OH*OW, in_channels*kh*kw) float32 from images (N, in_channels, H, W).
+    """Return calibration rows (N*OH*OW, in_channels*kh*kw) float32 from images (N, in_channels, H,
+    W).
 
-    ``geometry`` holds kernel_size, stride, padding and dilation. Only ``max_rows`` patches are kept; the rest is never
-    stored.
+    ``geometry`` holds kernel_size, stride, padding and dilation. Only ``max_rows`` patches are
+    kept; the rest is never stored.
 
     Raises
     ------

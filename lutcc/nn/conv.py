@@ -13,10 +13,12 @@ from lutcc.nn.lookup import MaddnessLookup, lookup_options
 
 
 class MaddnessConv2d(MaddnessLookup):
-    """A 2-D convolution by look-ups, for ``x`` (N, in_channels, H, W) or (in_channels, H, W) float32.
+    """A 2-D convolution by look-ups, for ``x`` (N, in_channels, H, W) or (in_channels, H, W)
+    float32.
 
-    Every patch is one row of in_channels * kh * kw columns in the order of ``torch.nn.functional.unfold``; codebooks are
-    runs of these columns, so ``ncodebooks=in_channels`` gives each channel its own.
+    Every patch is one row of in_channels * kh * kw columns in the order of
+    ``torch.nn.functional.unfold``; codebooks are runs of these columns, so
+    ``ncodebooks=in_channels`` gives each channel its own.
 
     Parameters
     ----------
@@ -54,7 +56,12 @@ class MaddnessConv2d(MaddnessLookup):
         **options: Any,
     ) -> None:
         self.kernel_size = _pair("kernel_size", kernel_size, 1)
-        super().__init__(in_channels * self.kernel_size[0] * self.kernel_size[1], out_channels, ncodebooks, **options)
+        super().__init__(
+            in_channels * self.kernel_size[0] * self.kernel_size[1],
+            out_channels,
+            ncodebooks,
+            **options,
+        )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.stride = _pair("stride", stride, 1)
         self.padding = _pair("padding", padding, 0)
@@ -72,7 +79,12 @@ class MaddnessConv2d(MaddnessLookup):
 
     @classmethod
     def from_conv(
-        cls, conv: torch.nn.Conv2d, calibration_inputs: Any, *, max_rows: int | None = 65536, **maddness: Any
+        cls,
+        conv: torch.nn.Conv2d,
+        calibration_inputs: Any,
+        *,
+        max_rows: int | None = 65536,
+        **maddness: Any,
     ) -> Self:
         """Fit look-ups to ``conv`` on what it receives.
 
@@ -90,7 +102,8 @@ class MaddnessConv2d(MaddnessLookup):
         Raises
         ------
         InputError
-            If the convolution is of a kind that look-ups do not cover, shapes disagree or an option is wrong.
+            If the convolution is of a kind that look-ups do not cover, shapes disagree or an option
+            is wrong.
 
         Examples
         --------
@@ -101,7 +114,9 @@ class MaddnessConv2d(MaddnessLookup):
         geometry = conv_geometry(conv)
         inputs = as_float_tensor(calibration_inputs, cls.__name__)
         seed = maddness.get("random_state")
-        rows = conv_rows(inputs, conv.in_channels, geometry, max_rows, seed if isinstance(seed, int) else None)
+        rows = conv_rows(
+            inputs, conv.in_channels, geometry, max_rows, seed if isinstance(seed, int) else None
+        )
         estimator = Maddness(**maddness).fit(rows, *conv_weights(conv))
         return cls.from_estimator(estimator, conv.in_channels, **geometry).to(conv.weight.device)
 
@@ -129,7 +144,15 @@ class MaddnessConv2d(MaddnessLookup):
         4
         """
         options = lookup_options(estimator)
-        layer = cls(in_channels, int(estimator.lut_.shape[2]), kernel_size, stride, padding, dilation, **options)
+        layer = cls(
+            in_channels,
+            int(estimator.lut_.shape[2]),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            **options,
+        )
         if layer.in_features != estimator.n_features_in_:
             raise InputError(
                 f"the estimator was fitted on rows of {estimator.n_features_in_} columns, but patches of {in_channels} "
@@ -141,12 +164,15 @@ class MaddnessConv2d(MaddnessLookup):
         return layer.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (N, out_channels, OH, OW) float32 for ``x`` (N, in_channels, H, W) float32; unbatched likewise."""
+        """Return (N, out_channels, OH, OW) float32 for ``x`` (N, in_channels, H, W) float32;
+        unbatched likewise."""
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         if x.dim() != 4:
             raise InputError(
-                f"the input has shape {tuple(x.shape)}", where="MaddnessConv2d", fix=f"pass (N, {self.in_channels}, H, W)"
+                f"the input has shape {tuple(x.shape)}",
+                where="MaddnessConv2d",
+                fix=f"pass (N, {self.in_channels}, H, W)",
             )
         self.check_input(x, self.in_channels, 1)
         oh, ow = output_size(x.shape[2], x.shape[3], self.geometry)
@@ -173,13 +199,21 @@ def conv_geometry(conv: torch.nn.Conv2d) -> dict[str, tuple[int, int]]:
     Raises
     ------
     InputError
-        For groups, padding other than zeros, and padding="same" that would differ between the two sides.
+        For groups, padding other than zeros, and padding="same" that would differ between the two
+        sides.
     """
     where = "MaddnessConv2d"
     if conv.groups != 1:
-        raise InputError(f"groups={conv.groups}", where=where, fix="keep grouped convolutions exact (recipe 'exact')")
+        raise InputError(
+            f"groups={conv.groups}",
+            where=where,
+            fix="keep grouped convolutions exact (recipe 'exact')",
+        )
     padding = conv.padding
-    kernel, dilation = _pair("kernel_size", conv.kernel_size, 1), _pair("dilation", conv.dilation, 1)
+    kernel, dilation = (
+        _pair("kernel_size", conv.kernel_size, 1),
+        _pair("dilation", conv.dilation, 1),
+    )
     if padding == "valid":
         padding = (0, 0)
     elif padding == "same":
@@ -198,11 +232,17 @@ def conv_geometry(conv: torch.nn.Conv2d) -> dict[str, tuple[int, int]]:
             where=where,
             fix="pad explicitly before the layer (torch.nn.functional.pad), or keep the layer exact",
         )
-    return {"kernel_size": kernel, "stride": _pair("stride", conv.stride, 1), "padding": pads, "dilation": dilation}
+    return {
+        "kernel_size": kernel,
+        "stride": _pair("stride", conv.stride, 1),
+        "padding": pads,
+        "dilation": dilation,
+    }
 
 
 def conv_weights(conv: torch.nn.Conv2d) -> tuple[Any, Any]:
-    """Return B (in_channels*kh*kw, out_channels) and bias or None, float64 arrays, of an exact layer."""
+    """Return B (in_channels*kh*kw, out_channels) and bias or None, float64 arrays, of an exact
+    layer."""
     bias = None if conv.bias is None else conv.bias.detach().cpu().double().numpy()
     return conv.weight.detach().cpu().double().flatten(1).numpy().T, bias
 
@@ -212,6 +252,8 @@ def _pair(name: str, value: Any, low: int) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= low for v in pair):
         raise InputError(
-            f"{name}={value!r} is not one or two integers of at least {low}", where="MaddnessConv2d", fix=f"mend {name}"
+            f"{name}={value!r} is not one or two integers of at least {low}",
+            where="MaddnessConv2d",
+            fix=f"mend {name}",
         )
     return pair

@@ -41,7 +41,12 @@ class MaddnessLinear(MaddnessLookup):
 
     @classmethod
     def from_linear(
-        cls, linear: torch.nn.Linear, calibration_inputs: Any, *, max_rows: int | None = 65536, **maddness: Any
+        cls,
+        linear: torch.nn.Linear,
+        calibration_inputs: Any,
+        *,
+        max_rows: int | None = 65536,
+        **maddness: Any,
     ) -> Self:
         """Fit look-ups to ``linear`` on what it receives.
 
@@ -69,7 +74,9 @@ class MaddnessLinear(MaddnessLookup):
         """
         inputs = as_float_tensor(calibration_inputs, cls.__name__)
         seed = maddness.get("random_state")
-        rows = linear_rows(inputs, linear.in_features, max_rows, seed if isinstance(seed, int) else None)
+        rows = linear_rows(
+            inputs, linear.in_features, max_rows, seed if isinstance(seed, int) else None
+        )
         estimator = Maddness(**maddness).fit(rows, *linear_weights(linear))
         return cls.from_estimator(estimator).to(linear.weight.device)
 
@@ -96,11 +103,17 @@ class MaddnessLinear(MaddnessLookup):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (..., out_features) float32 for ``x`` (..., in_features) float32."""
         if x.dim() == 0:
-            raise InputError("the input is a scalar", where="MaddnessLinear", fix=f"pass (..., {self.in_features})")
+            raise InputError(
+                "the input is a scalar",
+                where="MaddnessLinear",
+                fix=f"pass (..., {self.in_features})",
+            )
         self.check_input(x, self.in_features, -1)
         if x.dim() == 2:
             return self.look_up(x)
-        return self.look_up(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
+        return self.look_up(x.reshape(-1, self.in_features)).reshape(
+            *x.shape[:-1], self.out_features
+        )
 
     def extra_repr(self) -> str:
         """Return the options shown by ``print``."""

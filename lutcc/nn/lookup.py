@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 class MaddnessLookup(torch.nn.Module):
     """Look-ups from rows (N, in_features) float32 to products (N, out_features) float32.
 
-    A fresh layer holds zeros, ready for ``load_state_dict``; :meth:`load_estimator` fills it from a fitted estimator.
+    A fresh layer holds zeros, ready for ``load_state_dict``; :meth:`load_estimator` fills it from a
+    fitted estimator.
 
-    Buffers: ``splitdims`` (C, L) int32 and ``splitvals`` (C, K) float32, or ``centroids`` (K, D) float32, ``half_norms``
-    (C, K) float32 and ``columns`` (D,) int32; ``lut`` (C, K, M) uint8 or float32; ``scale`` and ``offset`` (M,) float32 (8-bit
-    tables only).
+    Buffers: ``splitdims`` (C, L) int32 and ``splitvals`` (C, K) float32, or ``centroids`` (K, D)
+    float32, ``half_norms`` (C, K) float32 and ``columns`` (D,) int32; ``lut`` (C, K, M) uint8 or
+    float32; ``scale`` and ``offset`` (M,) float32 (8-bit tables only).
     """
 
     splitdims: torch.Tensor
@@ -77,7 +78,10 @@ class MaddnessLookup(torch.nn.Module):
             self.register_buffer("centroids", torch.zeros(nprototypes, in_features))
             self.register_buffer("half_norms", torch.zeros(ncodebooks, nprototypes))
             self.register_buffer("columns", torch.arange(in_features, dtype=torch.int32))
-        self.register_buffer("lut", torch.zeros(ncodebooks, nprototypes, out_features, dtype=getattr(torch, lut_dtype)))
+        self.register_buffer(
+            "lut",
+            torch.zeros(ncodebooks, nprototypes, out_features, dtype=getattr(torch, lut_dtype)),
+        )
         if lut_dtype == "uint8":
             self.register_buffer("scale", torch.zeros(out_features))
             self.register_buffer("offset", torch.zeros(out_features))
@@ -92,20 +96,29 @@ class MaddnessLookup(torch.nn.Module):
         """Return the codes (N, C) uint8 of ``rows`` (N, in_features) float32."""
         if self.encoder == "tree":
             return torch.ops.lutcc.tree_encode(rows, self.splitdims, self.splitvals)
-        return torch.ops.lutcc.nearest_encode(rows, self.centroids, self.half_norms, self.columns, list(self.starts))
+        return torch.ops.lutcc.nearest_encode(
+            rows, self.centroids, self.half_norms, self.columns, list(self.starts)
+        )
 
     def look_up(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the products (N, out_features) float32 of ``rows`` (N, in_features) float32."""
-        sums = torch.ops.lutcc.lut_accumulate(self.encode_rows(rows), self.lut, self.accumulate, self.upcast_every)
+        sums = torch.ops.lutcc.lut_accumulate(
+            self.encode_rows(rows), self.lut, self.accumulate, self.upcast_every
+        )
         if self.lut_dtype == "uint8":
-            return torch.ops.lutcc.lut_dequantize(sums, self.scale, self.offset, self.activation or "none")
+            return torch.ops.lutcc.lut_dequantize(
+                sums, self.scale, self.offset, self.activation or "none"
+            )
         return torch.relu(sums) if self.activation == "relu" else sums
 
     def check_input(self, x: torch.Tensor, features: int, dim: int) -> None:
-        """Raise :class:`InputError` unless ``x`` is float32 with ``features`` entries along ``dim``."""
+        """Raise :class:`InputError` unless ``x`` is float32 with ``features`` entries along
+        ``dim``."""
         if x.dtype != torch.float32:
             raise InputError(
-                f"the input has dtype {x.dtype}, but look-ups compare float32", where=type(self).__name__, fix="call x.float()"
+                f"the input has dtype {x.dtype}, but look-ups compare float32",
+                where=type(self).__name__,
+                fix="call x.float()",
             )
         if x.shape[dim] != features:
             raise InputError(
@@ -128,7 +141,16 @@ class MaddnessLookup(torch.nn.Module):
 
 
 def lookup_options(estimator: Maddness) -> dict[str, Any]:
-    """Return the constructor arguments of :class:`MaddnessLookup` that describe a fitted ``estimator``."""
+    """Return the constructor arguments of :class:`MaddnessLookup` that describe a fitted
+    ``estimator``."""
     estimator._check_fitted("from_estimator")
-    names = ("ncodebooks", "nprototypes", "encoder", "activation", "lut_dtype", "accumulate", "upcast_every")
+    names = (
+        "ncodebooks",
+        "nprototypes",
+        "encoder",
+        "activation",
+        "lut_dtype",
+        "accumulate",
+        "upcast_every",
+    )
     return {name: estimator.options_[name] for name in names}

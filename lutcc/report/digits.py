@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 WIDTHS = (64, 30, 30, 30, 10)
-EPOCHS = 400
+EPOCHS = 200
 
 
 def batch(data: ImageSplit, rows: int) -> np.ndarray:
@@ -49,7 +49,7 @@ def train(data: ImageSplit, seed: int = 0) -> nn.Sequential:
 
     model = mlp(seed)
     x, y = torch.from_numpy(data.train_x), torch.from_numpy(data.train_y)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=1e-4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=1e-3)
     for _ in range(EPOCHS):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()

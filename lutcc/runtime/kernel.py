@@ -207,6 +207,7 @@ class LookupKernel:
         return max(1, min(self.choice.count(), int(rows * self._threads_per_row)))
 
     def workspace(self, rows: int, count: int) -> tuple[int, int, Any]:
+        """Return (rows, threads, memory) of a new workspace that is large enough for both."""
         sizes = self._sizes
         nbytes = sizes["fixed"] + sizes["per_row"] * rows + sizes["per_thread"] * count
         # The memory is referenced by the tvm_ffi tensor alone.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lutcc.schedules.x86.context import Columns, External, StageContext
 from lutcc.schedules.x86.emit import (
+    ITEMSIZE,
     Expr,
     View,
     bind,
@@ -18,6 +19,7 @@ from lutcc.schedules.x86.emit import (
     local,
     loop,
     minimum,
+    select,
     shuffle,
     transpose16,
     when,
@@ -117,6 +119,36 @@ def materialise(ctx: StageContext, source: External) -> Columns:
     return target
 
 
+class NextBlock:
+    """Fetches the rows of the next block while the current one is computed.
+
+    The input of a block is read once, at its beginning, when there is nothing else to do; asking
+    for it a few lines at a time during the scan before hides the memory.
+    """
+
+    def __init__(self, ctx: StageContext, source: External, tiles: int) -> None:
+        self.source = source
+        row_bytes = source.columns * ITEMSIZE[source.dtype]
+        self.lines = -(-ctx.block_rows * row_bytes // (64 * max(tiles, 1)))
+        self.step = 64 // ITEMSIZE[source.dtype]
+        contiguous = both(
+            equal(source.column_stride, i64(1)), equal(source.row_stride, i64(source.columns))
+        )
+        first = bind(ctx.first_row + ctx.block_rows)
+        rows = minimum(i64(ctx.block_rows), ctx.last_row + 1 - first)
+        self.end = bind(select(contiguous, (first + rows) * source.columns, i64(0)))
+        self.position = local(1, "int64")
+        self.position.store(0, first * source.columns)
+
+    def advance(self) -> None:
+        """Ask for the next lines."""
+        at = bind(self.position.load(0))
+        with when(at < self.end):
+            for line in range(self.lines):
+                self.source.view.prefetch(at + line * self.step, write=False)
+            self.position.store(0, at + self.lines * self.step)
+
+
 def store_partial(view: View, index: Expr, vector: Expr, count: int) -> None:
     """Store the first ``count`` of 16 lanes by at most two overlapping power-of-two stores."""
     if count == 16:
@@ -136,6 +168,9 @@ class ColumnsSink:
 
     def begin(self, tile_groups: int) -> None:
         """Nothing to prepare."""
+
+    def prefetch(self, start: Expr, groups: Sequence[Expr], first: Expr, count: int) -> None:
+        """Scratch is in cache already."""
 
     def put(self, column: Expr, start: Expr, group: Expr, slot: int, value: Expr) -> None:
         """Store 16 rows of column ``start + column``."""
@@ -165,6 +200,14 @@ class RowMajorSink:
         dtype = "int32" if self.target.dtype == "int32" else "float32"
         self._bounce = local(16 * 16 * tile_groups, dtype)
         self._groups = tile_groups
+
+    def prefetch(self, start: Expr, groups: Sequence[Expr], first: Expr, count: int) -> None:
+        """Fetch the lines that rows ``first .. first + count`` of each group will be stored to."""
+        for group in groups:
+            for j in range(count):
+                row = minimum(self.ctx.first_row + i64(group) * 16 + first + j, self.ctx.last_row)
+                where = row * self.target.columns + i64(start)
+                self.target.view.prefetch(where, write=True)
 
     def put(self, column: Expr, start: Expr, group: Expr, slot: int, value: Expr) -> None:
         """Keep 16 rows of a column; ``slot`` numbers the row group within the tile."""

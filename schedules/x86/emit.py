@@ -182,6 +182,16 @@ class View:
             return raw
         return reinterpret(self.dtype + (f"x{lanes}" if lanes > 1 else ""), raw)
 
+    def prefetch(self, index: int | Expr, *, write: bool) -> None:
+        """Ask for the cache line of an element: for writing into L1, for reading into L2."""
+        scale = ITEMSIZE[self.dtype] if self.is_bytes else 1
+        element = tir.BufferLoad(self.buffer, [self.base + i64(index) * scale])
+        flags = (1, 3) if write else (0, 2)  # (for writing, locality)
+        arguments = [tir.const(flag, "int32") for flag in (*flags, 1)]
+        builder.evaluate(
+            tir.call_llvm_intrin("void", "llvm.prefetch.p0", tir.address_of(element), *arguments)
+        )
+
     def store(self, index: int | Expr, value: Expr, lanes: int = 1) -> None:
         """Store ``lanes`` elements from ``index`` on."""
         if not self.is_bytes:
@@ -201,7 +211,7 @@ class View:
 def local(count: int, dtype: str) -> View:
     """Return ``count`` elements of stack, which LLVM keeps in registers where it can."""
     stack = {"disable_lower_builtin": True}  # an alloca, never a call to the runtime's allocator
-    buffer = builder.alloc_buffer((count,), dtype, scope="local", annotations=stack)
+    buffer = builder.alloc_buffer((count,), dtype, scope="local", align=64, annotations=stack)
     return View(buffer, i64(0), dtype, is_bytes=False)
 
 

@@ -27,12 +27,9 @@ TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2, "bf16_cast": 2e-2, "int8_onednn": 5e-2,
 
 
 def pairs(bias: bool = True) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(24, 40), (7, 24)]
-    return [
-        (torch.randn(*size, generator=generator), torch.randn(size[0], generator=generator) if bias else None)
-        for size in sizes
-    ]  # fmt: skip
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.randn(24, 40, generator=draw), torch.randn(7, 24, generator=draw)]
+    return [(w, torch.randn(len(w), generator=draw) if bias else None) for w in weights]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

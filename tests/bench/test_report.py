@@ -27,12 +27,13 @@ def result() -> dict:
     machine = describe(0) | {"flags": ["avx2", "avx512vbmi", "amx_tile", "amx_int8", "amx_bf16"]}
     models = [
         {"label": f"lutcc {c}", "kind": "lutcc", "ncodebooks": c, "accuracy": 0.8 + c / 200,
-         "relative_accuracy": 0.9, "isa": "avx512_vbmi_vnni", "bytes": 9000 * c, "table_bytes": 800 * c,
-         "times": {1: timing(c), 64: timing(3 * c)}}
+         "relative_accuracy": 0.9, "isa": "avx512_vbmi_vnni", "bytes": 9000 * c,
+         "table_bytes": 800 * c, "times": {1: timing(c), 64: timing(3 * c)}}
         for c in (4, 16)
     ] + [
         {"label": label, "kind": "dense", "precision": label.removesuffix("/amx"), "accuracy": 0.97,
-         "relative_accuracy": 1.0, "isa": None, "bytes": 4000, "times": {1: timing(20), 64: timing(at)}}
+         "relative_accuracy": 1.0, "isa": None, "bytes": 4000,
+         "times": {1: timing(20), 64: timing(at)}}
         for label, at in (("fp32", 100), ("int8_onednn/amx", 10), ("int8_onednn", 30))
     ]  # fmt: skip
     verdict = {
@@ -86,7 +87,8 @@ def test_picture_is_a_png_of_the_right_shape(result, tmp_path: Path):
 
 def test_bench_table_and_readme_blocks(result):
     row = {
-        "N": 1, "D": 512, "M": 512, "C": 64, "isa": "avx2", "fastest": "int8_onednn/amx", "speedup": 0.5,
+        "N": 1, "D": 512, "M": 512, "C": 64, "isa": "avx2",
+        "fastest": "int8_onednn/amx", "speedup": 0.5,
         "fastest_without_amx": "fp32", "speedup_without_amx": 4.0,
         "times": {"lutcc": timing(2), "fp32": timing(8), "int8_onednn/amx": timing(1)},
     }  # fmt: skip

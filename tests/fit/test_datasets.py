@@ -22,9 +22,14 @@ def write_idx(path: Path, array: np.ndarray, code: int = 0x08) -> None:
 @pytest.fixture
 def mnist_folder(tmp_path: Path) -> Path:
     random = np.random.default_rng(0)
-    write_idx(tmp_path / "train-images-idx3-ubyte.gz", random.integers(0, 256, (6, 28, 28)).astype(np.uint8))
+    write_idx(
+        tmp_path / "train-images-idx3-ubyte.gz",
+        random.integers(0, 256, (6, 28, 28)).astype(np.uint8),
+    )
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.array([0, 9, 2, 3, 4, 5], np.uint8))
-    write_idx(tmp_path / "t10k-images-idx3-ubyte", random.integers(0, 256, (4, 28, 28)).astype(np.uint8))
+    write_idx(
+        tmp_path / "t10k-images-idx3-ubyte", random.integers(0, 256, (4, 28, 28)).astype(np.uint8)
+    )
     write_idx(tmp_path / "t10k-labels.idx1-ubyte", np.array([1, 2, 3, 4], np.uint8))
     return tmp_path
 
@@ -51,7 +56,9 @@ def test_mnist_reads_plain_and_gzipped_files(mnist_folder: Path) -> None:
     np.testing.assert_allclose(data.train_x[:, 0], raw / 255.0, atol=1e-7)
 
 
-@pytest.mark.parametrize(("code", "dtype"), [(0x09, "i1"), (0x0B, "i2"), (0x0C, "i4"), (0x0D, "f4"), (0x0E, "f8")])
+@pytest.mark.parametrize(
+    ("code", "dtype"), [(0x09, "i1"), (0x0B, "i2"), (0x0C, "i4"), (0x0D, "f4"), (0x0E, "f8")]
+)
 def test_every_idx_type_is_read(tmp_path: Path, code: int, dtype: str) -> None:
     array = np.arange(-3, 9).reshape(3, 4).astype(dtype)
     write_idx(tmp_path / "x", array, code)

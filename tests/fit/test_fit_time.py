@@ -14,10 +14,14 @@ from lutcc.fit import Maddness
 @pytest.mark.slow
 def test_issue_size_under_30_seconds() -> None:
     random = np.random.default_rng(0)
-    A = np.maximum(random.normal(size=(50_000, 128)).astype(np.float32) @ random.normal(size=(128, 512)), 0)
+    A = np.maximum(
+        random.normal(size=(50_000, 128)).astype(np.float32) @ random.normal(size=(128, 512)), 0
+    )
     B = random.normal(size=(512, 512))
     with threadpool_limits(1):
-        start = time.process_time()  # of this process alone: other work on the machine does not count
+        start = (
+            time.process_time()
+        )  # of this process alone: other work on the machine does not count
         estimator = Maddness(64, random_state=0).fit(A, B)
         seconds = time.process_time() - start
     assert seconds < 30

@@ -1,4 +1,5 @@
-"""The estimator: shapes, options, refusals, degenerate data, and bit-equality with the interpreter."""
+"""The estimator: shapes, options, refusals, degenerate data, and bit-equality with the
+interpreter."""
 
 from __future__ import annotations
 
@@ -71,7 +72,11 @@ def test_more_codebooks_and_prototypes_are_better() -> None:
         return Maddness(random_state=0, **options).fit(A[:2000], B).score(A[2000:], B)
 
     assert score(ncodebooks=4) < score(ncodebooks=8) < score(ncodebooks=16) < score(ncodebooks=32)
-    assert score(ncodebooks=8, nprototypes=4) < score(ncodebooks=8) < score(ncodebooks=8, nprototypes=64)
+    assert (
+        score(ncodebooks=8, nprototypes=4)
+        < score(ncodebooks=8)
+        < score(ncodebooks=8, nprototypes=64)
+    )
 
 
 def test_ridge_beats_bucket_means_and_the_product_hash_the_input_hash() -> None:
@@ -138,7 +143,9 @@ def test_nearest_codes_are_nearest() -> None:
 def test_ties_and_near_ties_go_the_way_of_the_kernels() -> None:
     grid = np.round(correlated(300, 6) * 2) / 2  # many rows exactly between two centroids
     estimator = Maddness(2, 24, encoder="nearest", random_state=0).fit(grid)
-    np.testing.assert_array_equal(estimator.predict(grid), ir.interpret(estimator.to_ir(), [grid])[0])
+    np.testing.assert_array_equal(
+        estimator.predict(grid), ir.interpret(estimator.to_ir(), [grid])[0]
+    )
     far = grid + np.float32(4096)  # scores of 10**7 whose differences drown in float32
     estimator.fit(far)
     np.testing.assert_array_equal(estimator.predict(far), ir.interpret(estimator.to_ir(), [far])[0])
@@ -180,7 +187,9 @@ def test_memory_order_does_not_matter(order: str) -> None:
 @pytest.mark.parametrize("nrows", [1, 2, 3, 9, 15])
 def test_fewer_rows_than_prototypes(encoder: str, nrows: int) -> None:
     A, B = correlated(nrows, 6), weights(6, 3)
-    estimator = Maddness(3, encoder=encoder, random_state=0, prototypes="kmeans", lut_dtype="float32").fit(A, B)
+    estimator = Maddness(
+        3, encoder=encoder, random_state=0, prototypes="kmeans", lut_dtype="float32"
+    ).fit(A, B)
     if encoder == "nearest" or nrows <= 3:  # every row has its own bucket
         np.testing.assert_allclose(estimator.predict(A), A @ B, atol=1e-4)
     assert nrows == 1 or estimator.score(A, B) > 0.5
@@ -196,7 +205,9 @@ def test_constant_columns(encoder: str, accumulate: str) -> None:
     estimator = Maddness(4, encoder=encoder, accumulate=accumulate, random_state=0).fit(A, B)
     assert estimator.score(A, B) > 0.7
     everything = np.full((50, 8), 2.5, np.float32)
-    constant = Maddness(4, encoder=encoder, accumulate=accumulate, random_state=0).fit(everything, B)
+    constant = Maddness(4, encoder=encoder, accumulate=accumulate, random_state=0).fit(
+        everything, B
+    )
     np.testing.assert_allclose(constant.predict(everything), everything @ B, rtol=1e-4, atol=1e-5)
     assert np.isfinite(constant.predict(A)).all()
 
@@ -207,7 +218,9 @@ def test_large_values_and_offsets() -> None:
     assert Maddness(8, 64, random_state=0).fit(A, B).score(A, B) > 0.8
 
 
-@pytest.mark.parametrize(("ncolumns", "ncodebooks"), [(1, 1), (2, 1), (7, 7), (7, 3), (17, 16), (31, 1)])
+@pytest.mark.parametrize(
+    ("ncolumns", "ncodebooks"), [(1, 1), (2, 1), (7, 7), (7, 3), (17, 16), (31, 1)]
+)
 @pytest.mark.parametrize("noutputs", [1, 5])
 def test_any_columns_and_codebooks(ncolumns: int, ncodebooks: int, noutputs: int) -> None:
     A, B = correlated(100, ncolumns), weights(ncolumns, noutputs)
@@ -311,4 +324,6 @@ def test_parameters_changed_after_fit_wait_for_the_next_fit() -> None:
 def test_state_survives_pickling() -> None:
     A = correlated(100, 8)
     estimator = Maddness(4, random_state=0).fit(A)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(estimator)).predict(A), estimator.predict(A))
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(estimator)).predict(A), estimator.predict(A)
+    )

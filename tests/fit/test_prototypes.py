@@ -14,7 +14,9 @@ N, D, C, K = 203, 11, 4, 8
 @pytest.fixture
 def problem() -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...], np.ndarray]:
     random = np.random.default_rng(5)
-    X = (random.normal(size=(N, 4)) @ random.normal(size=(4, D)) + random.normal(size=(N, D))).astype(np.float32)
+    X = (
+        random.normal(size=(N, 4)) @ random.normal(size=(4, D)) + random.normal(size=(N, D))
+    ).astype(np.float32)
     parts = contiguous_partition(D, C)
     firsts = X[:, [part[0] for part in parts]]
     codes = np.clip(firsts * 1.2 + 3, 0, K - 2).astype(np.uint8)  # code K-1 never occurs
@@ -45,7 +47,9 @@ def test_solution_minimises_equation_2(problem, ridge_lambda: float) -> None:
     delta = normal_equations(X, codes, base, parts).solve(ridge_lambda)
     # min |A - G P|^2 + lambda |P - P0|^2 as one least-squares problem
     stacked = np.concatenate([G, np.sqrt(ridge_lambda) * np.eye(C * K)])
-    expected = np.linalg.lstsq(stacked, np.concatenate([X, np.sqrt(ridge_lambda) * P0]), rcond=None)[0]
+    expected = np.linalg.lstsq(
+        stacked, np.concatenate([X, np.sqrt(ridge_lambda) * P0]), rcond=None
+    )[0]
     np.testing.assert_allclose(P0 + delta, expected, atol=2e-5)
 
 
@@ -59,7 +63,9 @@ def test_statistics_do_not_depend_on_row_blocks() -> None:
     equations = normal_equations(X, codes, base, parts)
     G = one_hot(codes)
     np.testing.assert_array_equal(equations.gram, G.T @ G)
-    np.testing.assert_allclose(equations.cross, G.T @ (X - G @ dense_prototypes(base, parts)), atol=2e-2)
+    np.testing.assert_allclose(
+        equations.cross, G.T @ (X - G @ dense_prototypes(base, parts)), atol=2e-2
+    )
 
 
 def test_empty_bucket_takes_the_mean_of_its_nearest_ancestor() -> None:
@@ -72,7 +78,9 @@ def test_empty_bucket_takes_the_mean_of_its_nearest_ancestor() -> None:
 
 def test_empty_bucket_without_tree_takes_the_mean_of_all() -> None:
     X = np.array([[1.0], [3.0], [11.0]], np.float32)
-    means = bucket_means(X, np.array([[0], [0], [2]], np.uint8), contiguous_partition(1, 1), 4, tree=False)
+    means = bucket_means(
+        X, np.array([[0], [0], [2]], np.uint8), contiguous_partition(1, 1), 4, tree=False
+    )
     np.testing.assert_allclose(means[:, 0], [2, 5, 11, 5])
 
 

@@ -1,7 +1,8 @@
 """scikit-learn's own estimator checks.
 
-They call ``fit(X, y)`` with labels for y, whereas Maddness takes a weight matrix there. A subclass that ignores y fits the
-identity product (it reconstructs X), so that all checks apply; the class itself must pass those that never call ``fit``.
+They call ``fit(X, y)`` with labels for y, whereas Maddness takes a weight matrix there. A subclass
+that ignores y fits the identity product (it reconstructs X), so that all checks apply; the class
+itself must pass those that never call ``fit``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ class Reconstruction(Maddness):
         return super().score(X)
 
 
-@parametrize_with_checks([Reconstruction(1, 4), Reconstruction(1, 4, encoder="nearest"), Reconstruction(1, accumulate="mean")])
+@parametrize_with_checks(
+    [
+        Reconstruction(1, 4),
+        Reconstruction(1, 4, encoder="nearest"),
+        Reconstruction(1, accumulate="mean"),
+    ]
+)
 def test_estimator_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
@@ -44,7 +51,9 @@ WITHOUT_FIT = (
 @pytest.mark.parametrize("name", WITHOUT_FIT)
 def test_checks_of_the_class_itself(name: str) -> None:
     checks = [
-        check for _, check in estimator_checks_generator(Maddness(1)) if getattr(check, "func", check).__name__ == name
+        check
+        for _, check in estimator_checks_generator(Maddness(1))
+        if getattr(check, "func", check).__name__ == name
     ]
     assert len(checks) == 1
     estimator = Maddness(1)

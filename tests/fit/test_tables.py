@@ -10,7 +10,8 @@ from lutcc.fit.tables import EXACT_IN_FLOAT32, accumulator_bound, averaging_bias
 
 
 def reference_mean(codes: np.ndarray, lut: np.ndarray, upcast_every: int) -> np.ndarray:
-    """bolt's reference: pad with zeros, average neighbours with (a + b + 1) // 2, add the groups."""
+    """bolt's reference: pad with zeros, average neighbours with (a + b + 1) // 2, add the
+    groups."""
     C, _, M = lut.shape
     picked = np.stack([lut[c][codes[:, c]] for c in range(C)], axis=1).astype(np.int64)
     groups = -(-C // upcast_every)
@@ -29,7 +30,9 @@ def test_every_entry_is_within_half_a_step() -> None:
     rebuilt = quantized.lut * quantized.scale.astype(np.float64) + lowest
     assert (np.abs(rebuilt - tables) <= 0.5001 * quantized.scale).all()
     np.testing.assert_allclose(quantized.offset, lowest.sum(axis=(0, 1)), rtol=1e-6)
-    assert (quantized.lut.max(axis=(0, 1)) == 255).all()  # the widest codebook of each column uses all levels
+    assert (
+        quantized.lut.max(axis=(0, 1)) == 255
+    ).all()  # the widest codebook of each column uses all levels
     assert (quantized.lut.min(axis=1) == 0).all()
 
 
@@ -40,7 +43,10 @@ def test_offset_makes_the_training_rows_unbiased() -> None:
     frequency = np.stack([np.bincount(c, minlength=4) for c in codes.T]) / 50
     exact = sum(tables[c][codes[:, c]] for c in range(8))
     quantized = quantize_tables(tables, frequency)
-    products = lut_accumulate(codes, quantized.lut, "exact", 2) * quantized.scale.astype(float) + quantized.offset
+    products = (
+        lut_accumulate(codes, quantized.lut, "exact", 2) * quantized.scale.astype(float)
+        + quantized.offset
+    )
     np.testing.assert_allclose((products - exact).mean(axis=0), 0, atol=1e-6)
 
 
@@ -84,8 +90,11 @@ def test_host_average_is_bolts_reference(upcast_every: int, ncodebooks: int) -> 
 @pytest.mark.parametrize("ncodebooks", [8, 16, 19, 64])
 def test_bias_formula_matches_the_mean_excess(upcast_every: int, ncodebooks: int) -> None:
     random = np.random.default_rng(ncodebooks)
-    # The derivation takes odd and even as equally likely: eight odd and eight even entries in every table column.
-    parity = random.permuted(np.broadcast_to((np.arange(16) % 2)[None, :, None], (ncodebooks, 16, 8)), axis=1)
+    # The derivation takes odd and even as equally likely: eight odd and eight even entries in every
+    # table column.
+    parity = random.permuted(
+        np.broadcast_to((np.arange(16) % 2)[None, :, None], (ncodebooks, 16, 8)), axis=1
+    )
     lut = (2 * random.integers(0, 128, size=(ncodebooks, 16, 8)) + parity).astype(np.uint8)
     lut[:, :, 1] = 0  # a column without tables: nothing to round
     lut[1::2, :, 2] = 0  # every second codebook constant in this column

@@ -13,7 +13,8 @@ from lutcc.fit.tree import fit_balanced_tree
 
 def squared_error(targets: np.ndarray, buckets: np.ndarray) -> float:
     return sum(
-        float(np.square(targets[buckets == b] - targets[buckets == b].mean(axis=0)).sum()) for b in np.unique(buckets)
+        float(np.square(targets[buckets == b] - targets[buckets == b].mean(axis=0)).sum())
+        for b in np.unique(buckets)
     )
 
 
@@ -21,7 +22,9 @@ def best_single_cut(X: np.ndarray, targets: np.ndarray) -> float:
     """Try every column and every threshold."""
     losses = [squared_error(targets, np.zeros(len(X)))]
     for column in X.T:
-        losses += [squared_error(targets, column > threshold) for threshold in np.unique(column)[:-1]]
+        losses += [
+            squared_error(targets, column > threshold) for threshold in np.unique(column)[:-1]
+        ]
     return min(losses)
 
 
@@ -34,7 +37,9 @@ def test_first_cut_is_the_best_of_all(seed: int, nrows: int, ncolumns: int, ties
         X = np.round(X)
     targets = random.normal(size=(nrows, 3)) + X @ random.normal(size=(ncolumns, 3))
     tree = fit_balanced_tree(X, 1, ncolumns, targets)
-    assert squared_error(targets, tree.leaves) == pytest.approx(best_single_cut(X, targets), rel=1e-9, abs=1e-9)
+    assert squared_error(targets, tree.leaves) == pytest.approx(
+        best_single_cut(X, targets), rel=1e-9, abs=1e-9
+    )
 
 
 def test_second_level_thresholds_are_optimal_per_bucket_and_share_a_column() -> None:
@@ -43,7 +48,8 @@ def test_second_level_thresholds_are_optimal_per_bucket_and_share_a_column() -> 
     tree = fit_balanced_tree(X, 2, 3)
     first = X[:, tree.splitdims[0]] > tree.splitvals[1]
     best = min(
-        sum(best_single_cut_in(X[first == side], column) for side in (False, True)) for column in range(3)
+        sum(best_single_cut_in(X[first == side], column) for side in (False, True))
+        for column in range(3)
     )
     assert squared_error(X, tree.leaves) == pytest.approx(best, rel=1e-5)
 

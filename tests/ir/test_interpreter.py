@@ -116,7 +116,7 @@ def test_calls_bind_symbols() -> None:
         ([], "got 0 inputs for 2 parameters"),
         ([np.zeros((3, 4)), np.zeros((3, 2), np.float32)], "float64"),
         ([np.zeros(3, np.float32), np.zeros((3, 2), np.float32)], "rank 1"),
-        ([np.zeros((3, 5), np.float32), np.zeros((3, 2), np.float32)], "dimension 1 must be 4, got 5"),
+        ([np.zeros((4, 5), np.float32), np.zeros((2, 2), np.float32)], "dimension 1 must be 4, got 5"),
         ([np.zeros((3, 4), np.float32), np.zeros((3, 2), np.float32)], "3 is not a multiple of 2"),
         ([np.zeros((4, 4), np.float32), np.zeros((3, 2), np.float32)], "n = 2 from another"),
     ],

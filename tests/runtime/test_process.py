@@ -51,8 +51,9 @@ if sys.argv[2] != "-":
 artifact = lutcc.load(sys.argv[1])
 x = np.random.default_rng(0).standard_normal((int(sys.argv[3]), 16)).astype(np.float32)
 assert np.array_equal(artifact(x), x * np.arange(1, 17, dtype=np.float32))
-print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "tvm", "tvm_ffi",
-"scipy"})) with open("/proc/self/maps") as maps:
+packages = {name.partition(".")[0] for name in sys.modules}
+print(sorted(packages & {"torch", "tvm", "tvm_ffi", "scipy"}))
+with open("/proc/self/maps") as maps:
     text = maps.read()
 print(sorted(n for n in ("libtvm_runtime", "libtvm_compiler", "libtorch") if n in text))
 """

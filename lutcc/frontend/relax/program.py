@@ -21,6 +21,7 @@ from lutcc.frontend.partition import Region
 from lutcc.frontend.relax.kernels import RegionKernel
 from lutcc.ir.types import Array, Dim, Sym
 
+_RENAMING = ("aten.expand.", "aten.clone.", "aten.alias.", "aten.view.", "aten.contiguous.", "aten.detach.")
 _INLINE_ELEMENTS = 1
 """Constants of at most this many elements go into the code; larger ones are parameters."""
 
@@ -81,6 +82,8 @@ def to_relax(graph: Graph, regions: Iterable[Region], kernels: Mapping[str, Regi
             custom_convert_map={
                 lutcc_region.__name__: region_calls.convert,
                 lutcc_region_result.__name__: region_calls.result,
+                "select.int": _select,
+                "embedding.default": _embedding,
             },
         )
     except Exception as error:  # the importer raises what its asserts and operators raise
@@ -140,6 +143,8 @@ class _Contracted:
             stack.pop()
             if region is not None:
                 self._call(region)
+            elif _changes_nothing(node):
+                self.env[node] = self.env[node.all_input_nodes[0]]
             else:
                 self.env[node] = self.fx.node_copy(node, lambda n: self.env[n])
                 self.origin[self.env[node]] = node
@@ -163,13 +168,12 @@ class _Contracted:
         if tensor.numel() <= _INLINE_ELEMENTS:
             self.inlined[placeholder.name] = tensor
         else:
-            self.params[placeholder.name] = _numpy(tensor)
+            self.params[self.graph.constant_name(node)] = _numpy(tensor)
         return placeholder
 
     def _blob(self, name: str, blob: Array) -> Node:
-        placeholder = self._placeholder(f"{name}_blob", torch.from_numpy(blob))
-        self.params[placeholder.name] = blob
-        return placeholder
+        self.params[f"{name}.blob"] = blob
+        return self._placeholder(f"{name}_blob", torch.from_numpy(blob))
 
     def as_program(self) -> Any:
         """Return what the importer reads of an ExportedProgram; every parameter is an input."""
@@ -243,6 +247,48 @@ class _RegionCalls:
                     if getattr(size, "name", None) == str(self.graph.batch):
                         return size
         return None
+
+
+def _changes_nothing(node: Node) -> bool:
+    """Tell whether a node only renames its input: TVM would copy it."""
+    if not op_name(node).startswith(_RENAMING):
+        return False
+    value, source = node.meta.get("val"), node.all_input_nodes[0].meta.get("val")
+    if not (isinstance(value, torch.Tensor) and isinstance(source, torch.Tensor)):
+        return False
+    same_shape = len(value.shape) == len(source.shape) and all(
+        str(a) == str(b) for a, b in zip(value.shape, source.shape, strict=True)
+    )
+    return same_shape and value.dtype == source.dtype
+
+
+def _select(node: Node, importer: Any) -> Any:
+    """One slice of a tensor. TVM's own rule gathers by an index, element by element."""
+    from tvm import relax
+
+    x, axis, index = importer.env[node.args[0]], int(node.args[1]), node.args[2]  # type: ignore[arg-type]
+    rank = len(x.ty.shape)
+    axis %= rank
+    if not isinstance(index, int):
+        raise FrontendError(
+            "selects by a computed index", where=layer_of(node), fix="use torch.index_select or torch.gather"
+        )
+    stop = index + 1 if index != -1 else x.ty.shape[axis]
+    emit = importer.block_builder.emit
+    part = emit(relax.op.strided_slice(x, axes=[axis], begin=[index], end=[stop], assume_inbound=True))
+    return emit(relax.op.squeeze(part, axis=[axis]))
+
+
+def _embedding(node: Node, importer: Any) -> Any:
+    """Rows of a table. An index outside it is clipped: an artifact must not read elsewhere."""
+    from tvm import relax
+
+    table, indices = (importer.env[n] for n in node.args[:2])
+    emit = importer.block_builder.emit
+    shape = list(indices.ty.shape)
+    flat = emit(relax.op.reshape(indices, [-1])) if len(shape) != 1 else indices
+    rows = emit(relax.op.take(table, flat, axis=0, mode="clip"))
+    return emit(relax.op.reshape(rows, [*shape, table.ty.shape[1]]))
 
 
 def _sizes(shape: Iterable[Dim], batch: Any) -> list[Any]:
