@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from lutcc.ir.types import Array
 
-F32Array = npt.NDArray[np.float32]
+F32Array: TypeAlias = npt.NDArray[np.float32]
+Operand: TypeAlias = Array | np.floating[Any]
 
 
-def fma32(a: Array, b: Array, c: Array) -> F32Array:
+def fma32(a: Operand, b: Operand, c: Operand) -> F32Array:
     """Return ``a * b + c`` in float32, element by element, rounded once (fusedMultiplyAdd).
 
     The product of two float32 is exact in float64. The sum is rounded to float64 *to odd* (its

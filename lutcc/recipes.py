@@ -148,8 +148,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def read_recipe(recipe: Mapping[str, Any] | str | Path) -> dict[str, Config]:
-    """Return ``{pattern: config}`` from a mapping (configs or dictionaries) or the path of a TOML
-    or JSON file.
+    """Return ``{pattern: config}`` from a mapping, or the path of a TOML or JSON file.
 
     Raises
     ------

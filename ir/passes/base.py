@@ -153,8 +153,12 @@ Rule: TypeAlias = Callable[[Editor, Operation], bool]
 
 
 def rewrite(module: Module, rules: Iterable[Rule], cleanup: Pass) -> Module:
-    """Apply rules to every function until none fires; ``cleanup`` runs after each round."""
+    """Apply rules to every function until none fires; ``cleanup`` runs before each round.
+
+    Cleaning up first matters: a dead reader of a value would keep rules from folding into it.
+    """
     ordered = tuple(rules)
+    module = cleanup(module)
     changed = True
     while changed:
         changed = False

@@ -30,6 +30,12 @@ class EraseLayouts:
 
 def _erased(function: Function) -> Function:
     kept = {v.name for v in function.returns}
+    strict = {  # read by something that cares about the layout
+        v.name
+        for op in function.body
+        if op.opcode != "repack" and not is_rowwise(op)
+        for v in op.operands
+    }
     types: dict[str, TensorType] = {}
     renamed: dict[str, Value] = {}
     body: list[Operation] = []
@@ -38,8 +44,9 @@ def _erased(function: Function) -> Function:
         op = retyped(replace(original, operands=operands), types)
         if op.opcode == "repack":
             source, result = op.operands[0], op.result
-            same = source.type == result.type
-            if same or (source.type.layout == ROW_MAJOR and result.name not in kept):
+            plain_source = source.type.layout == ROW_MAJOR
+            free = result.name not in kept and (plain_source or result.name not in strict)
+            if free or source.type == result.type:
                 renamed[result.name] = source
                 continue
         elif is_rowwise(op):

@@ -9,6 +9,7 @@ import numpy as np
 from lutcc.ir.module import Module, Operation, Value
 from lutcc.ir.passes.base import Editor, Rule, rewrite
 from lutcc.ir.passes.dead_code import DeadCode
+from lutcc.ir.passes.fold_constants import no_effect
 from lutcc.ir.types import ROW_MAJOR, Array
 
 
@@ -141,6 +142,7 @@ RULES: tuple[Rule, ...] = (
     affine_into_linear,
     relu_into_epilogue,
     relu_before_movement,
+    no_effect,
 )
 
 

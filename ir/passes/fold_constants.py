@@ -35,7 +35,7 @@ class FoldConstants:
 
     def __call__(self, module: Module) -> Module:
         """Return the folded module."""
-        return rewrite(module, (self._evaluate, _no_effect), DeadCode())
+        return rewrite(module, (self._evaluate, no_effect), DeadCode())
 
     def _evaluate(self, editor: Editor, op: Operation) -> bool:
         if op.opcode in ("constant", "call") or not op.operands:
@@ -56,7 +56,8 @@ class FoldConstants:
         return True
 
 
-def _no_effect(editor: Editor, op: Operation) -> bool:
+def no_effect(editor: Editor, op: Operation) -> bool:
+    """Drop a reshape to the same shape, join two in a row, drop a relu of what has one."""
     if op.opcode == "reshape":
         source = op.operands[0]
         if source.type == op.result.type:

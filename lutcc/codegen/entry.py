@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import tvm.tirx as tir
@@ -23,11 +24,27 @@ from lutcc.schedules.x86.context import (
     StageContext,
     Workspace,
 )
-from lutcc.schedules.x86.emit import ITEMSIZE, Expr, View, bind, branch, i64, loop, minimum, when
+from lutcc.schedules.x86.emit import (
+    ITEMSIZE,
+    Expr,
+    View,
+    bind,
+    both,
+    branch,
+    equal,
+    fence,
+    i64,
+    loop,
+    minimum,
+    streaming_definitions,
+    when,
+)
 from lutcc.schedules.x86.emit import parallel as parallel_loop
 from lutcc.schedules.x86.isa import Isa
 
 _FLAT = 1 << 40  # extent of flat views: kernels index by byte offset, bounds are in the types
+#: Outputs of at least this many bytes bypass the caches: they would not stay in L2 anyway.
+STREAM_BYTES = 1 << 20
 _DATA_MOVEMENT = ("im2col", "rows_to_nchw", "relu", "add")
 
 
@@ -62,12 +79,13 @@ class EntryEmitter:
             with builder.prim_func(s_tir=True):
                 builder.func_name(self.symbol)
                 builder.func_attr({"global_symbol": self.symbol, "tirx.noalias": True})
-                self._body()
+                with contextlib.ExitStack() as stack:
+                    self._body(stack)
             return ib.get()
 
     # -- arguments and memory ------------------------------------------------------------
 
-    def _body(self) -> None:
+    def _body(self, stack: contextlib.ExitStack) -> None:
         main = self.module.main
         handles = [builder.arg(f"in_{i}", builder.handle()) for i in range(len(main.params))]
         blob_handle = builder.arg("blob", builder.handle())
@@ -88,13 +106,14 @@ class EntryEmitter:
             space = builder.match_buffer(
                 workspace_handle, (tir.Var("workspace_bytes", "int64"),), "uint8", align=1
             )
+        stack.enter_context(streaming_definitions())
         for value, (buffer, strides) in zip(main.params, matched_inputs, strict=True):
             self.memory[value.name] = self._declare(value, buffer, strides)
         roots = _memory_roots(main)
         returned: dict[str, Any] = {}
         copies: list[tuple[Value, Any]] = []
         for value, (buffer, strides) in zip(main.returns, matched_outputs, strict=True):
-            target = self._declare(value, buffer, strides)
+            target = self._streamed(value, self._declare(value, buffer, strides))
             root = roots[value.name]
             if root in returned or root in self.memory:
                 copies.append((value, target))
@@ -162,6 +181,14 @@ class EntryEmitter:
             return External(view, int(value.type.shape[1]), dtype, strides[0], strides[1])
         return _row_major(view, value) if len(value.type.shape) == 2 else view
 
+    def _streamed(self, value: Value, target: External | View) -> External | View:
+        """Let a large output of whole cache lines be stored past the caches."""
+        if not isinstance(target, External) or target.columns % 16 or target.dtype == "uint8":
+            return target
+        nbytes = self._dim(value.type.shape[0]) * (target.columns * ITEMSIZE[target.dtype])
+        aligned = equal(target.view.misalignment(), i64(0))
+        return replace(target, stream=bind(both(aligned, nbytes >= i64(STREAM_BYTES))))
+
     def _dim(self, dim: int | Sym) -> Expr:
         if not isinstance(dim, Sym):
             return i64(int(dim))
@@ -200,7 +227,10 @@ class EntryEmitter:
 
     def _external(self, value: Value) -> External:
         have = self.memory[self.roots[value.name]]
-        if isinstance(have, External) and self.roots[value.name] == value.name:
+        same_shape = isinstance(have, External) and have.columns == math.prod(
+            int(d) for d in value.type.shape[1:]
+        )
+        if isinstance(have, External) and same_shape:
             return have
         view = have.view if isinstance(have, External) else have
         return _row_major(view, value)
@@ -288,6 +318,8 @@ class EntryEmitter:
                         by_rows()
                     with large:
                         by_blocks()
+            if any(external.stream is not None for external in outputs.values()):
+                fence()
         for inner, outer in inner_copies:
             first = call.results[[v.name for v in function.returns].index(inner.name)]
             self._copy(first, self.memory[self.roots[outer.name]])

@@ -1,5 +1,4 @@
-"""Small, real data sets: digits (bundled with scikit-learn), MNIST and CIFAR from files that the
-user has."""
+"""Small, real data sets: digits (in scikit-learn), MNIST and CIFAR (from files of the user)."""
 
 from __future__ import annotations
 

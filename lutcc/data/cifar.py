@@ -1,5 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their *binary version* (``.bin``). The Python version is pickled and is
-refused."""
+"""CIFAR-10 and CIFAR-100 in their binary version (``.bin``); the pickled one is refused."""
 
 from __future__ import annotations
 
@@ -42,7 +41,8 @@ def read_batch(path: str | Path, label_bytes: int = 1) -> tuple[np.ndarray, np.n
     record = label_bytes + PIXELS
     if len(data) == 0 or len(data) % record:
         raise InputError(
-            f"holds {len(data)} bytes, which is no multiple of {record} ({label_bytes} label and {PIXELS} pixel bytes)",
+            f"holds {len(data)} bytes, which is no multiple of {record} "
+            f"({label_bytes} label and {PIXELS} pixel bytes)",
             where=str(path),
             fix="download the binary version of CIFAR again",
         )
@@ -51,8 +51,7 @@ def read_batch(path: str | Path, label_bytes: int = 1) -> tuple[np.ndarray, np.n
 
 
 def load_cifar10(folder: str | Path) -> ImageSplit:
-    """Return CIFAR-10 from ``data_batch_1.bin`` .. ``data_batch_5.bin`` and ``test_batch.bin``,
-    pixels in 0..1.
+    """Return CIFAR-10 from ``data_batch_{1..5}.bin`` and ``test_batch.bin``, pixels in 0..1.
 
     Raises
     ------
@@ -71,8 +70,9 @@ def load_cifar10(folder: str | Path) -> ImageSplit:
 
 
 def load_cifar100(folder: str | Path, labels: str = "fine") -> ImageSplit:
-    """Return CIFAR-100 from ``train.bin`` and ``test.bin`` with its 100 "fine" or 20 "coarse"
-    labels, pixels in 0..1.
+    """Return CIFAR-100 from ``train.bin`` and ``test.bin``, pixels in 0..1.
+
+    ``labels`` is "fine" (100 classes) or "coarse" (20).
 
     Raises
     ------

@@ -1,5 +1,4 @@
-"""scikit-learn's bundled handwritten digits: 1797 images of 8 x 8 pixels (UCI optical recognition,
-test part)."""
+"""scikit-learn's bundled handwritten digits (UCI): 1797 images of 8 x 8 pixels."""
 
 from __future__ import annotations
 

@@ -22,8 +22,7 @@ _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """Read one IDX file (any of its element types, gzipped if it starts so) into a native-endian
-    array.
+    """Read one IDX file of any element type, gzipped or not, into a native-endian array.
 
     Raises
     ------
@@ -67,8 +66,7 @@ def read_idx(path: str | Path) -> np.ndarray:
 
 
 def load(folder: str | Path) -> ImageSplit:
-    """Return MNIST (or Fashion-MNIST, KMNIST) from its four IDX files in ``folder``: images (N, 1,
-    28, 28) in 0..1.
+    """Return MNIST or a relative from its four IDX files: images (N, 1, 28, 28) in 0..1.
 
     Raises
     ------
@@ -92,7 +90,8 @@ def load(folder: str | Path) -> ImageSplit:
             or labels.dtype != np.uint8
         ):
             raise InputError(
-                f"the {part} images are {images.dtype} {images.shape} and the labels {labels.dtype} {labels.shape}",
+                f"the {part} images are {images.dtype} {images.shape} and the labels "
+                f"{labels.dtype} {labels.shape}",
                 where=str(folder),
                 fix="give uint8 images of rank 3 and uint8 labels of rank 1",
             )

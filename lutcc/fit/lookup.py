@@ -1,5 +1,4 @@
-"""Look-ups on the host: encode, accumulate and dequantise in NumPy, bit for bit like the operations
-of the IR."""
+"""Look-ups on the host in NumPy, bit for bit like the operations of the IR but faster."""
 
 from __future__ import annotations
 
@@ -11,8 +10,10 @@ ROW_BLOCK = 1024
 
 
 def tree_encode(X: np.ndarray, splitdims: np.ndarray, splitvals: np.ndarray) -> np.ndarray:
-    """Return codes (N, C) uint8 of ``X`` (N, D) float32 for ``splitdims`` (C, L) and heap
-    ``splitvals`` (C, 2**L)."""
+    """Return codes (N, C) uint8 of ``X`` (N, D) float32.
+
+    ``splitdims`` is (C, L) int32, ``splitvals`` (C, 2**L) float32 in heap order.
+    """
     ncodebooks, depth = splitdims.shape
     nprototypes = splitvals.shape[1]
     flat, base = splitvals.ravel(), np.arange(ncodebooks) * nprototypes
@@ -33,8 +34,7 @@ def nearest_encode(
     columns: np.ndarray,
     starts: tuple[int, ...],
 ) -> np.ndarray:
-    """Return codes (N, C) uint8: per codebook the first k that minimises ``half_norms[c, k] - x .
-    centroid_k``.
+    """Return codes (N, C) uint8: the first k of least ``half_norms[c, k] - x . centroid_k``.
 
     ``centroids`` is (K, D2) float32, ``half_norms`` (C, K), ``columns`` (D2,); codebook c owns
     ``starts[c]:starts[c+1]`` of the D2 columns. The scores that decide are float32 fused
@@ -58,8 +58,7 @@ def nearest_encode(
 def _nearest_in_float64(
     x: np.ndarray, centroids: np.ndarray, norms: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest centroid of each row of ``x`` (N, d), and the rows where float32 might
-    decide otherwise."""
+    """Return each row's nearest centroid, and the rows where float32 might decide otherwise."""
     x64, centroids64, every = x.astype(np.float64), centroids.astype(np.float64), np.arange(len(x))
     scores = norms - x64 @ centroids64.T
     chosen = scores.argmin(axis=1)
@@ -72,8 +71,7 @@ def _nearest_in_float64(
 
 
 def _nearest_in_float32(x: np.ndarray, centroids: np.ndarray, norms: np.ndarray) -> np.ndarray:
-    """Return the nearest centroid of each row of ``x`` (N, d) by the arithmetic of the operation
-    nearest_encode."""
+    """Return each row's nearest centroid by the arithmetic of the operation nearest_encode."""
     score = np.broadcast_to(norms, (len(x), len(norms)))
     for j in range(x.shape[1]):
         score = fma32(-x[:, j, None], centroids[:, j], score)
@@ -103,8 +101,7 @@ def lut_accumulate(
 
 
 def _average(codes: np.ndarray, lut: np.ndarray, first: int, width: int) -> np.ndarray | int:
-    """Average the tables first .. first+width-1 over the pairwise tree; tables past the end are
-    zero."""
+    """Average ``width`` tables from ``first`` on by the pairwise tree; past the end are zeros."""
     if first >= len(lut):
         return 0
     if width == 1:
@@ -116,8 +113,7 @@ def _average(codes: np.ndarray, lut: np.ndarray, first: int, width: int) -> np.n
 def lut_dequantize(
     sums: np.ndarray, scale: np.ndarray, offset: np.ndarray, activation: str | None
 ) -> np.ndarray:
-    """Return ``activation(scale * sums + offset)`` (N, M) float32 for int32 ``sums``, one rounding
-    per element."""
+    """Return ``activation(scale * sums + offset)`` (N, M) float32, rounded once per element."""
     out = np.empty(sums.shape, dtype=np.float32)
     for begin in range(0, len(sums), ROW_BLOCK):
         out[begin : begin + ROW_BLOCK] = fma32(

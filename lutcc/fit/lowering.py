@@ -11,8 +11,7 @@ if TYPE_CHECKING:
 
 
 def maddness_module(estimator: Maddness) -> ir.Module:
-    """Return ``main(x) = dequantize(accumulate(encode(x)))`` with the estimator's tables as
-    constants.
+    """Return ``main(x) = dequantize(accumulate(encode(x)))`` with the tables as constants.
 
     Float tables carry the bias themselves and need no dequantisation.
     """

@@ -8,10 +8,11 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_array, validate_data
+from sklearn.utils.validation import validate_data
 
 from lutcc.errors import InputError, NotFittedError
 from lutcc.fit import lookup
+from lutcc.fit.inputs import as_weights, code_frequencies, product_metric, to_float32
 from lutcc.fit.nearest import fit_centroids
 from lutcc.fit.options import check_maddness_options
 from lutcc.fit.partition import contiguous_partition
@@ -157,8 +158,9 @@ class Maddness(BaseEstimator):
         self.random_state = random_state
 
     def fit(self, A: Any, B: Any = None, bias: Any = None) -> Self:
-        """Learn codes from the rows of A (N, D) and tables for B (D, M) and bias (M,); B=None
-        stands for the identity.
+        """Learn codes from the rows of A (N, D) and tables for B (D, M) and bias (M,).
+
+        B=None stands for the identity: rows are reconstructed.
 
         Raises
         ------
@@ -174,14 +176,15 @@ class Maddness(BaseEstimator):
         options = self.get_params(deep=False)
         check_maddness_options(**options)
         X = self._rows(A, reset=True)
-        nrows, ncolumns = X.shape
+        ncolumns = X.shape[1]
         if self.ncodebooks > ncolumns:
             raise InputError(
-                f"ncodebooks={self.ncodebooks} exceeds the {ncolumns} feature(s) of A: each codebook needs a column",
+                f"ncodebooks={self.ncodebooks} exceeds the {ncolumns} feature(s) of A: "
+                "each codebook needs a column",
                 where="Maddness.fit",
                 fix=f"use ncodebooks <= {ncolumns}",
             )
-        weights, shift = _weights(B, bias, ncolumns)
+        weights, shift = as_weights(B, bias, ncolumns)
         for name in _ENCODER_ATTRIBUTES:  # a fit before this one may have used the other encoder
             self.__dict__.pop(name, None)
         self.options_ = options
@@ -199,7 +202,7 @@ class Maddness(BaseEstimator):
             )
         tables = prototypes if weights is None else prototypes @ weights
         self.prototypes_ = prototypes.astype(np.float32)
-        self._set_tables(tables, shift, _frequencies(codes, self.nprototypes))
+        self._set_tables(tables, shift, code_frequencies(codes, self.nprototypes))
         return self
 
     def _fit_encoder(
@@ -227,7 +230,7 @@ class Maddness(BaseEstimator):
         for part in parts:
             targets = None
             if weights is not None and self.hash_objective == "product":
-                targets = X[:, part] @ _metric(weights[part])
+                targets = X[:, part] @ product_metric(weights[part])
             trees.append(fit_balanced_tree(X[:, part], depth, self.split_candidates, targets))
         self.splitdims_ = np.stack(
             [part[tree.splitdims] for part, tree in zip(parts, trees, strict=True)]
@@ -262,8 +265,7 @@ class Maddness(BaseEstimator):
         return total.solve(self.ridge_lambda_)
 
     def _set_tables(self, tables: np.ndarray, shift: np.ndarray, frequencies: np.ndarray) -> None:
-        """Store ``tables`` (C, K, M) float64 and the bias ``shift`` (M,) in the chosen table
-        dtype."""
+        """Store ``tables`` (C, K, M) and the bias ``shift`` (M,) in the chosen table dtype."""
         ncolumns = tables.shape[2]
         if self.lut_dtype == "float32":
             tables[0] += shift
@@ -306,8 +308,9 @@ class Maddness(BaseEstimator):
         )
 
     def predict(self, A: Any) -> np.ndarray:
-        """Return the approximate products (N, M) float32 of the rows of A (N, D), bit for bit what
-        the kernels compute.
+        """Return the approximate products (N, M) float32 of A (N, D).
+
+        They are bit for bit what the kernels compute.
 
         Raises
         ------
@@ -327,8 +330,7 @@ class Maddness(BaseEstimator):
         return lookup.lut_dequantize(sums, self.scale_, self.offset_, options["activation"])
 
     def score(self, A: Any, B: Any = None, bias: Any = None) -> float:
-        """Return R^2 of the products: 1 - |error|^2 / |deviation of the exact products from their
-        column means|^2.
+        """Return R^2: 1 - |error|^2 / |deviation of exact products from their column means|^2.
 
         Parameters
         ----------
@@ -345,7 +347,7 @@ class Maddness(BaseEstimator):
         """
         products = self.predict(A).astype(np.float64)
         X = self._rows(A, reset=False).astype(np.float64)
-        weights, shift = _weights(B, bias, X.shape[1])
+        weights, shift = as_weights(B, bias, X.shape[1])
         exact = (X if weights is None else X @ weights) + shift
         if exact.shape != products.shape:
             raise InputError(
@@ -360,8 +362,7 @@ class Maddness(BaseEstimator):
         return float(1.0 - error / deviation) if deviation > 0 else float(error == 0.0)
 
     def to_ir(self) -> ir.Module:
-        """Return the estimator as an IR module, ``main(x: (n, D) float32) -> (n, M) float32`` with
-        symbolic n.
+        """Return the IR module ``main(x: (n, D) float32) -> (n, M) float32``, n symbolic.
 
         Raises
         ------
@@ -396,62 +397,4 @@ class Maddness(BaseEstimator):
             raise InputError(
                 str(error), where="A", fix="pass finite real numbers of shape (rows, columns)"
             ) from error
-        return _to_float32(X, "A")
-
-
-def _weights(B: Any, bias: Any, ncolumns: int) -> tuple[np.ndarray | None, np.ndarray]:
-    """Return B (D, M) float64, or None for the identity, and the bias (M,) float64."""
-    weights = None
-    if B is not None:
-        try:
-            weights = check_array(B, dtype=np.float64, input_name="B", ensure_min_features=1)
-        except ValueError as error:
-            raise InputError(
-                str(error),
-                where="B",
-                fix="pass finite real numbers of shape (columns of A, outputs)",
-            ) from error
-        if len(weights) != ncolumns:
-            hint = (
-                "pass B.T: lutcc computes A @ B"
-                if weights.shape[1] == ncolumns
-                else "the rows of B are the columns of A"
-            )
-            raise InputError(
-                f"B has shape {weights.shape}, but A has {ncolumns} columns", where="B", fix=hint
-            )
-    noutputs = ncolumns if weights is None else weights.shape[1]
-    if bias is None:
-        return weights, np.zeros(noutputs)
-    shift = np.asarray(bias, dtype=np.float64)
-    if shift.shape != (noutputs,) or not np.isfinite(shift).all():
-        problem = (
-            "holds NaN or infinity" if shift.shape == (noutputs,) else f"has shape {shift.shape}"
-        )
-        raise InputError(
-            f"the bias {problem}", where="bias", fix=f"pass finite numbers of shape ({noutputs},)"
-        )
-    return weights, shift
-
-
-def _metric(weights: np.ndarray) -> np.ndarray:
-    """Return S (d, min(d, M)) with S S^T = W W^T for W (d, M): distances of rows after S equal
-    those after W."""
-    left, singular, _ = np.linalg.svd(weights, full_matrices=False)
-    return left * singular
-
-
-def _to_float32(X: np.ndarray, name: str) -> np.ndarray:
-    """Round to C-contiguous float32, refusing what overflows."""
-    with np.errstate(over="ignore"):
-        rounded = np.ascontiguousarray(X, dtype=np.float32)
-    if rounded is not X and not np.isfinite(rounded).all():
-        raise InputError(
-            "holds numbers beyond the range of float32", where=name, fix="rescale the data"
-        )
-    return rounded
-
-
-def _frequencies(codes: np.ndarray, nprototypes: int) -> np.ndarray:
-    """Return (C, K): the share of the rows that carry each code."""
-    return np.stack([np.bincount(column, minlength=nprototypes) for column in codes.T]) / len(codes)
+        return to_float32(X, "A")

@@ -16,8 +16,7 @@ def fit_centroids(
     max_rows: int,
     random: np.random.RandomState,
 ) -> np.ndarray:
-    """Return centroids (K, D) float32; the columns of codebook c hold the k-means centroids of its
-    subspace.
+    """Return centroids (K, D) float32: per subspace those of k-means, in its own columns.
 
     ``X`` is (N, D) float32. At most ``max_rows`` rows, drawn without replacement, are clustered. A
     subspace with no more than K distinct rows keeps each of them as a centroid and repeats the last

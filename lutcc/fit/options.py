@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from lutcc.errors import InputError, suggest
 
@@ -37,7 +38,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
     """Raise :class:`InputError` unless ``value`` is an integer in ``low``..``high``."""
     ok = (
-        isinstance(value, Integral)
+        isinstance(value, int | np.integer)
         and not isinstance(value, bool)
         and value >= low
         and (high is None or value <= high)
@@ -61,7 +62,9 @@ def check_power_of_two(name: str, value: Any, low: int, high: int) -> None:
 
 def check_lambda(name: str, value: Any) -> None:
     """Raise :class:`InputError` unless ``value`` is "auto" or a positive number."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(
+        value, bool
+    )
     if not (value == "auto" or (number and math.isfinite(value) and value > 0)):
         raise InputError(
             f"{name}={value!r} is not 'auto' or a positive number",
@@ -83,8 +86,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def check_maddness_options(**options: Any) -> None:
-    """Check those options of :class:`lutcc.fit.Maddness` that are given, as far as that needs no
-    data.
+    """Check the given options of :class:`lutcc.fit.Maddness`, as far as that needs no data.
 
     Raises
     ------

@@ -6,8 +6,7 @@ import numpy as np
 
 
 def contiguous_partition(ncolumns: int, ncodebooks: int) -> tuple[np.ndarray, ...]:
-    """Split columns 0..ncolumns-1 into ``ncodebooks`` neighbouring runs whose lengths differ by at
-    most one.
+    """Split columns 0..ncolumns-1 into ``ncodebooks`` runs whose lengths differ by at most 1.
 
     Source: product quantisation; uneven splits follow ``numpy.array_split`` (the longer runs come
     first).

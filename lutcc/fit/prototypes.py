@@ -1,5 +1,4 @@
-"""Prototypes: what a code stands for, and the ridge regression that fits them for all codebooks at
-once.
+"""Prototypes, what codes stand for, and their ridge regression over all codebooks at once.
 
 With G (N, C*K) the one-hot codes, MADDNESS looks for the prototypes P (C*K, D) that minimise
 
@@ -24,8 +23,7 @@ ROW_BLOCK = 2048
 def bucket_means(
     X: np.ndarray, codes: np.ndarray, parts: tuple[np.ndarray, ...], nprototypes: int, *, tree: bool
 ) -> np.ndarray:
-    """Return P0 (K, D) float64: row k of the columns of codebook c is the mean of the rows whose
-    code is k.
+    """Return P0 (K, D) float64: in the columns of codebook c, row k is the mean of bucket k.
 
     ``X`` is (N, D), ``codes`` (N, C) uint8. An empty bucket takes the mean of its nearest non-empty
     ancestor (``tree``), or of all rows (otherwise), so that a row never seen in training still
@@ -41,8 +39,7 @@ def bucket_means(
 
 
 def _fill_empty(sums: np.ndarray, counts: np.ndarray, tree: bool) -> np.ndarray:
-    """Divide ``sums`` (K,) by ``counts`` (K,), with the fallback of :func:`bucket_means` where a
-    count is zero."""
+    """Divide ``sums`` (K,) by ``counts`` (K,); fall back as :func:`bucket_means` says."""
     if counts.all():
         return sums / counts
     if not tree:
@@ -81,8 +78,7 @@ class NormalEquations:
         return cho_solve(factor, self.cross if rhs is None else rhs, check_finite=False)
 
     def loss(self, delta: np.ndarray, cross: np.ndarray) -> float:
-        """Return ||R - G Delta||^2 - ||R||^2, the change of the squared error that ``delta`` brings
-        on these rows."""
+        """Return ||R - G Delta||^2 - ||R||^2, the change of squared error on these rows."""
         return float(
             np.vdot(delta, self.gram @ delta.astype(np.float32)) - 2.0 * np.vdot(delta, cross)
         )
@@ -91,15 +87,13 @@ class NormalEquations:
 def normal_equations(
     X: np.ndarray, codes: np.ndarray, base: np.ndarray, parts: tuple[np.ndarray, ...]
 ) -> NormalEquations:
-    """Accumulate G^T G and G^T R over the rows of ``X`` (N, D) float32 with ``codes`` (N, C) and P0
-    ``base`` (K, D)."""
+    """Return G^T G and G^T R of ``X`` (N, D) float32, ``codes`` (N, C) and P0 ``base`` (K, D)."""
     nprototypes = len(base)
     return NormalEquations(_gram(codes, nprototypes), _cross(X, codes, base, parts))
 
 
 def _gram(codes: np.ndarray, nprototypes: int) -> np.ndarray:
-    """Return G^T G (C*K, C*K) float32: block (c, d) counts how often code i of c meets code j of
-    d."""
+    """Return G^T G (C*K, C*K) float32: block (c, d) counts where code i of c meets j of d."""
     ncodebooks = codes.shape[1]
     by_codebook = np.ascontiguousarray(codes.T).astype(np.int32)
     gram = np.zeros((ncodebooks, nprototypes, ncodebooks, nprototypes), dtype=np.float32)

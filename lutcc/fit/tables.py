@@ -32,8 +32,9 @@ class QuantizedTables(NamedTuple):
 def quantize_tables(
     tables: np.ndarray, codes_frequency: np.ndarray | None = None
 ) -> QuantizedTables:
-    """Quantise ``tables`` (C, K, M) float64 to uint8 with an offset per (codebook, column) and a
-    scale per column.
+    """Quantise ``tables`` (C, K, M) float64 to uint8.
+
+    There is an offset per codebook and column, and a scale per column.
 
     Every table column is shifted to start at zero, so its whole range of levels is used; the shifts
     of all codebooks add up to one number per output column and cost nothing at run time, as does
@@ -68,14 +69,12 @@ def quantize_tables(
 
 
 def accumulator_bound(lut: np.ndarray) -> int:
-    """Return the largest sum that any codes can reach with ``lut`` (C, K, M): max over m of sum
-    over c of max over k."""
+    """Return the largest sum any codes can reach: max over m of sum over c of max over k."""
     return int(lut.max(axis=1).sum(axis=0, dtype=np.int64).max(initial=0))
 
 
 def averaging_bias(lut: np.ndarray, upcast_every: int) -> np.ndarray:
-    """Return, per column, by how much averaged accumulation is expected to exceed the exact sum:
-    (M,) float64, in sum units.
+    """Return the expected excess (M,) of averaged over exact sums, in units of the sums.
 
     Averaged accumulation replaces the sum of a group of U tables by U times a pairwise tree of
     ``avg(a, b) = (a + b + 1) >> 1``. One node rounds up by 1/2 if a + b is odd and by 0 otherwise:

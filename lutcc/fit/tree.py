@@ -85,7 +85,7 @@ def fit_balanced_tree(
             if level:
                 order = order[np.argsort(nodes[order], kind="stable")]
             gain, thresholds = _best_cuts(
-                centered[:, order], columns[dim][order], ends, filled, weight
+                centered, order, columns[dim][order], ends, filled, weight
             )
             if gain > best_gain:
                 best_gain, best_dim, best_thresholds = gain, dim, thresholds
@@ -96,8 +96,7 @@ def fit_balanced_tree(
 
 
 def _rank_columns(centered_columns: np.ndarray, centered: np.ndarray) -> np.ndarray:
-    """Return the columns in falling order of the squared deviation of the targets that each
-    explains linearly."""
+    """Return the columns, first the one that linearly explains most deviation of the targets."""
     deviation = np.einsum("dn,dn->d", centered_columns, centered_columns)
     covariance = np.square(centered_columns @ centered.T).sum(axis=1)
     explained = np.divide(covariance, deviation, out=np.zeros_like(deviation), where=deviation > 0)
@@ -112,8 +111,7 @@ def _center_buckets(centered: np.ndarray, nodes: np.ndarray, sizes: np.ndarray) 
 
 
 def _cut_weights(sizes: np.ndarray) -> np.ndarray:
-    """Return n / (left * right) for a cut after every position of the concatenated buckets; 0 after
-    the last one of each."""
+    """Return n / (left * right) for a cut after each position; 0 at the end of each bucket."""
     starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
     n = np.repeat(sizes, sizes).astype(np.float64)
     left = np.arange(len(n)) - starts + 1.0
@@ -122,7 +120,8 @@ def _cut_weights(sizes: np.ndarray) -> np.ndarray:
 
 
 def _best_cuts(
-    ordered: np.ndarray,
+    centered: np.ndarray,
+    order: np.ndarray,
     values: np.ndarray,
     ends: np.ndarray,
     filled: np.ndarray,
@@ -130,13 +129,19 @@ def _best_cuts(
 ) -> tuple[float, np.ndarray]:
     """Find the best threshold of every bucket for one split column.
 
-    ``ordered`` (d, N) holds the rows, centred per bucket, sorted by bucket and then by ``values``
-    (N,). With bucket sums of zero, cutting after position i lowers the squared error by |S_i|^2 n /
-    (left right), S_i being the running sum; the running sum returns to zero at the end of each
-    bucket, so one cumulative sum serves all buckets.
+    ``centered`` (t, N) holds the targets, centred per bucket; ``order`` (N,) sorts the rows by
+    bucket and then by the column's ``values`` (N,), which come sorted. With bucket sums of zero,
+    cutting after position i lowers the squared error by |S_i|^2 n / (left right), S_i being the
+    running sum; the running sum returns to zero at the end of each bucket, so one cumulative sum
+    serves all buckets.
     """
-    running = np.cumsum(ordered, axis=1)
-    gain = np.einsum("dn,dn->n", running, running)
+    gain = np.zeros(len(order))
+    running = np.empty(len(order))
+    for target in centered:  # one target at a time stays in the cache
+        np.take(target, order, out=running, mode="clip")
+        np.cumsum(running, out=running)
+        np.multiply(running, running, out=running)
+        gain += running
     gain *= weight
     gain[:-1][values[:-1] >= values[1:]] = -1.0  # equal values cannot be parted
     gain[ends[filled] - 1] = -1.0

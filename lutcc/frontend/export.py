@@ -1,4 +1,4 @@
-"""Trace a torch model with ``torch.export`` and bring its graph into the form that the importers read."""
+"""Trace a torch model with ``torch.export``, and bring its graph into the importers' form."""
 
 from __future__ import annotations
 
@@ -14,29 +14,22 @@ from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx import Node
 
 from lutcc.errors import FrontendError
+from lutcc.frontend.checks import (
+    refuse_dtypes_and_devices,
+    refuse_mutation,
+    refuse_training_and_random,
+)
 
 BATCH = "n"
 """Name of the symbolic batch size in every imported module."""
-
-INPUT_DTYPES = {
-    torch.float32: "float32",
-    torch.uint8: "uint8",
-    torch.int8: "int8",
-    torch.int32: "int32",
-    torch.int64: "int64",
-    torch.bool: "bool",
-}
 
 _KEEP_WHOLE = (
     torch.ops.aten.linear.default,
     torch.ops.aten.conv1d.default,
     torch.ops.aten.conv2d.default,
 )
-_RANDOM = ("rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "exponential")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +46,24 @@ def export_program(
     *,
     dynamic_batch: bool = True,
 ) -> Exported:
-    """Trace ``model`` and decompose it to the ops the importers know (core ATen, whole linears and convolutions).
+    """Trace ``model`` and decompose it to core ATen ops, whole linears and whole convolutions.
 
     Parameters
     ----------
     model
-        A module in evaluation mode, or a program that ``torch.export.export`` made (then ``example_inputs`` is ignored).
+        A module in evaluation mode, or a program that ``torch.export.export`` made (then
+        ``example_inputs`` is ignored).
     example_inputs
         A tensor, a sequence of tensors, or a mapping of keyword arguments.
     dynamic_batch
-        Make dimension 0 of the inputs one shared symbol ``n >= 1``. A model that only works at the example's batch size
-        is imported at that size, with a note.
+        Make dimension 0 of the inputs one shared symbol ``n >= 1``. A model that only works at the
+        example's batch size is imported at that size, with a note.
 
     Raises
     ------
     FrontendError
-        If the model cannot be traced, is in training mode where that matters, draws random numbers, changes its
-        buffers, or uses a dtype or device that lutcc does not compile.
+        If the model cannot be traced, is in training mode where that matters, draws random numbers,
+        changes its buffers, or uses a dtype or device that lutcc does not compile.
 
     Examples
     --------
@@ -87,44 +81,26 @@ def export_program(
         raise FrontendError(
             f"a {type(model).__name__} cannot be imported",
             where="import_torch",
-            fix="pass a torch.nn.Module with example_inputs, or the result of torch.export.export(...)",
+            fix=(
+                "pass a torch.nn.Module with example_inputs, or the result of "
+                "torch.export.export(...)"
+            ),
         )
-    _refuse_training_and_random(program)
-    _refuse_mutation(program)
-    _refuse_dtypes_and_devices(program)
-    return Exported(_decompose(program), notes)
-
-
-def layer_of(node: Node) -> str:
-    """Return ``"layer 'encoder.0.norm' (LayerNorm)"`` for the module that made ``node``, or the op's own name.
-
-    Examples
-    --------
-    >>> layer_of(node)
-    "layer '1' (BatchNorm1d)"
-    """
-    stack = node.meta.get("nn_module_stack")
-    if stack:
-        path, kind = list(stack.values())[-1]
-        name = path.removeprefix("L['self'].").removeprefix("L['self']")
-        name = "" if name.startswith("_empty_nn_module_stack") else name
-        kind = kind if isinstance(kind, str) else kind.__name__
-        if name:
-            return f"layer {name!r} ({kind.rsplit('.', 1)[-1]})"
-    return f"op {node.name!r}"
-
-
-def op_name(node: Node) -> str:
-    """Return the name of a node's op as torch prints it, such as ``aten.gelu.default``."""
-    target = node.target
-    return str(target) if not callable(target) or isinstance(target, torch._ops.OpOverload) else target.__name__
+    refuse_training_and_random(program)
+    refuse_dtypes_and_devices(program)
+    functional = _decompose(program)
+    refuse_mutation(functional)
+    return Exported(functional, notes)
 
 
 def _example_arguments(
     model: torch.nn.Module, example_inputs: object
 ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
     where = f"example_inputs of {type(model).__name__}"
-    fix = "pass a tensor, a tuple of tensors, or a dict of keyword arguments, such as torch.zeros(1, 64)"
+    fix = (
+        "pass a tensor, a tuple of tensors, or a dict of keyword arguments, such as "
+        "torch.zeros(1, 64)"
+    )
     if example_inputs is None:
         raise FrontendError("none were given", where=where, fix=fix)
     args: tuple[Any, ...] = ()
@@ -135,12 +111,17 @@ def _example_arguments(
         args = tuple(example_inputs)
     else:
         args = (example_inputs,)
-    named = {**{f"[{i}]": a for i, a in enumerate(args)}, **{f"[{k!r}]": v for k, v in kwargs.items()}}
+    named = {
+        **{f"[{i}]": a for i, a in enumerate(args)},
+        **{f"[{k!r}]": v for k, v in kwargs.items()},
+    }
     for name, value in named.items():
         if not isinstance(value, torch.Tensor):
             if hasattr(value, "__array__") and getattr(value, "ndim", 0):
                 continue
-            raise FrontendError(f"{name} is a {type(value).__name__}, not a tensor", where=where, fix=fix)
+            raise FrontendError(
+                f"{name} is a {type(value).__name__}, not a tensor", where=where, fix=fix
+            )
     args = tuple(torch.as_tensor(a) for a in args)
     kwargs = {k: torch.as_tensor(v) for k, v in kwargs.items()}
     return args, kwargs
@@ -160,16 +141,27 @@ def _trace(
     batch = ranked[0].shape[0]
     reason: Exception | None = None
     for share in _sharings(ranked, batch):
-        dynamic: list[Any] = [{0: Dim(BATCH, min=1)} if id(t) in share else None for t in (*args, *kwargs.values())]
-        # torch specialises a traced size of 0 or 1, so a single example row is doubled for the trace
-        wide = [_two_rows(t) if id(t) in share and batch < 2 else t for t in (*args, *kwargs.values())]
+        dynamic: list[Any] = [
+            {0: Dim(BATCH, min=1)} if id(t) in share else None for t in (*args, *kwargs.values())
+        ]
+        # torch specialises a traced size of 0 or 1, so a single example row is doubled for the
+        # trace
+        wide = [
+            _two_rows(t) if id(t) in share and batch < 2 else t for t in (*args, *kwargs.values())
+        ]
         names = list(kwargs)
         shapes = (
-            {name: dynamic[len(args) + i] for i, name in enumerate(names)} if names and not args else tuple(dynamic)
+            {name: dynamic[len(args) + i] for i, name in enumerate(names)}
+            if names and not args
+            else tuple(dynamic)
         )
         try:
             program = _export(
-                model, tuple(wide[: len(args)]), dict(zip(names, wide[len(args) :], strict=True)), shapes, wrap=False
+                model,
+                tuple(wide[: len(args)]),
+                dict(zip(names, wide[len(args) :], strict=True)),
+                shapes,
+                wrap=False,
             )
         except Exception as error:  # torch.export raises a dozen unrelated classes
             reason = reason or error
@@ -177,14 +169,19 @@ def _trace(
         return program, ()
     program = _export(model, args, kwargs, None)
     return program, (
-        f"the batch size is fixed at {batch}: the model specialises on it ({_first_line(reason)}). To mend it: take the "
+        f"the batch size is fixed at {batch}: the model specialises on it "
+        f"({_first_line(reason)}). To mend it: take the "
         "batch size from x.shape[0] instead of a number, and keep it out of Python conditions.",
     )
 
 
 def _sharings(ranked: list[torch.Tensor], batch: int) -> list[set[int]]:
     """Return the sets of inputs to try as sharing the batch dimension, the largest first."""
-    tries = [{id(t) for t in ranked}, {id(t) for t in ranked if t.shape[0] == batch}, {id(ranked[0])}]
+    tries = [
+        {id(t) for t in ranked},
+        {id(t) for t in ranked if t.shape[0] == batch},
+        {id(ranked[0])},
+    ]
     return [s for i, s in enumerate(tries) if s not in tries[:i] and not (i == 0 and s != tries[1])]
 
 
@@ -218,8 +215,11 @@ def _export(
 
 @contextlib.contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Keep torch from printing tracebacks and graphs of failures that are reported, with a fix, by lutcc."""
-    loggers = [logging.getLogger(n) for n in ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")]
+    """Keep torch from printing tracebacks and graphs of failures: lutcc reports them with a fix."""
+    loggers = [
+        logging.getLogger(n)
+        for n in ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -228,7 +228,10 @@ def _quiet_torch() -> Iterator[None]:
             logger.setLevel(logging.CRITICAL + 1)
         try:
             # the tracer prints the whole graph before it raises
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 yield
         finally:
             for logger, level in zip(loggers, levels, strict=True):
@@ -241,21 +244,28 @@ def _explain(error: Exception, model: torch.nn.Module) -> FrontendError:
     text = f"{type(error).__name__}: {error}"
     if "data-dependent" in text.lower() or "DataDependent" in text:
         return FrontendError(
-            "the control flow depends on the values of a tensor, so there is no one graph to compile",
+            "the control flow depends on the values of a tensor, so there is no one graph to "
+            "compile",
             where=where,
-            fix="replace the Python `if`/`while` by torch.where, torch.clamp or torch.cond, or compile the two branches "
-            "as two models",
+            fix="replace the Python `if`/`while` by torch.where, torch.clamp or torch.cond, or "
+            "compile the branches as two models",
         )
     if isinstance(error, TypeError) or "mat1 and mat2" in text or "shape" in text.lower():
         return FrontendError(
             f"the model does not run on the example inputs ({_first_line(error)})",
             where=where,
-            fix="check that model(*example_inputs) works in plain torch, with tensors as the only arguments",
+            fix=(
+                "check that model(*example_inputs) works in plain torch, with tensors as "
+                "the only arguments"
+            ),
         )
     return FrontendError(
         f"torch.export cannot trace the model ({_first_line(error)})",
         where=where,
-        fix="make torch.export.export(model, example_inputs) work, or pass the ExportedProgram itself",
+        fix=(
+            "make torch.export.export(model, example_inputs) work, or pass the "
+            "ExportedProgram itself"
+        ),
     )
 
 
@@ -272,77 +282,6 @@ def _first_line(error: Exception | None) -> str:
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     lines.sort(key=lambda line: "specialized" not in line)
     return lines[0][:300] if lines else type(error).__name__
-
-
-def _refuse_training_and_random(program: ExportedProgram) -> None:
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        name = op_name(node)
-        base = name.removeprefix("aten.").split(".")[0].rstrip("_")
-        if name.startswith("aten.batch_norm.") or name.startswith("aten.native_batch_norm."):
-            if node.args[5]:
-                raise FrontendError(
-                    "batch norm computes its statistics from the batch (training mode, or track_running_stats=False), so "
-                    "one row's result depends on the others",
-                    where=layer_of(node),
-                    fix="call model.eval() before exporting, and keep running statistics",
-                )
-        elif base in ("_native_batch_norm_legit_functional", "_native_batch_norm_legit"):
-            raise FrontendError(
-                "batch norm is in training mode", where=layer_of(node), fix="call model.eval() before exporting"
-            )
-        elif base in ("dropout", "feature_dropout", "alpha_dropout", "native_dropout"):
-            rate = node.args[1] if len(node.args) > 1 else 0.5
-            if (node.args[2] if len(node.args) > 2 else True) and rate:
-                raise FrontendError(
-                    "dropout is in training mode", where=layer_of(node), fix="call model.eval() before exporting"
-                )
-        elif name.startswith("aten.") and base.removesuffix("_like") in _RANDOM:
-            raise FrontendError(
-                f"{name} draws random numbers, which a compiled artifact does not",
-                where=layer_of(node),
-                fix="draw them outside the model and pass them as an input",
-            )
-
-
-def _refuse_mutation(program: ExportedProgram) -> None:
-    changed = (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION, OutputKind.PARAMETER_MUTATION)
-    for spec in program.graph_signature.output_specs:
-        if spec.kind in changed:
-            raise FrontendError(
-                f"the model changes {spec.target!r} while it runs, and an artifact keeps no state",
-                where=f"{'input' if spec.kind == OutputKind.USER_INPUT_MUTATION else 'buffer'} {spec.target!r}",
-                fix="call model.eval(), or pass the state as an input and return the new one",
-            )
-
-
-def _refuse_dtypes_and_devices(program: ExportedProgram) -> None:
-    kinds = (InputKind.CUSTOM_OBJ, InputKind.TOKEN)
-    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    for node in program.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        spec, value = specs[node.name], node.meta.get("val")
-        what = f"input {node.name!r}" if spec.kind == InputKind.USER_INPUT else f"parameter {spec.target!r}"
-        if spec.kind in kinds or not isinstance(value, torch.Tensor):
-            raise FrontendError(
-                f"is a {type(value).__name__}, not a tensor",
-                where=what,
-                fix="pass tensors only; bind other arguments with functools.partial or a wrapper module",
-            )
-        if value.dtype not in INPUT_DTYPES:
-            raise FrontendError(
-                f"has dtype {str(value.dtype).removeprefix('torch.')}, and lutcc computes in float32",
-                where=what,
-                fix="call model.float() and pass float32 example inputs",
-            )
-        if value.device.type != "cpu":
-            raise FrontendError(
-                f"lives on {value.device}, and artifacts run on the CPU",
-                where=what,
-                fix="call model.cpu() and pass example inputs on the CPU",
-            )
 
 
 def _decompose(program: ExportedProgram) -> ExportedProgram:
@@ -365,10 +304,18 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Attention as two batched products around a softmax; without a mask no row can be all -inf, so no guard is needed."""
+    """Attention as batched products around a softmax; unmasked rows need no guard against -inf."""
     if attn_mask is not None or is_causal or enable_gqa or dropout_p:
         return torch.ops.aten._scaled_dot_product_attention_math.default(
-            query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
+            query,
+            key,
+            value,
+            attn_mask,
+            dropout_p,
+            is_causal,
+            None,
+            scale=scale,
+            enable_gqa=enable_gqa,
         )[0]
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     weights = torch.softmax(torch.matmul(query * factor, key.transpose(-2, -1)), dim=-1)

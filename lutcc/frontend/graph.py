@@ -13,8 +13,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+from torch.fx.node import map_arg
 
-from lutcc.frontend.export import BATCH, INPUT_DTYPES, op_name
+from lutcc.frontend.checks import INPUT_DTYPES, op_name
+from lutcc.frontend.export import BATCH
 from lutcc.ir.types import Array, Dim, Sym
 
 _IMPURE = ("rand", "bernoulli", "dropout", "empty", "_assert", "sym_", "multinomial")
@@ -22,7 +24,7 @@ _FOLD_LIMIT = 1 << 16
 """Bytes by which a folded constant may exceed what it is computed from."""
 
 
-class NotExpressible(Exception):  # noqa: N818 - a verdict that the partitioner acts on, not an error
+class NotExpressible(Exception):
     """A node has no form in the IR; the message is the reason.
 
     Parameters
@@ -42,7 +44,8 @@ class NotExpressible(Exception):  # noqa: N818 - a verdict that the partitioner 
 class Port:
     """Name, shape and dtype of a model's input or output.
 
-    A dimension is a number, a :class:`~lutcc.ir.types.Sym`, or (mixed models only) an expression as text.
+    A dimension is a number, a :class:`~lutcc.ir.types.Sym`, or (mixed models only) an expression as
+    text.
     """
 
     name: str
@@ -158,7 +161,7 @@ class Graph:
         return str(node.meta["val"].dtype).removeprefix("torch.")
 
     def is_tensor_op(self, node: Node) -> bool:
-        """Tell whether ``node`` computes a tensor (or a tuple of them) rather than a size or an assertion."""
+        """Tell whether ``node`` computes a tensor (or several), not a size or an assertion."""
         if node.op != "call_function" or op_name(node).startswith(("aten._assert", "aten.sym_")):
             return False
         value = node.meta.get("val")
@@ -167,7 +170,7 @@ class Graph:
         return isinstance(value, torch.Tensor)
 
     def array(self, node: Node, *, transposed: bool = False) -> Array:
-        """Return a constant node's value, or its matrix transpose, as a read-only row-major array."""
+        """Return a constant node's value, or its transpose, as a read-only row-major array."""
         key = (node, transposed)
         if key not in self._arrays:
             tensor = self.constants[node]
@@ -177,7 +180,7 @@ class Graph:
         return self._arrays[key]
 
     def constant_name(self, node: Node) -> str:
-        """Return a constant's name in the model, such as ``encoder.0.norm.weight``, made to fit the IR."""
+        """Return a constant's name in the model, such as ``encoder.0.weight``."""
         for spec in self.program.graph_signature.input_specs:
             if spec.arg.name == node.name and spec.target:
                 return spec.target if spec.target[0].isalpha() else f"_{spec.target}"
@@ -196,12 +199,13 @@ class Graph:
                         # a copy: the artifact must not change when the model's weights do
                         constants[node] = value.detach().clone()
                 elif node.op == "call_function" and self._foldable(node, constants):
-                    args, kwargs = torch.fx.node.map_arg(
-                        (node.args, dict(node.kwargs)), lambda n: constants[n]
-                    )
+                    args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: constants[n])
                     value = node.target(*args, **kwargs)  # type: ignore[operator]
                     given = sum(_nbytes(constants[n]) for n in node.all_input_nodes)
-                    if isinstance(value, torch.Tensor) and _nbytes(value) <= 2 * given + _FOLD_LIMIT:
+                    if (
+                        isinstance(value, torch.Tensor)
+                        and _nbytes(value) <= 2 * given + _FOLD_LIMIT
+                    ):
                         constants[node] = value.detach()
         return constants
 
@@ -218,7 +222,8 @@ def trailing_constant(constant: Array, shape: tuple[Dim, ...]) -> tuple[Array, i
     Returns
     -------
     (values, rank)
-        ``values`` has one entry per element of the last ``rank`` dimensions, flattened; a scalar gets rank 1.
+        ``values`` has one entry per element of the last ``rank`` dimensions, flattened; a scalar
+        gets rank 1.
 
     Raises
     ------
@@ -257,4 +262,3 @@ def _flat(value: Any) -> Iterable[Any]:
             yield from _flat(item)
     else:
         yield value
-

@@ -1,4 +1,7 @@
-"""The IR under construction: values that remember the torch shape they stand for, so that reshapes cost nothing."""
+"""The IR under construction.
+
+Values remember the torch shape they stand for, so that reshapes cost nothing.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,9 @@ Form = Literal["row_major", "channel_rows"]
 class Lowered:
     """A torch tensor in the IR.
 
-    ``shape`` is the torch shape. In form ``row_major`` the value holds the elements in that order, under any shape; in form
-    ``channel_rows`` it holds a tensor (N, C, *spatial) as rows (N * spatial, C), one row per position.
+    ``shape`` is the torch shape. In form ``row_major`` the value holds the elements in that order,
+    under any shape; in form ``channel_rows`` it holds a tensor (N, C, *spatial) as rows (N *
+    spatial, C), one row per position.
     """
 
     value: ir.Value
@@ -33,8 +37,8 @@ class Lowered:
 class RegionBuilder:
     """Builds one function of the IR from nodes of an exported graph.
 
-    Inputs are declared with :meth:`input`, nodes lowered with :func:`lutcc.frontend.lower_ops.lower_node`, results
-    taken with :meth:`result`.
+    Inputs are declared with :meth:`input`, nodes lowered with
+    :func:`lutcc.frontend.lower_ops.lower_node`, results taken with :meth:`result`.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -72,10 +76,12 @@ class RegionBuilder:
         return self._constants[key]
 
     def stored(self, node: object, name: str, dtype: str | None = None) -> ir.Value:
-        """Return the value of a constant node under its name in the model; ``name`` is for computed ones."""
+        """Return a constant node's value, named as in the model; ``name`` is for computed ones."""
         array = self.constant_of(node, dtype)
         assert isinstance(node, Node)
-        return self.constant(array, self.graph.constant_name(node) if node.op == "placeholder" else name)
+        return self.constant(
+            array, self.graph.constant_name(node) if node.op == "placeholder" else name
+        )
 
     def constant_of(self, node: object, dtype: str | None = None) -> Array:
         """Return the array of a constant node.
@@ -153,7 +159,7 @@ class RegionBuilder:
         return self.under_shape(self.row_major(lowered).value, lowered.shape)
 
     def rows(self, lowered: Lowered, features: int | None = None) -> ir.Value:
-        """Return a row-major tensor as a matrix whose columns are its last dimension (or its last ``features`` elements)."""
+        """Return a tensor as a matrix with its last dimension (or ``features``) as columns."""
         plain = self.row_major(lowered)
         width = plain.shape[-1] if features is None else features
         if isinstance(width, Sym):
@@ -161,7 +167,7 @@ class RegionBuilder:
         return self.under_shape(plain.value, (divided(plain.shape, width), width))
 
     def result(self, node: Node, *, torch_shape: bool) -> ir.Value:
-        """Return the value of a node to hand out: under its torch shape, or row-major under the shape it happens to have."""
+        """Return a node's row-major value, under its torch shape or as it is stored."""
         lowered = self.tensor(node)
         return self.materialised(lowered) if torch_shape else self.row_major(lowered).value
 
@@ -183,5 +189,7 @@ def divided(shape: Sequence[Dim], width: int) -> Dim:
     """
     count, symbols = element_count(shape)
     if len(symbols) > 1 or count % width:
-        raise NotExpressible(f"no rows of {width} elements in a tensor of shape {tuple(map(str, shape))}")
+        raise NotExpressible(
+            f"no rows of {width} elements in a tensor of shape {tuple(map(str, shape))}"
+        )
     return Sym(symbols[0], count // width) if symbols else count // width

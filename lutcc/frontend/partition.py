@@ -1,4 +1,4 @@
-"""Cut an exported graph into the regions that lutcc compiles and the rest, which goes through TVM Relax."""
+"""Cut an exported graph into regions that lutcc compiles and the rest, which Relax compiles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from lutcc import ir
-from lutcc.frontend.export import op_name
+from lutcc.frontend.checks import op_name
 from lutcc.frontend.graph import Graph, NotExpressible
 from lutcc.frontend.lower_ops import is_anchor, lower_node
 from lutcc.frontend.lowered import RegionBuilder, divided
@@ -29,15 +29,22 @@ _MOVEMENT = (
     "aten.alias.",
     "aten.contiguous.",
 )
-_IMAGE_OPS = ("aten.conv", "lutcc.im2col", "aten._native_batch_norm", "aten.batch_norm", "aten.permute", "aten.transpose")
+_IMAGE_OPS = (
+    "aten.conv",
+    "lutcc.im2col",
+    "aten._native_batch_norm",
+    "aten.batch_norm",
+    "aten.permute",
+    "aten.transpose",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
     """A part of a graph as an IR module of its own.
 
-    ``inputs`` and ``outputs`` are nodes of the exported graph, in the order of the module's parameters and results; the module
-    may hold them under another shape with as many elements.
+    ``inputs`` and ``outputs`` are nodes of the exported graph, in the order of the module's
+    parameters and results; the module may hold them under another shape with as many elements.
     """
 
     name: str
@@ -49,7 +56,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the IR can express of a graph: the nodes, the reasons for the others, and the builder that holds the whole."""
+    """What the IR can express of a graph, the reasons for the rest, and the IR of the whole."""
 
     expressible: frozenset[Node]
     reasons: Mapping[Node, NotExpressible]
@@ -82,7 +89,7 @@ def _declare(region: RegionBuilder, node: Node) -> None:
 
 
 def find_regions(graph: Graph, found: Probe) -> tuple[Region, ...]:
-    """Return the maximal regions of expressible nodes that hold at least one look-up or dense layer.
+    """Return the maximal regions of expressible nodes with at least one look-up or dense layer.
 
     Replacing each region by one node leaves a graph without cycles.
     """
@@ -122,14 +129,14 @@ class _Groups:
         self.of: dict[Node, int] = {}
 
     def operands(self, node: Node) -> list[Node]:
-        """Return the nodes that must be computed before ``node``; regions do not read sizes from the graph."""
+        """Return what must be computed before ``node``; regions do not read sizes off the graph."""
         used = [n for n in node.all_input_nodes if n in self.graph.used]
         if node in self.expressible:
             used = [n for n in used if self.graph.is_tensor_op(n) or n.op == "placeholder"]
         return used
 
     def place(self, node: Node) -> None:
-        """Put ``node`` into the groups of its operands where that makes no cycle, else into one of its own."""
+        """Put ``node`` into its operands' groups where that makes no cycle, else into its own."""
         home: int | None = None
         for number in sorted({self.of[n] for n in self.operands(node) if n in self.of}):
             together = self.members[number] | ({node} if home is None else self.members[home])
@@ -163,13 +170,17 @@ class _Groups:
 
 
 def _trim(graph: Graph, members: Iterable[Node]) -> frozenset[Node]:
-    """Drop what does not follow an anchor, and data movement at the end: Relax fuses it or makes a view of it."""
+    """Drop what follows no anchor, and data movement at the end: Relax fuses or views it."""
     kept: set[Node] = set()
     for node in graph.nodes:
         if node in members and (is_anchor(node) or any(n in kept for n in node.all_input_nodes)):
             kept.add(node)
     for node in reversed(graph.nodes):
-        if node in kept and op_name(node).startswith(_MOVEMENT) and not any(u in kept for u in node.users):
+        if (
+            node in kept
+            and op_name(node).startswith(_MOVEMENT)
+            and not any(u in kept for u in node.users)
+        ):
             kept.remove(node)
     return frozenset(kept)
 
@@ -179,12 +190,16 @@ def _build(graph: Graph, name: str, nodes: frozenset[Node]) -> Region:
     inputs: list[Node] = []
     for node in ordered:
         for operand in node.all_input_nodes:
-            outside = operand not in nodes and operand not in graph.constants and operand not in inputs
+            outside = (
+                operand not in nodes and operand not in graph.constants and operand not in inputs
+            )
             if outside and (graph.is_tensor_op(operand) or operand.op == "placeholder"):
                 inputs.append(operand)
     results = set(graph.output_nodes)
     outputs = [
-        n for n in ordered if n in results or any(u in graph.used and u not in nodes for u in n.users)
+        n
+        for n in ordered
+        if n in results or any(u in graph.used and u not in nodes for u in n.users)
     ]
     region = RegionBuilder(graph)
     for node in inputs:

@@ -1,4 +1,4 @@
-"""Import a torch model: into one IR module where that can express it, else cut for the mixed path through TVM Relax."""
+"""Import a torch model: into one IR module, or cut for the mixed path through TVM Relax."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch.export import ExportedProgram
 
 from lutcc import ir
 from lutcc.errors import FrontendError
-from lutcc.frontend.export import export_program, layer_of
+from lutcc.frontend.checks import layer_of
+from lutcc.frontend.export import export_program
 from lutcc.frontend.graph import Graph, NotExpressible, Port
 from lutcc.frontend.partition import Probe, Region, find_regions, probe
 
@@ -22,12 +23,13 @@ class Imported:
     Attributes
     ----------
     kind
-        ``"ir"``: ``module`` is the whole model. ``"mixed"``: ``regions`` are the parts with kernels of lutcc, and ``graph`` is
-        compiled around them by :func:`lutcc.frontend.relax.build_mixed`.
+        ``"ir"``: ``module`` is the whole model. ``"mixed"``: ``regions`` are the parts with kernels
+        of lutcc, and ``graph`` is compiled around them by :func:`lutcc.frontend.relax.build_mixed`.
     inputs, outputs
         Names, shapes (with the batch size ``n``) and dtypes, in call order.
     notes
-        What the user should know: a batch size that could not be left open, and (mixed) which ops made the model mixed.
+        What the user should know: a batch size that could not be left open, and (mixed) which ops
+        made the model mixed.
     """
 
     kind: Literal["ir", "mixed"]
@@ -52,23 +54,28 @@ def import_torch(
     model_or_exported_program
         A float32 module on the CPU in evaluation mode, or the result of ``torch.export.export``.
     example_inputs
-        A tensor, a sequence of tensors, or a mapping of keyword arguments; ignored for an exported program.
+        A tensor, a sequence of tensors, or a mapping of keyword arguments; ignored for an exported
+        program.
     dynamic_batch
-        Leave the size of dimension 0 of the inputs open: the symbol ``n``. A model that only works at the example's batch
-        size is imported at that size, with a note.
+        Leave the size of dimension 0 of the inputs open: the symbol ``n``. A model that only works
+        at the example's batch size is imported at that size, with a note.
 
     Raises
     ------
     FrontendError
-        If the model cannot be traced or uses what lutcc does not compile; the message names the layer and the fix.
+        If the model cannot be traced or uses what lutcc does not compile; the message names the
+        layer and the fix.
 
     Examples
     --------
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 30), torch.nn.ReLU()).eval()
-    >>> [op.opcode for op in import_torch(model, torch.zeros(8, 64)).module.main.body if op.opcode != "constant"]
+    >>> module = import_torch(model, torch.zeros(8, 64)).module
+    >>> [op.opcode for op in module.main.body if op.opcode != "constant"]
     ['linear', 'relu']
     """
-    exported = export_program(model_or_exported_program, example_inputs, dynamic_batch=dynamic_batch)
+    exported = export_program(
+        model_or_exported_program, example_inputs, dynamic_batch=dynamic_batch
+    )
     graph = Graph(exported.program)
     for index, node in enumerate(graph.output_nodes):
         if node is None or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -80,7 +87,9 @@ def import_torch(
     found = probe(graph)
     module = _whole_module(graph, found)
     if module is not None:
-        return Imported("ir", graph.inputs, graph.outputs, module=module, graph=graph, notes=exported.notes)
+        return Imported(
+            "ir", graph.inputs, graph.outputs, module=module, graph=graph, notes=exported.notes
+        )
     return Imported(
         "mixed",
         graph.inputs,
@@ -115,5 +124,7 @@ def _why_mixed(found: Probe) -> tuple[str, ...]:
     notes: list[str] = []
     for reasons, layers in alike.items():
         more = f" and {len(layers) - 2} more" if len(layers) > 2 else ""
-        notes.append(f"{', '.join(layers[:2])}{more}: compiled through TVM Relax ({'; '.join(reasons)})")
+        notes.append(
+            f"{', '.join(layers[:2])}{more}: compiled through TVM Relax ({'; '.join(reasons)})"
+        )
     return tuple(notes)

@@ -27,8 +27,7 @@ def as_float_tensor(inputs: Any, where: str) -> torch.Tensor:
 
 
 def _chosen_rows(nrows: int, max_rows: int | None, seed: int | None) -> np.ndarray | None:
-    """Return ``max_rows`` sorted row numbers drawn without replacement, or None when all rows
-    stay."""
+    """Return ``max_rows`` sorted random row numbers, or None when all rows stay."""
     if max_rows is None or nrows <= max_rows:
         return None
     return np.sort(np.random.default_rng(seed).choice(nrows, max_rows, replace=False))
@@ -37,8 +36,7 @@ def _chosen_rows(nrows: int, max_rows: int | None, seed: int | None) -> np.ndarr
 def linear_rows(
     inputs: torch.Tensor, in_features: int, max_rows: int | None, seed: int | None
 ) -> np.ndarray:
-    """Return calibration rows (N, in_features) float32 from ``inputs`` (..., in_features), at most
-    ``max_rows`` of them.
+    """Return at most ``max_rows`` rows (N, in_features) of ``inputs`` (..., in_features).
 
     Raises
     ------
@@ -47,7 +45,8 @@ def linear_rows(
     """
     if inputs.dim() < 1 or inputs.shape[-1] != in_features or inputs.numel() == 0:
         raise InputError(
-            f"calibration inputs have shape {tuple(inputs.shape)}, but the layer takes (..., {in_features}), not empty",
+            f"calibration inputs have shape {tuple(inputs.shape)}, but the layer takes "
+            f"(..., {in_features}), not empty",
             where="MaddnessLinear",
             fix="pass what the layer itself receives",
         )
@@ -63,8 +62,7 @@ def conv_rows(
     max_rows: int | None,
     seed: int | None,
 ) -> np.ndarray:
-    """Return calibration rows (N*OH*OW, in_channels*kh*kw) float32 from images (N, in_channels, H,
-    W).
+    """Return patches of images (N, in_channels, H, W) as rows (N*OH*OW, in_channels*kh*kw).
 
     ``geometry`` holds kernel_size, stride, padding and dilation. Only ``max_rows`` patches are
     kept; the rest is never stored.
@@ -78,14 +76,16 @@ def conv_rows(
         inputs = inputs.unsqueeze(0)
     if inputs.dim() != 4 or inputs.shape[1] != in_channels or inputs.numel() == 0:
         raise InputError(
-            f"calibration inputs have shape {tuple(inputs.shape)}, but the layer takes (N, {in_channels}, H, W), not empty",
+            f"calibration inputs have shape {tuple(inputs.shape)}, but the layer takes "
+            f"(N, {in_channels}, H, W), not empty",
             where="MaddnessConv2d",
             fix="pass what the layer itself receives",
         )
     oh, ow = output_size(inputs.shape[2], inputs.shape[3], geometry)
     if oh < 1 or ow < 1:
         raise InputError(
-            f"images of {tuple(inputs.shape[2:])} are smaller than the kernel {geometry['kernel_size']}",
+            f"images of {tuple(inputs.shape[2:])} are smaller than the kernel "
+            f"{geometry['kernel_size']}",
             where="MaddnessConv2d",
             fix="pass what the layer itself receives",
         )

@@ -13,8 +13,7 @@ from lutcc.nn.lookup import MaddnessLookup, lookup_options
 
 
 class MaddnessConv2d(MaddnessLookup):
-    """A 2-D convolution by look-ups, for ``x`` (N, in_channels, H, W) or (in_channels, H, W)
-    float32.
+    """A 2-D convolution by look-ups, for ``x`` ([N,] in_channels, H, W) float32.
 
     Every patch is one row of in_channels * kh * kw columns in the order of
     ``torch.nn.functional.unfold``; codebooks are runs of these columns, so
@@ -140,7 +139,8 @@ class MaddnessConv2d(MaddnessLookup):
         Examples
         --------
         >>> patches = np.random.normal(size=(200, 9))
-        >>> MaddnessConv2d.from_estimator(Maddness(3).fit(patches, np.ones((9, 4))), 1, 3).out_channels
+        >>> estimator = Maddness(3).fit(patches, np.ones((9, 4)))
+        >>> MaddnessConv2d.from_estimator(estimator, 1, 3).out_channels
         4
         """
         options = lookup_options(estimator)
@@ -155,8 +155,9 @@ class MaddnessConv2d(MaddnessLookup):
         )
         if layer.in_features != estimator.n_features_in_:
             raise InputError(
-                f"the estimator was fitted on rows of {estimator.n_features_in_} columns, but patches of {in_channels} "
-                f"channels and kernel {layer.kernel_size} have {layer.in_features}",
+                f"the estimator was fitted on rows of {estimator.n_features_in_} columns, but "
+                f"patches of {in_channels} channels and kernel {layer.kernel_size} have "
+                f"{layer.in_features}",
                 where=cls.__name__,
                 fix="fit it on torch.nn.functional.unfold(...) of the same geometry",
             )
@@ -164,8 +165,7 @@ class MaddnessConv2d(MaddnessLookup):
         return layer.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (N, out_channels, OH, OW) float32 for ``x`` (N, in_channels, H, W) float32;
-        unbatched likewise."""
+        """Return ([N,] out_channels, OH, OW) float32 for ``x`` ([N,] in_channels, H, W) float32."""
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         if x.dim() != 4:
@@ -189,7 +189,8 @@ class MaddnessConv2d(MaddnessLookup):
 
     def extra_repr(self) -> str:
         """Return the options shown by ``print``."""
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        text += f", stride={self.stride}"
         return f"{text}, padding={self.padding}, dilation={self.dilation}, {self.describe_lookup()}"
 
 
@@ -220,7 +221,8 @@ def conv_geometry(conv: torch.nn.Conv2d) -> dict[str, tuple[int, int]]:
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         if any(t % 2 for t in total):
             raise InputError(
-                f"padding='same' with kernel {kernel} and dilation {dilation} pads the two sides differently",
+                f"padding='same' with kernel {kernel} and dilation {dilation} pads the two sides "
+                "differently",
                 where=where,
                 fix="pad explicitly before the layer, use an odd kernel, or keep the layer exact",
             )
@@ -230,7 +232,7 @@ def conv_geometry(conv: torch.nn.Conv2d) -> dict[str, tuple[int, int]]:
         raise InputError(
             f"padding_mode={conv.padding_mode!r}",
             where=where,
-            fix="pad explicitly before the layer (torch.nn.functional.pad), or keep the layer exact",
+            fix="pad before the layer (torch.nn.functional.pad), or keep the layer exact",
         )
     return {
         "kernel_size": kernel,
@@ -241,8 +243,7 @@ def conv_geometry(conv: torch.nn.Conv2d) -> dict[str, tuple[int, int]]:
 
 
 def conv_weights(conv: torch.nn.Conv2d) -> tuple[Any, Any]:
-    """Return B (in_channels*kh*kw, out_channels) and bias or None, float64 arrays, of an exact
-    layer."""
+    """Return B (in_channels*kh*kw, out_channels) and bias or None of ``conv``, in float64."""
     bias = None if conv.bias is None else conv.bias.detach().cpu().double().numpy()
     return conv.weight.detach().cpu().double().flatten(1).numpy().T, bias
 

@@ -68,7 +68,8 @@ class MaddnessLinear(MaddnessLookup):
 
         Examples
         --------
-        >>> layer = MaddnessLinear.from_linear(torch.nn.Linear(8, 3), torch.randn(500, 8), ncodebooks=4)
+        >>> linear, x = torch.nn.Linear(8, 3), torch.randn(500, 8)
+        >>> layer = MaddnessLinear.from_linear(linear, x, ncodebooks=4)
         >>> layer.lut.shape
         torch.Size([4, 16, 3])
         """
@@ -117,7 +118,8 @@ class MaddnessLinear(MaddnessLookup):
 
     def extra_repr(self) -> str:
         """Return the options shown by ``print``."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, {self.describe_lookup()}"
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{shape}, {self.describe_lookup()}"
 
 
 def linear_weights(linear: torch.nn.Linear) -> tuple[Any, Any]:

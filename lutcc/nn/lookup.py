@@ -112,8 +112,7 @@ class MaddnessLookup(torch.nn.Module):
         return torch.relu(sums) if self.activation == "relu" else sums
 
     def check_input(self, x: torch.Tensor, features: int, dim: int) -> None:
-        """Raise :class:`InputError` unless ``x`` is float32 with ``features`` entries along
-        ``dim``."""
+        """Raise :class:`InputError` unless ``x`` is float32 and ``features`` long along ``dim``."""
         if x.dtype != torch.float32:
             raise InputError(
                 f"the input has dtype {x.dtype}, but look-ups compare float32",
@@ -133,16 +132,16 @@ class MaddnessLookup(torch.nn.Module):
 
     def describe_lookup(self) -> str:
         """Return the look-up's options for ``extra_repr``."""
-        text = f"ncodebooks={self.ncodebooks}, nprototypes={self.nprototypes}, encoder={self.encoder!r}"
-        text += f", lut_dtype={self.lut_dtype!r}, accumulate={self.accumulate!r}"
+        text = f"ncodebooks={self.ncodebooks}, nprototypes={self.nprototypes}"
+        text += f", encoder={self.encoder!r}, lut_dtype={self.lut_dtype!r}"
+        text += f", accumulate={self.accumulate!r}"
         if self.accumulate == "mean":
             text += f", upcast_every={self.upcast_every}"
         return text + (f", activation={self.activation!r}" if self.activation else "")
 
 
 def lookup_options(estimator: Maddness) -> dict[str, Any]:
-    """Return the constructor arguments of :class:`MaddnessLookup` that describe a fitted
-    ``estimator``."""
+    """Return the arguments of :class:`MaddnessLookup` that describe a fitted ``estimator``."""
     estimator._check_fitted("from_estimator")
     names = (
         "ncodebooks",

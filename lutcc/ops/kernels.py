@@ -156,7 +156,7 @@ def _module(
     for name, table in zip(names[1:], tables, strict=True):
         make = builder.constant if isinstance(table, np.ndarray) else builder.param
         operands.append(make(name, table))  # type: ignore[arg-type]
-    builder.returns(builder.op(opcode, *operands, **dict(attrs)))
+    builder.returns(builder.op(opcode, *operands, **dict(attrs)))  # type: ignore[arg-type]
     return builder.module()
 
 

@@ -91,7 +91,7 @@ class Artifact:
         inputs: Sequence[Any],
         outputs: Sequence[Any],
         constants: Mapping[str, np.ndarray],
-        param_order: Sequence[str],
+        param_order: Sequence[str] | Mapping[str, Sequence[str]],
         extra: Mapping[str, Any] | None = None,
     ) -> Artifact:
         """Bundle a model that runs on Relax's virtual machine.
@@ -108,9 +108,11 @@ class Artifact:
         constants
             Arrays by name.
         param_order
-            Names of the constants to pass after the inputs, in order.
+            Names of the constants to pass after the inputs, in order; a mapping gives each ISA
+            level its own (packed tables differ between levels).
         extra
-            Anything JSON can say that should travel along.
+            Anything JSON can say that should travel along; ``kernels``, if there, lists kernel
+            records by ISA level for :meth:`explain`.
 
         Raises
         ------
@@ -190,7 +192,7 @@ class Artifact:
                 library,
                 variant.file,
                 constants,
-                manifest.param_order,
+                variant.params,
                 manifest.inputs,
                 manifest.outputs,
                 choice=self._choice,
@@ -208,7 +210,6 @@ class Artifact:
                 work_per_row=manifest.work_per_row,
             )
         self._call = self._kernel.call
-        self._bound = variant
 
     @property
     def num_threads(self) -> int:
@@ -252,6 +253,32 @@ class Artifact:
     def manifest(self) -> Manifest:
         """What ``manifest.json`` says."""
         return self._manifest
+
+    @property
+    def kernel(self) -> LookupKernel | RelaxKernel:
+        """The opened variant; opens it if need be.
+
+        Raises
+        ------
+        CpuMismatchError
+            When no variant runs on this processor.
+        """
+        if self._kernel is None:
+            self._bind()
+        assert self._kernel is not None
+        return self._kernel
+
+    def file(self, name: str) -> bytes:
+        """Return the contents of one of the artifact's files.
+
+        Raises
+        ------
+        ArtifactError
+            When there is none of that name.
+        """
+        if name not in self._contents:
+            raise ArtifactError(f"there is no file {name!r}", fix=suggest(name, self._contents))
+        return self._contents[name]
 
     @property
     def extra(self) -> Mapping[str, Any]:
@@ -307,7 +334,8 @@ class Artifact:
         """Return which variant runs here and why, its kernels, tables, work per row and threads."""
         manifest, isa = self._manifest, self.isa
         host = cpu.host()
-        variants, kernels = [], []
+        variants: list[VariantChoice] = []
+        kernels: list[KernelNote] = []
         packed = workspace = None
         for variant in manifest.variants:
             missing = cpu.missing(variant.features)
@@ -324,14 +352,10 @@ class Artifact:
                 VariantChoice(variant.isa, variant.file, variant.features, missing, chosen, reason)
             )
             if chosen and variant.program is not None:
-                packed, workspace = (
-                    variant.program["blob_nbytes"],
-                    dict(variant.program["workspace"]),
-                )
-                kernels = [
-                    KernelNote(k["stage"], tuple(k["ops"]), k["config"], k["source"])
-                    for k in variant.program["kernels"]
-                ]
+                packed = variant.program["blob_nbytes"]
+                workspace = dict(variant.program["workspace"])
+            if chosen:
+                kernels = _kernel_notes(variant, manifest.extra)
         kernel = self._kernel
         return Explanation(
             kind=manifest.kind,
@@ -421,3 +445,22 @@ def load(path: str | os.PathLike[str], *, isa: str | None = None) -> Artifact:
             raise type(error)(error.what, where=where, fix=error.fix) from error
         raise
     return artifact
+
+
+def _kernel_notes(variant: Variant, extra: Mapping[str, Any]) -> list[KernelNote]:
+    """Return the kernels of a variant: of its program, or (mixed models) of extra."""
+    if variant.program is not None:
+        records = variant.program["kernels"]
+    else:
+        listed = extra.get("kernels")
+        records = listed.get(variant.isa, []) if isinstance(listed, dict) else []
+    return [
+        KernelNote(
+            str(record.get("stage", "")),
+            tuple(map(str, record.get("ops", ()))),
+            record.get("config", {}),
+            str(record.get("source", "default")),
+        )
+        for record in records
+        if isinstance(record, dict)
+    ]

@@ -79,7 +79,7 @@ def bundle_relax(
     inputs: Sequence[Any],
     outputs: Sequence[Any],
     constants: Mapping[str, np.ndarray],
-    param_order: Sequence[str],
+    param_order: Sequence[str] | Mapping[str, Sequence[str]],
     extra: Mapping[str, Any] | None,
 ) -> Bundle:
     """Bundle Relax executables; see :meth:`lutcc.runtime.Artifact.from_relax`."""
@@ -93,16 +93,17 @@ def bundle_relax(
             )
         contents[file] = text.encode()
         modules.append(file)
-    missing = [name for name in param_order if name not in constants]
-    if missing:
-        raise ArtifactError(
-            f"param_order names {missing}, which constants does not hold",
-            fix=suggest(missing[0], constants),
-        )
-    variants = [
-        Variant(isa, _add_library(contents, isa, so_paths), cpu.ISA_FEATURES[isa])
-        for isa in sorted(so_paths, key=_isa_rank)
-    ]
+    variants = []
+    for isa in sorted(so_paths, key=_isa_rank):
+        params = param_order.get(isa, ()) if isinstance(param_order, Mapping) else param_order
+        missing = [name for name in params if name not in constants]
+        if missing:
+            raise ArtifactError(
+                f"param_order names {missing}, which constants does not hold",
+                fix=suggest(missing[0], constants),
+            )
+        file = _add_library(contents, isa, so_paths)
+        variants.append(Variant(isa, file, cpu.ISA_FEATURES[isa], params=tuple(params)))
     return _bundle(
         variants,
         contents,
@@ -111,7 +112,6 @@ def bundle_relax(
         inputs=tuple(spec_from_any(value, "inputs") for value in inputs),
         outputs=tuple(spec_from_any(value, "outputs") for value in outputs),
         modules=tuple(modules),
-        param_order=tuple(param_order),
     )
 
 

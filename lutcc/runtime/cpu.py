@@ -110,7 +110,7 @@ def parse_cpuinfo(text: str) -> tuple[dict[str, str], ...]:
 def _numpy_flags() -> frozenset[str]:
     """Return the flags that NumPy detects, under their ``/proc/cpuinfo`` names."""
     try:
-        from numpy._core import _multiarray_umath as umath
+        from numpy._core import _multiarray_umath as umath  # type: ignore[attr-defined]
     except ImportError:
         return frozenset()
     found = getattr(umath, "__cpu_features__", {})

@@ -224,11 +224,10 @@ class LookupKernel:
         count, function = 1, self.serial
         if rows >= self.parallel_rows and self._has_parallel:
             count = self.threads_for(rows)
-            if count > 1:
-                function = self._parallel or self._open_parallel()
-                count = threads.prepare_pool(count) if function is not None else 1
-            if count == 1:
-                function = self.serial
+            parallel = (self._parallel or self._open_parallel()) if count > 1 else None
+            count = threads.prepare_pool(count) if parallel is not None else 1
+            if parallel is not None and count > 1:
+                function = parallel
         try:
             space = self.spaces.pop()
         except IndexError:
@@ -293,7 +292,8 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
     )
     if not fits:
         return checked
-    columns, columns_out = source.shape[1], target.shape[1]
+    columns: Any = source.shape[1]
+    columns_out: Any = target.shape[1]
     dtype, dtype_out = source.numpy_dtype(), target.numpy_dtype()
     strided, from_dlpack = source.dtype in STRIDED_DTYPES, ffi.tvm_ffi().from_dlpack
     mask, first, least, most = dtype.itemsize - 1, source.shape[0], 1, kernel.serial_rows

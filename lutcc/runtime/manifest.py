@@ -49,17 +49,24 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The kernels for one ISA level: file, required CPU features and the Program (JSON)."""
+    """The kernels for one ISA level: file, required CPU features, and how they are called.
+
+    ``program`` is the Program (JSON) of look-up kernels; ``params`` names the constants that a
+    Relax executable takes after its inputs.
+    """
 
     isa: str
     file: str
     features: tuple[str, ...]
     program: dict[str, Any] | None = None
+    params: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest's form."""
         out = {"isa": self.isa, "file": self.file, "features": list(self.features)}
-        return out if self.program is None else {**out, "program": self.program}
+        if self.program is None:
+            return {**out, "params": list(self.params)}
+        return {**out, "program": self.program}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,6 @@ class Manifest:
     lutcc_version: str
     versions: Mapping[str, str] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
-    param_order: tuple[str, ...] = ()
     work_per_row: Mapping[str, int] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,7 +99,6 @@ class Manifest:
                 for name, entry in sorted(self.files.items())
             },
             "modules": list(self.modules),
-            "param_order": list(self.param_order),
             "work_per_row": dict(self.work_per_row),
             "versions": dict(self.versions),
             "extra": dict(self.extra),
@@ -138,7 +143,6 @@ def read_manifest(data: bytes, where: str) -> Manifest:
             "variants",
             "files",
             "modules",
-            "param_order",
             "work_per_row",
             "versions",
             "extra",
@@ -169,7 +173,6 @@ def read_manifest(data: bytes, where: str) -> Manifest:
         lutcc_version=top["lutcc_version"].as_str(),
         versions={name: node.as_str() for name, node in top["versions"].items()},
         modules=modules,
-        param_order=tuple(n.as_str() for n in top["param_order"].as_list()),
         work_per_row={key: work[key].as_int(0, 2**62) for key in work},
         extra=top["extra"].as_object(),
     )
@@ -211,15 +214,14 @@ def _file(name: str, node: Node, files: Node) -> tuple[str, FileEntry]:
 
 
 def _variant(node: Node, kind: str) -> Variant:
-    fields = node.fields(("isa", "file", "features"), ("program",) if kind == "ir" else ())
+    fields = node.fields(("isa", "file", "features", "program" if kind == "ir" else "params"))
     isa = fields["isa"].as_choice(cpu.ISA_LEVELS)
+    file = fields["file"].as_str(FILE_NAME, kind="a file name")
     features = tuple(n.as_str(_FLAG, kind="a CPU flag") for n in fields["features"].as_list())
-    program = None
     if kind == "ir":
-        if "program" not in fields:
-            node.fail("the key 'program' is missing")
-        program = _program(fields["program"], isa)
-    return Variant(isa, fields["file"].as_str(FILE_NAME, kind="a file name"), features, program)
+        return Variant(isa, file, features, _program(fields["program"], isa))
+    params = tuple(n.as_str() for n in fields["params"].as_list())
+    return Variant(isa, file, features, params=params)
 
 
 def _program(node: Node, isa: str) -> dict[str, Any]:
@@ -309,5 +311,3 @@ def _check_whole(manifest: Manifest, top: dict[str, Node]) -> None:
             top["inputs"].fail(f"more than one symbol: {sorted(known)}")
         if manifest.modules != (MODULE,):
             top["modules"].fail(f"expected [{MODULE!r}]")
-        if manifest.param_order:
-            top["param_order"].fail("must be empty for an artifact of kind 'ir'")

@@ -99,6 +99,8 @@ class External:
         Shape (rows are the stage's) and element type.
     row_stride, column_stride
         In elements.
+    stream
+        For outputs: the condition under which stores bypass the caches.
     """
 
     view: View
@@ -106,6 +108,7 @@ class External:
     dtype: str
     row_stride: Expr
     column_stride: Expr
+    stream: Expr | None = None
 
     def index(self, row: Expr, column: Expr | int) -> Expr:
         """Return the flat index of an element."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from lutcc.schedules.x86.context import Columns, External, StageContext
 from lutcc.schedules.x86.emit import (
-    ITEMSIZE,
     Expr,
     View,
     bind,
@@ -19,7 +18,6 @@ from lutcc.schedules.x86.emit import (
     local,
     loop,
     minimum,
-    select,
     shuffle,
     transpose16,
     when,
@@ -31,15 +29,6 @@ def clamped_rows(ctx: StageContext, group: Expr) -> list[Expr]:
     """Return the 16 row numbers of a group; rows past the end repeat the last one."""
     first = bind(ctx.first_row + i64(group) * 16)
     return [bind(minimum(first + i, ctx.last_row)) for i in range(16)]
-
-
-def _load_rows(source: External, rows: Sequence[Expr], column: Expr) -> list[Expr]:
-    """Load 16 contiguous columns of 16 rows as float32."""
-    loaded = []
-    for row in rows:
-        value = source.view.load(i64(row) * source.row_stride + i64(column), 16)
-        loaded.append(bind(value if source.dtype == "float32" else cast("float32x16", value)))
-    return loaded
 
 
 def load_chunks(
@@ -76,7 +65,13 @@ def load_chunks(
     def transposed() -> None:
         with loop(len(starts)) as k:
             first = bind(cast("int64", where.load(k)))
-            for j, column in enumerate(transpose16(_load_rows(source, rows, first))):
+            starts_of_rows = [bind(row * source.row_stride + first) for row in rows]
+
+            def quarter(row: int, q: int) -> Expr:
+                value = source.view.load(starts_of_rows[row] + 4 * q, 4)
+                return value if source.dtype == "float32" else cast("float32x4", value)
+
+            for j, column in enumerate(transpose16(quarter)):
                 target.store((k * 16 + j) * 16, column, 16)
 
     full = ctx.first_row + i64(group) * 16 + 15 <= ctx.last_row
@@ -119,36 +114,6 @@ def materialise(ctx: StageContext, source: External) -> Columns:
     return target
 
 
-class NextBlock:
-    """Fetches the rows of the next block while the current one is computed.
-
-    The input of a block is read once, at its beginning, when there is nothing else to do; asking
-    for it a few lines at a time during the scan before hides the memory.
-    """
-
-    def __init__(self, ctx: StageContext, source: External, tiles: int) -> None:
-        self.source = source
-        row_bytes = source.columns * ITEMSIZE[source.dtype]
-        self.lines = -(-ctx.block_rows * row_bytes // (64 * max(tiles, 1)))
-        self.step = 64 // ITEMSIZE[source.dtype]
-        contiguous = both(
-            equal(source.column_stride, i64(1)), equal(source.row_stride, i64(source.columns))
-        )
-        first = bind(ctx.first_row + ctx.block_rows)
-        rows = minimum(i64(ctx.block_rows), ctx.last_row + 1 - first)
-        self.end = bind(select(contiguous, (first + rows) * source.columns, i64(0)))
-        self.position = local(1, "int64")
-        self.position.store(0, first * source.columns)
-
-    def advance(self) -> None:
-        """Ask for the next lines."""
-        at = bind(self.position.load(0))
-        with when(at < self.end):
-            for line in range(self.lines):
-                self.source.view.prefetch(at + line * self.step, write=False)
-            self.position.store(0, at + self.lines * self.step)
-
-
 def store_partial(view: View, index: Expr, vector: Expr, count: int) -> None:
     """Store the first ``count`` of 16 lanes by at most two overlapping power-of-two stores."""
     if count == 16:
@@ -168,9 +133,6 @@ class ColumnsSink:
 
     def begin(self, tile_groups: int) -> None:
         """Nothing to prepare."""
-
-    def prefetch(self, start: Expr, groups: Sequence[Expr], first: Expr, count: int) -> None:
-        """Scratch is in cache already."""
 
     def put(self, column: Expr, start: Expr, group: Expr, slot: int, value: Expr) -> None:
         """Store 16 rows of column ``start + column``."""
@@ -201,14 +163,6 @@ class RowMajorSink:
         self._bounce = local(16 * 16 * tile_groups, dtype)
         self._groups = tile_groups
 
-    def prefetch(self, start: Expr, groups: Sequence[Expr], first: Expr, count: int) -> None:
-        """Fetch the lines that rows ``first .. first + count`` of each group will be stored to."""
-        for group in groups:
-            for j in range(count):
-                row = minimum(self.ctx.first_row + i64(group) * 16 + first + j, self.ctx.last_row)
-                where = row * self.target.columns + i64(start)
-                self.target.view.prefetch(where, write=True)
-
     def put(self, column: Expr, start: Expr, group: Expr, slot: int, value: Expr) -> None:
         """Keep 16 rows of a column; ``slot`` numbers the row group within the tile."""
         assert self._bounce is not None
@@ -216,17 +170,31 @@ class RowMajorSink:
 
     def flush(self, start: Expr, groups: Sequence[Expr]) -> None:
         """Store the chunk that starts at column ``start``, row by row."""
-        assert self._bounce is not None
+        if self.target.stream is None:
+            self._flush(start, groups, stream=False)
+            return
+        with branch(self.target.stream) as (large, small):
+            with large:
+                self._flush(start, groups, stream=True)
+            with small:
+                self._flush(start, groups, stream=False)
+
+    def _flush(self, start: Expr, groups: Sequence[Expr], *, stream: bool) -> None:
         valid = min(CHUNK, self.target.columns)
         for slot, group in enumerate(groups):
             rows = clamped_rows(self.ctx, group)
-            columns = [
-                bind(self._bounce.load((j * self._groups + slot) * 16, 16)) for j in range(16)
-            ]
-            for row, vector in zip(rows, transpose16(columns), strict=True):
+
+            def quarter(column: int, q: int, slot: int = slot) -> Expr:
+                assert self._bounce is not None
+                return self._bounce.load((column * self._groups + slot) * 16 + 4 * q, 4)
+
+            for row, vector in zip(rows, transpose16(quarter), strict=True):
                 value = cast("uint8x16", vector) if self.target.dtype == "uint8" else vector
                 where = i64(row) * self.target.columns + i64(start)
-                store_partial(self.target.view, where, value, valid)
+                if stream:
+                    self.target.view.store_stream(where, value)
+                else:
+                    store_partial(self.target.view, where, value, valid)
 
 
 def copy_row_out(source: View, target: External, row: Expr) -> None:

@@ -6,13 +6,15 @@ only 256 bits are there. Index arithmetic is 64-bit throughout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import tvm.tirx as tir
 from tvm.script.ir_builder import tirx as builder
+
+from lutcc.schedules.intrinsics import streaming
 
 Expr = Any
 LANES = 16
@@ -121,6 +123,18 @@ def parallel(extent: Expr) -> Iterator[Expr]:
         yield index
 
 
+def fence() -> None:
+    """Make streamed stores visible to other threads."""
+    builder.evaluate(streaming.fence())
+
+
+@contextmanager
+def streaming_definitions() -> Iterator[None]:
+    """Open a body whose stores may bypass the caches."""
+    with builder.attr(i64(0), "pragma_import_llvm", streaming.LLVM_IR):
+        yield
+
+
 @contextmanager
 def when(condition: Expr) -> Iterator[None]:
     """Open the body of an ``if`` without ``else``."""
@@ -182,15 +196,19 @@ class View:
             return raw
         return reinterpret(self.dtype + (f"x{lanes}" if lanes > 1 else ""), raw)
 
-    def prefetch(self, index: int | Expr, *, write: bool) -> None:
-        """Ask for the cache line of an element: for writing into L1, for reading into L2."""
+    def _address(self, index: int | Expr) -> Expr:
         scale = ITEMSIZE[self.dtype] if self.is_bytes else 1
-        element = tir.BufferLoad(self.buffer, [self.base + i64(index) * scale])
-        flags = (1, 3) if write else (0, 2)  # (for writing, locality)
-        arguments = [tir.const(flag, "int32") for flag in (*flags, 1)]
-        builder.evaluate(
-            tir.call_llvm_intrin("void", "llvm.prefetch.p0", tir.address_of(element), *arguments)
-        )
+        return tir.address_of(tir.BufferLoad(self.buffer, [self.base + i64(index) * scale]))
+
+    def misalignment(self) -> Expr:
+        """Return the address of element 0 modulo 64."""
+        return streaming.misalignment(self._address(0))
+
+    def store_stream(self, index: int | Expr, value: Expr) -> None:
+        """Store 16 lanes past the caches; the address must be a multiple of 64."""
+        if self.dtype != "float32":
+            value = reinterpret("float32x16", value)
+        builder.evaluate(streaming.store(self._address(index), value))
 
     def store(self, index: int | Expr, value: Expr, lanes: int = 1) -> None:
         """Store ``lanes`` elements from ``index`` on."""
@@ -236,20 +254,47 @@ def registers(count: int, dtype: str, lanes: int) -> Registers:
     return Registers(local(count * lanes, dtype), lanes)
 
 
-def transpose16(rows: Sequence[Expr]) -> list[Expr]:
-    """Transpose 16 vectors of 16 lanes with 64 two-input shuffles.
+def transpose16(quarter: Callable[[int, int], Expr]) -> list[Expr]:
+    """Transpose a 16x16 block of 32-bit values that lies in memory.
 
-    The butterfly works on blocks of 1, 2, 4 and 8 lanes; LLVM maps each stage to the cheapest
-    instruction of the CPU (unpack, shufps, 128-bit moves).
+    ``quarter(row, q)`` loads columns ``4q .. 4q+3`` of a row. Four such loads, of rows ``i``,
+    ``i+4``, ``i+8`` and ``i+12``, are merged into one vector by blends, which run on more ports
+    than shuffles; a 4x4 transpose inside each 128-bit lane finishes the work: 48 blends and 32
+    shuffles instead of the 64 shuffles of a transpose in registers.
+
+    Returns
+    -------
+    list
+        Vector ``c`` holds column ``c`` of rows 0 to 15.
     """
-    vectors = list(rows)
-    for size in (1, 2, 4, 8):
-        low = [k if not k & size else 16 + (k ^ size) for k in range(16)]
-        high = [(k | size) if not k & size else 16 + k for k in range(16)]
-        result = list(vectors)
-        for i in range(16):
-            if not i & size:
-                result[i] = bind(shuffle([vectors[i], vectors[i + size]], low))
-                result[i + size] = bind(shuffle([vectors[i], vectors[i + size]], high))
-        vectors = result
-    return vectors
+    columns: list[Expr] = []
+    for q in range(4):
+        rows = []
+        for i in range(4):
+            merged = shuffle([quarter(i, q)] * 4, range(16))
+            for lane in range(1, 4):
+                other = shuffle([quarter(i + 4 * lane, q)] * 4, range(16))
+                pick = [16 + k if k // 4 == lane else k for k in range(16)]
+                merged = shuffle([merged, other], pick)
+            rows.append(bind(merged))
+        pairs = [
+            bind(shuffle([rows[i], rows[i + 1]], _unpack(size=1, high=high)))
+            for i in (0, 2)
+            for high in (False, True)
+        ]
+        columns += [
+            bind(shuffle([pairs[j], pairs[j + 2]], _unpack(size=2, high=high)))
+            for j in (0, 1)
+            for high in (False, True)
+        ]
+    return columns
+
+
+def _unpack(*, size: int, high: bool) -> list[int]:
+    """Return the lanes that interleave halves of two vectors, in pieces of ``size``."""
+    lanes = []
+    for lane in range(4):
+        for piece in range(2 // size):
+            first = 4 * lane + 2 * high + piece * size
+            lanes += [*range(first, first + size), *range(16 + first, 16 + first + size)]
+    return lanes

@@ -47,12 +47,12 @@ class Isa:
 _V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "popcnt", "sse4_2")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
-AVX2 = Isa("avx2", "x86-64-v3", ("+prfchw",), _V3, 32)
-AVX512 = Isa("avx512", "x86-64-v4", ("+prfchw", "-prefer-256-bit"), _V4, 64)
+AVX2 = Isa("avx2", "x86-64-v3", (), _V3, 32)
+AVX512 = Isa("avx512", "x86-64-v4", ("-prefer-256-bit"), _V4, 64)
 AVX512_VBMI_VNNI = Isa(
     "avx512_vbmi_vnni",
     "x86-64-v4",
-    ("+avx512vbmi", "+avx512vnni", "+prfchw", "-prefer-256-bit"),
+    ("+avx512vbmi", "+avx512vnni", "-prefer-256-bit"),
     (*_V4, "avx512vbmi", "avx512_vnni"),
     64,
 )

@@ -156,7 +156,6 @@ class BlockEmitter:
     def emit(self, inputs: dict[str, External], outputs: dict[str, External]) -> None:
         """Emit all steps; ``outputs`` maps value names to where they are stored."""
         self.ctx.values.update(inputs)
-        self.next_block = self._next_block(inputs)
         for step in self.steps:
             if step.producer is not None and step.producer.opcode in ENCODERS:
                 self._encode(step, outputs.get(step.result.name))
@@ -165,33 +164,6 @@ class BlockEmitter:
         for value in self.function.params:
             if value.name in outputs:
                 self._columns(Step(None, (), value, value), outputs[value.name])
-
-    def _next_block(self, inputs: dict[str, External]) -> edges.NextBlock | None:
-        """Return what fetches the next block's rows, if a long enough loop can carry it."""
-        wide = [v for v in inputs.values() if v.dtype == "float32" and v.columns >= 64]
-        scans = [s for s in self.steps if s.producer and s.producer.opcode not in ENCODERS]
-        if len(wide) != 1 or not scans:
-            return None
-        tiles = 0
-        for step in scans:
-            config = self._tile_config(step)
-            groups = -(-self.ctx.block_rows // (self._rows(step) * config.tile_r))
-            chunks = len(chunk_starts(int(step.result.type.shape[1])))
-            tiles += chunks * groups * (CHUNK // min(config.tile_m, CHUNK))
-        return edges.NextBlock(self.ctx, wide[0], tiles)
-
-    def _tile_config(self, step: Step) -> Any:
-        if step.producer is None:
-            return _LOAD_TILE
-        linear_op = step.producer.opcode == "linear"
-        return self.ctx.configs.linear if linear_op else self.ctx.configs.accumulate
-
-    def _rows(self, step: Step) -> int:
-        op = step.producer
-        widen = op is not None and op.opcode == "lut_accumulate"
-        return self.ctx.isa.vector_bytes if widen and not lut_accumulate.uses_dot(
-            self.ctx.isa, op
-        ) else 16
 
     def _encode(self, step: Step, output: External | None) -> None:
         op = step.producer
@@ -344,10 +316,6 @@ class _TileEmitter:
             sink.begin(len(groups))
         with loop(CHUNK // self.count) as sub:
             first = bind(sub * self.count)
-            for sink in self.sinks:
-                sink.prefetch(start, groups, first, self.count)
-            if self.block.next_block is not None and self.step.producer is not None:
-                self.block.next_block.advance()
             if isinstance(self.producer, _LoadTile):
                 result = None
             else:

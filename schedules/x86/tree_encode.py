@@ -85,7 +85,8 @@ def encode_codebook(
     for level in range(depth):
         value = columns.load(cast("int64", slots.load(level)) * 16, 16)
         above = value > threshold_lookup(isa, table, level, node)
-        node = bind(node + node + select(above, splat(1, "int32"), splat(0, "int32")))
+        double = bind(node + node)
+        node = bind(select(above, double + splat(1, "int32"), double))
     return node - splat(entries, "int32")
 
 

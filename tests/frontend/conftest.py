@@ -1,4 +1,4 @@
-"""Helpers of the frontend's tests: comparison with torch, and kernels for regions that need no schedules."""
+"""Helpers of the frontend's tests: comparison with torch, and plain kernels for regions."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ from lutcc.ir.types import Sym
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def needs_isa() -> Callable[[str], None]:
+    """Return a function that skips a test on a CPU without an ISA level, and says so."""
+
+    def check(isa: str) -> None:
+        from lutcc.runtime import cpu
+
+        lacks = cpu.missing(cpu.ISA_FEATURES[isa])
+        if lacks:
+            pytest.skip(f"this CPU has no {isa}: it lacks {', '.join(lacks)}")
+
+    return check
 
 
 @pytest.fixture
@@ -51,7 +65,10 @@ def run_relax(tmp_path: Any) -> Callable[..., list[list[np.ndarray]]]:
     """Build a mixed model, and return the outputs of each ISA level's library on each input."""
 
     def run(
-        imported: Imported, inputs: Sequence[tuple[torch.Tensor, ...]], isas: Sequence[str] = ("avx2",), **options: Any
+        imported: Imported,
+        inputs: Sequence[tuple[torch.Tensor, ...]],
+        isas: Sequence[str] = ("avx2",),
+        **options: Any,
     ) -> list[list[np.ndarray]]:
         import tvm
         from tvm import relax
@@ -61,7 +78,9 @@ def run_relax(tmp_path: Any) -> Callable[..., list[list[np.ndarray]]]:
         build = build_mixed(imported, isas, tmp_path, **options)
         results = []
         for isa in isas:
-            machine = relax.VirtualMachine(tvm.runtime.load_module(str(build.so_paths[isa])), tvm.cpu())
+            machine = relax.VirtualMachine(
+                tvm.runtime.load_module(str(build.so_paths[isa])), tvm.cpu()
+            )
             params = [tvm.runtime.tensor(a) for a in build.params.values()]
             for arguments in inputs:
                 tensors = [tvm.runtime.tensor(a.numpy()) for a in arguments]
@@ -75,7 +94,7 @@ def run_relax(tmp_path: Any) -> Callable[..., list[list[np.ndarray]]]:
 
 @pytest.fixture
 def te_region() -> Callable[[str, Module, str], Any]:
-    """Return a region compiler that writes linear, relu and add as plain loops, to test the frontend by itself."""
+    """Return a region compiler that writes plain loops, to test the frontend by itself."""
     return _te_region
 
 
@@ -105,7 +124,9 @@ def _te_region(name: str, module: Module, isa: str) -> Any:
         elif op.opcode == "linear":
             values[out] = _te_linear(values[op.operands[0].name], blob, op, refs)
         elif op.opcode == "relu":
-            values[out] = _te_map(lambda a: tirx.max(a, tirx.const(0.0, "float32")), values[op.operands[0].name])
+            values[out] = _te_map(
+                lambda a: tirx.max(a, tirx.const(0.0, "float32")), values[op.operands[0].name]
+            )
         elif op.opcode == "add":
             values[out] = _te_map(lambda a, b: a + b, *(values[v.name] for v in op.operands))
         else:

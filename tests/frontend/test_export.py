@@ -71,6 +71,7 @@ def test_specialising_model_falls_back_with_a_note():
 def test_weights_are_copied():
     model = nn.Linear(4, 3)
     imported = import_torch(model, torch.zeros(2, 4))
+    assert imported.module is not None
     before = imported.module.constant("weight").copy()
     with torch.no_grad():
         model.weight.zero_()
@@ -109,12 +110,24 @@ class _Scalar(nn.Module):
     ("model", "example", "place", "reason", "fix"),
     [
         (_Branch(), torch.zeros(2, 3), "test_export.py", "depends on the values", "torch.where"),
-        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), torch.zeros(2, 3), "layer '1'", "from the batch", "eval()"),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)),
+            torch.zeros(2, 3),
+            "layer '1'",
+            "from the batch",
+            "eval()",
+        ),
         (nn.Sequential(nn.Dropout(0.5)), torch.zeros(2, 3), "layer '0'", "training mode", "eval()"),
         (_Noise(), torch.zeros(2, 3), "op", "random", "input"),
         (_Counter().eval(), torch.zeros(2, 3), "'count'", "changes", "input"),
         (_Scalar(), torch.zeros(2, 3), "output 1", "not a tensor", "tensors only"),
-        (nn.Linear(3, 2).double(), torch.zeros(2, 3).double(), "'weight'", "float64", "model.float()"),
+        (
+            nn.Linear(3, 2).double(),
+            torch.zeros(2, 3).double(),
+            "'weight'",
+            "float64",
+            "model.float()",
+        ),
         (nn.Linear(3, 2).half(), torch.zeros(2, 3).half(), "'weight'", "float16", "model.float()"),
         (nn.Linear(3, 2), torch.zeros(2, 5), "Linear", "reduction dim", "example"),
         (nn.Linear(3, 2), None, "example_inputs", "none were given", "torch.zeros"),
@@ -138,4 +151,5 @@ def test_failed_trace_prints_nothing(capfd):
 
 def test_text_of_an_imported_module_round_trips():
     module = import_torch(_Pair(), (torch.zeros(2, 4), torch.zeros(2, 5))).module
+    assert module is not None
     assert ir.parse(ir.to_text(module)) == module

@@ -21,7 +21,10 @@ def _batches(*shape, sizes=(3, 1, 17)):
 @pytest.mark.parametrize(("inputs", "hidden", "outputs"), [(64, 30, 10), (1, 1, 1), (7, 13, 5)])
 def test_mlp(assert_interpreted, bias, inputs, hidden, outputs):
     model = nn.Sequential(
-        nn.Linear(inputs, hidden, bias=bias), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.Linear(hidden, outputs, bias=bias)
+        nn.Linear(inputs, hidden, bias=bias),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.3),
+        nn.Linear(hidden, outputs, bias=bias),
     )
     assert _ops(assert_interpreted(model, *_batches(inputs))) == ["linear", "relu", "linear"]
 
@@ -29,8 +32,8 @@ def test_mlp(assert_interpreted, bias, inputs, hidden, outputs):
 def _trained_statistics(model):
     for layer in model.modules():
         if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            layer.running_mean.normal_()
-            layer.running_var.uniform_(0.5, 2)
+            nn.init.normal_(layer.get_buffer("running_mean"))
+            nn.init.uniform_(layer.get_buffer("running_var"), 0.5, 2)
             if layer.affine:
                 nn.init.normal_(layer.weight)
                 nn.init.normal_(layer.bias)
@@ -39,7 +42,9 @@ def _trained_statistics(model):
 
 @pytest.mark.parametrize("affine", [True, False])
 def test_batch_norm(assert_interpreted, affine):
-    model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6, affine=affine), nn.ReLU(), nn.Linear(6, 3))
+    model = nn.Sequential(
+        nn.Linear(8, 6), nn.BatchNorm1d(6, affine=affine), nn.ReLU(), nn.Linear(6, 3)
+    )
     ops = _ops(assert_interpreted(_trained_statistics(model), *_batches(8)))
     assert ops == ["linear", "batch_norm", "relu", "linear"]
 
@@ -68,7 +73,9 @@ class _Residual(nn.Module):
 
 
 def test_residual(assert_interpreted):
-    assert "add" in _ops(assert_interpreted(nn.Sequential(_Residual(5), _Residual(5)), *_batches(5)))
+    assert "add" in _ops(
+        assert_interpreted(nn.Sequential(_Residual(5), _Residual(5)), *_batches(5))
+    )
     assert_interpreted(nn.Sequential(_Residual(5), nn.Linear(5, 2)), *_batches(3, 5))
 
 
@@ -103,7 +110,17 @@ def test_cnn_keeps_rows_between_pointwise_layers(assert_interpreted):
         nn.Linear(64, 5),
     )
     ops = _ops(assert_interpreted(_trained_statistics(model), *_batches(3, 8, 8)))
-    expected = ["im2col", "linear", "batch_norm", "relu", "linear", "relu", "rows_to_nchw", "reshape", "linear"]
+    expected = [
+        "im2col",
+        "linear",
+        "batch_norm",
+        "relu",
+        "linear",
+        "relu",
+        "rows_to_nchw",
+        "reshape",
+        "linear",
+    ]
     assert ops == expected
 
 
@@ -120,7 +137,9 @@ class _ResNetBlock(nn.Module):
 
 
 def test_resnet_block(assert_interpreted):
-    assert_interpreted(_trained_statistics(nn.Sequential(_ResNetBlock(4), _ResNetBlock(4))), *_batches(4, 5, 6))
+    assert_interpreted(
+        _trained_statistics(nn.Sequential(_ResNetBlock(4), _ResNetBlock(4))), *_batches(4, 5, 6)
+    )
 
 
 def test_global_pooled_image_needs_no_movement(assert_interpreted):
@@ -222,4 +241,5 @@ def test_unused_input_stays_in_the_signature():
 
     imported = import_torch(Unused(), (torch.zeros(2, 3), torch.zeros(2, 4)))
     assert [p.name for p in imported.inputs] == ["x", "y"]
+    assert imported.module is not None
     assert len(imported.module.main.params) == 2

@@ -127,9 +127,8 @@ def columnwise(draw: st.DrawFn, opcode: str) -> Case:
         x = x * np.float32(draw(st.sampled_from([1, 40])))
         if opcode == "quantize":
             b = b * np.float32(100)
-    if opcode == "quantize":
-        if draw(st.booleans()):  # halves, which must round to even
-            x, a, b = np.round(x), np.full(m, 0.5, np.float32), np.zeros(m, np.float32)
+    if opcode == "quantize" and draw(st.booleans()):  # halves, which must round to even
+        x, a, b = np.round(x), np.full(m, 0.5, np.float32), np.zeros(m, np.float32)
     return Case(opcode, (x, a, b), {})
 
 
@@ -192,9 +191,7 @@ def rows_to_nchw(draw: st.DrawFn) -> Case:
 def repack(draw: st.DrawFn) -> Case:
     rng = np.random.default_rng(draw(seeds()))
     layout = draw(
-        st.sampled_from(
-            [ir.ROW_MAJOR, ir.Layout("column_major"), ir.Layout("row_blocked", 4, 2)]
-        )
+        st.sampled_from([ir.ROW_MAJOR, ir.Layout("column_major"), ir.Layout("row_blocked", 4, 2)])
     )
     x = floats(rng, draw(st.integers(1, 5)), draw(st.integers(1, 5)))
     return Case("repack", (x,), {"layout": layout})
@@ -242,7 +239,9 @@ class _Network:
             codes = self.b.op("tree_encode", x, dims, self.constant("vals", floats(rng, c, k)))
         else:
             columns = self.constant("columns", rng.permutation(width).astype(np.int32))
-            cuts = sorted(self.draw(st.lists(st.integers(0, width), min_size=c - 1, max_size=c - 1)))
+            cuts = sorted(
+                self.draw(st.lists(st.integers(0, width), min_size=c - 1, max_size=c - 1))
+            )
             codes = self.b.op(
                 "nearest_encode",
                 x,

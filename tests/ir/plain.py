@@ -118,7 +118,9 @@ def lut_accumulate(
                         total = float(np.float32(total + entry))  # float64 sum, rounded once
             elif accumulate == "mean":
                 entries += [0] * (-len(entries) % upcast_every)
-                groups = [entries[g : g + upcast_every] for g in range(0, len(entries), upcast_every)]
+                groups = [
+                    entries[g : g + upcast_every] for g in range(0, len(entries), upcast_every)
+                ]
                 total = sum(averaging_tree(group) for group in groups)
             else:
                 total = sum(entries)

@@ -23,7 +23,7 @@ def from_bits(pattern: int) -> float:
 def check(a: float, b: float, c: float) -> None:
     want = np.float32(plain.fma(a, b, c))
     got = fma32(np.float32(a), np.float32(b), np.float32(c))[()]
-    same = np.isnan(want) and np.isnan(got) or want.tobytes() == got.tobytes()
+    same = (np.isnan(want) and np.isnan(got)) or want.tobytes() == got.tobytes()
     assert same, f"fma({a!r}, {b!r}, {c!r}) = {got!r}, exactly {want!r}"
 
 
@@ -46,7 +46,7 @@ def test_cancellation(a: float, b: float, ulps: int) -> None:
 @settings(max_examples=1500, deadline=None)
 @given(st.integers(2**23, 2**24 - 1), st.integers(2**23, 2**24 - 1), close, st.integers(-70, 70))
 def test_ties_and_sticky_bits(m: int, k: int, low: int, shift: int) -> None:
-    """A product of 48 bits plus an addend far below or above it, where double rounding goes wrong."""
+    """A product of 48 bits plus an addend far below or above it: double rounding goes wrong."""
     check(float(m), float(k), float(np.float32(low * 2.0**shift)))
     check(float(m) * 2.0**-60, float(k) * 2.0**-100, float(np.float32(low * 2.0**-149)))
 
@@ -83,7 +83,10 @@ def test_broadcasting_and_types() -> None:
     got = fma32(x, np.ones(3, np.float32), np.float32(1))
     assert got.shape == (2, 3)
     assert (got == x + 1).all()
-    assert fma32(np.zeros((0, 3), np.float32), np.ones(3, np.float32), np.float32(1)).shape == (0, 3)
+    assert fma32(np.zeros((0, 3), np.float32), np.ones(3, np.float32), np.float32(1)).shape == (
+        0,
+        3,
+    )
     with pytest.raises(TypeError, match="float64"):
         fma32(x, np.ones(3), x)
 
@@ -99,7 +102,5 @@ def test_relu_of_special_values() -> None:
 def test_mean_of_groups(values: list[int], log: int) -> None:
     group = 2**log
     padded = values + [0] * (-len(values) % group)
-    want = sum(
-        plain.averaging_tree(padded[g : g + group]) for g in range(0, len(padded), group)
-    )
+    want = sum(plain.averaging_tree(padded[g : g + group]) for g in range(0, len(padded), group))
     assert mean_of_groups(np.array(values, np.uint8), group) == want

@@ -13,7 +13,9 @@ from lutcc import ir
 from lutcc.errors import LutccError, ParseError, VerifyError
 from tests.ir.models import CASES, N, floats, modules
 
-RELAXED = settings(deadline=None, suppress_health_check=list(HealthCheck))
+RELAXED = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
 
 MODULE = """lutcc.ir 1
 
@@ -118,7 +120,9 @@ def test_elided_constants_are_checked() -> None:
         ir.parse(text)
     with pytest.raises(ParseError, match="did you mean 'weight'"):
         ir.parse(text, constants={"weight": array})
-    with pytest.raises(ParseError, match=r"float32\[10, 10\] in the text, but .* float64\[10, 10\]"):
+    with pytest.raises(
+        ParseError, match=r"float32\[10, 10\] in the text, but .* float64\[10, 10\]"
+    ):
         ir.parse(text, constants={"weights": array.astype(np.float64)})
     wrong = array.copy()
     wrong[3, 3] += 1
@@ -157,7 +161,7 @@ def broken(old: str, new: str) -> str:
         (broken("[0, 7, 3, 255]", "[0, 7, 3]"), "[0, 7", "has 3 elements"),
         (broken("-1e-40", "1e39"), "1e39", "not a finite float32"),
         (broken("%p, %d, %v", "%q, %d, %v"), "%q", "%q is used before it is defined"),
-        (broken("tree_encode", "treeencode"), "treeencode", "did you mean 'tree_encode'?"),
+        (broken("tree_encode", "treeencode"), "treeencode", "did you mean 'tree_encode'"),
         (broken("%v = constant", "%d = constant"), '%d = constant() {ref = "splitv', "twice"),
         (broken("row_blocked<64, 1>}", "row_blocked<0, 1>}"), "row_blocked<0", "rows = 0"),
         (broken("49*n", "0*n"), "n, 3] column", "factor 0"),
@@ -188,10 +192,12 @@ def survives(text: str) -> None:
     try:
         module = ir.parse(text)
     except (ParseError, VerifyError) as error:
-        assert isinstance(error, LutccError)
-        assert error.where or error.what
+        seen = error
+    else:
+        assert ir.parse(ir.to_text(module)) == module
         return
-    assert ir.parse(ir.to_text(module)) == module
+    assert isinstance(seen, LutccError)
+    assert seen.what
 
 
 @settings(RELAXED, max_examples=300)
@@ -199,7 +205,7 @@ def survives(text: str) -> None:
 @example("lutcc.ir 1" + "(" * 100_000)
 @example("lutcc.ir " + "1" * 10_000)
 @example('lutcc.ir 1 constant @c : uint8[281474976710656, 4096] = base64 ""')
-@example('lutcc.ir 1 constant @c : float32[1] = dense [1e999999999]')
+@example("lutcc.ir 1 constant @c : float32[1] = dense [1e999999999]")
 @example('lutcc.ir 1 constant @c : bool[1] = base64 "/w=="')
 @example("lutcc.ir 1 func @main() { return %x }")
 @example('lutcc.ir 1 "' + "\\" * 999)
@@ -209,10 +215,49 @@ def test_random_text_never_crashes_the_parser(text: str) -> None:
 
 
 WORDS = [
-    *"(){}[]<>,:=*", "%x", "%codes", "@main", "@rows0", "func", "constant", "return", "dense", "base64",
-    "sha256", "float32", "uint8", "int64", "row_blocked", "layout", "n", "49", "-1", "1e400", "1.5", '"x"',
-    '"\\ud800"', "true", "call", "tree_encode", "reshape", "im2col", "callee", "shape", "99999999999999",
-]  # fmt: skip
+    "(",
+    ")",
+    "{",
+    "}",
+    "[",
+    "]",
+    "<",
+    ">",
+    ",",
+    ":",
+    "=",
+    "*",
+    "%x",
+    "%codes",
+    "@main",
+    "@rows0",
+    "func",
+    "constant",
+    "return",
+    "dense",
+    "base64",
+    "sha256",
+    "float32",
+    "uint8",
+    "int64",
+    "row_blocked",
+    "layout",
+    "n",
+    "49",
+    "-1",
+    "1e400",
+    "1.5",
+    '"x"',
+    '"\\ud800"',
+    "true",
+    "call",
+    "tree_encode",
+    "reshape",
+    "im2col",
+    "callee",
+    "shape",
+    "99999999999999",
+]
 
 
 @settings(RELAXED, max_examples=400)
@@ -220,7 +265,7 @@ WORDS = [
 def test_mutated_text_never_crashes_the_parser(data: st.DataObject) -> None:
     """Delete, duplicate, swap and replace words of a valid module."""
     words = MODULE.replace("(", " ( ").replace(")", " ) ").replace(",", " , ").replace("[", " [ ")
-    tokens = words.replace("]", " ] ").replace("%", " %").split(" ")
+    tokens = list[str](words.replace("]", " ] ").replace("%", " %").split(" "))
     for _ in range(data.draw(st.integers(1, 4))):
         i = data.draw(st.integers(0, len(tokens) - 1))
         j = data.draw(st.integers(0, len(tokens) - 1))

@@ -44,6 +44,10 @@ class Backwards(torch.nn.Module):
         return self.last(torch.relu(self.first(x)))
 
 
+def at(model: torch.nn.Module, name: str) -> Any:
+    return model.get_submodule(name)
+
+
 def report_of(model: torch.nn.Module) -> ConversionReport:
     report = model.conversion_report
     assert isinstance(report, ConversionReport)
@@ -53,18 +57,18 @@ def report_of(model: torch.nn.Module) -> ConversionReport:
 def test_each_layer_is_fitted_on_the_converted_layers_before_it() -> None:
     model, x = mlp(), rows()
     converted = lutcc.convert(model, {"*": Maddness(ncodebooks=6)}, x)
-    first = MaddnessLinear.from_linear(model[0], x, ncodebooks=6, random_state=0)
+    first = MaddnessLinear.from_linear(at(model, "0"), x, ncodebooks=6, random_state=0)
     second = MaddnessLinear.from_linear(
-        model[2], torch.relu(first(x)), ncodebooks=6, random_state=0
+        at(model, "2"), torch.relu(first(x)), ncodebooks=6, random_state=0
     )
     third = MaddnessLinear.from_linear(
-        model[4], torch.relu(second(torch.relu(first(x)))), ncodebooks=6, random_state=0
+        at(model, "4"), torch.relu(second(torch.relu(first(x)))), ncodebooks=6, random_state=0
     )
     for name, layer in (("0", first), ("2", second), ("4", third)):
         state = converted.get_submodule(name).state_dict()
         assert all(torch.equal(value, state[key]) for key, value in layer.state_dict().items())
     exact_prefix = MaddnessLinear.from_linear(
-        model[2], torch.relu(model[0](x)), ncodebooks=6, random_state=0
+        at(model, "2"), torch.relu(at(model, "0")(x)), ncodebooks=6, random_state=0
     )
     assert not torch.equal(exact_prefix.lut, second.lut)
 
@@ -98,7 +102,7 @@ def test_layers_are_converted_in_the_order_of_execution() -> None:
     assert seen == [(0, 3, "first"), (1, 3, "last"), (2, 3, "idle"), (3, 3, "")]
     assert [r.name for r in report_of(converted).layers] == ["first", "last", "idle"]
     assert isinstance(converted.idle, torch.nn.Linear)
-    with pytest.raises(ConvertError, match="'idle'.*does not call"):
+    with pytest.raises(ConvertError, match=r"'idle'.*does not call"):
         convert(model, {"*": Maddness(ncodebooks=3)}, rows())
 
 
@@ -106,9 +110,9 @@ def test_last_matching_pattern_counts() -> None:
     converted = convert(
         mlp(), {"*": Maddness(ncodebooks=4), "[04]": Maddness(ncodebooks=2), "4": Exact()}, rows()
     )
-    assert converted[0].ncodebooks == 2
-    assert converted[2].ncodebooks == 4
-    assert isinstance(converted[4], torch.nn.Linear)
+    assert at(converted, "0").ncodebooks == 2
+    assert at(converted, "2").ncodebooks == 4
+    assert isinstance(at(converted, "4"), torch.nn.Linear)
 
 
 def test_report_states_size_and_error() -> None:
@@ -126,7 +130,7 @@ def test_report_states_size_and_error() -> None:
         4 * (12 * 9 + 9),
         400,
     )
-    expected = (converted[0](x) - model[0](x)).norm() / model[0](x).norm()
+    expected = (at(converted, "0")(x) - at(model, "0")(x)).norm() / at(model, "0")(x).norm()
     assert first.relative_error == pytest.approx(expected.item(), rel=1e-4)
     assert first.note == ""
     assert (second.ncodebooks, second.note) == (
@@ -174,7 +178,7 @@ def test_convolutions_batch_norm_and_nested_names() -> None:
     recipe = {"0.*": Maddness(ncodebooks=9, nprototypes=64), "3": Maddness(ncodebooks=18)}
     converted = convert(model, recipe, images.split(50))
     assert isinstance(converted.get_submodule("0.0"), MaddnessConv2d)
-    assert isinstance(converted[1], torch.nn.Conv2d)
+    assert isinstance(at(converted, "1"), torch.nn.Conv2d)
     exact = model.eval()(images)
     assert (converted(images) - exact).norm() < 0.4 * (exact - exact.mean(0)).norm()
     assert report_of(converted).layers[0].rows == 200 * 64
@@ -246,7 +250,7 @@ def test_recipe_file(tmp_path: Any) -> None:
         '["*"]\nmethod = "maddness"\nncodebooks = 4\n\n["4"]\nmethod = "exact"\n', encoding="utf-8"
     )
     converted = convert(mlp(), path, rows())
-    assert converted[0].ncodebooks == 4
-    assert isinstance(converted[4], torch.nn.Linear)
+    assert at(converted, "0").ncodebooks == 4
+    assert isinstance(at(converted, "4"), torch.nn.Linear)
     assert torch.isfinite(converted(rows())).all()
     assert recipes.read_recipe(str(path)) == {"*": Maddness(ncodebooks=4), "4": Exact()}

@@ -3,6 +3,8 @@ tables)."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ def train(data: ImageSplit, seed: int) -> torch.nn.Sequential:
     torch.manual_seed(seed)
     widths = (64, 30, 30, 30, 10)
     layers: list[torch.nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
     model = torch.nn.Sequential(*layers[:-1])
     x, y = torch.from_numpy(data.train_x), torch.from_numpy(data.train_y)

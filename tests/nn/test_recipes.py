@@ -21,7 +21,7 @@ def test_configs_are_frozen_and_round_trip() -> None:
         assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
         Maddness().ncodebooks = 3  # pyright: ignore[reportAttributeAccessIssue]
-    assert RECIPES == {"maddness": Maddness, "exact": Exact}
+    assert {"maddness": Maddness, "exact": Exact} == RECIPES
 
 
 def test_recipe_has_the_options_and_defaults_of_the_estimator() -> None:

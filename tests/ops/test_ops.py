@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-
-from lutcc import ir, ops  # noqa: E402
-from lutcc.errors import InputError  # noqa: E402
-from lutcc.ops import kernels  # noqa: E402
+from lutcc import ir, ops
+from lutcc.errors import InputError
+from lutcc.ops import kernels
 
 HAS_KERNELS = kernels.cpu.best_isa() is not None
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="the CPU lacks AVX2")
@@ -311,6 +310,8 @@ def test_gradients(name: str) -> None:
     for index, value in enumerate(arguments):
         if not (isinstance(value, torch.Tensor) and value.requires_grad):
             continue
+        gradient = value.grad
+        assert gradient is not None
         direction = torch.randn(value.shape, generator=torch.Generator().manual_seed(2))
         step = 1e-3
         ends = []
@@ -319,7 +320,7 @@ def test_gradients(name: str) -> None:
             moved[index] = value.detach() + sign * step * direction
             ends.append((op(*moved).detach().double() * weight).sum())
         slope = (ends[1] - ends[0]) / (2 * step)
-        assert torch.isclose(slope, (value.grad.double() * direction).sum(), rtol=2e-2, atol=2e-2)
+        assert torch.isclose(slope, (gradient.double() * direction).sum(), rtol=2e-2, atol=2e-2)
 
 
 def test_codes_carry_no_gradient() -> None:
@@ -409,58 +410,68 @@ def test_image_ops_are_the_definition(data: st.DataObject) -> None:
         )
 
 
+_op = torch.ops.lutcc
 BAD: dict[str, tuple[Any, str]] = {
     "half": (
-        lambda s: ops.tree_encode(s["tree_encode"][0].half(), *s["tree_encode"][1:]),
+        lambda s: _op.tree_encode(s["tree_encode"][0].half(), *s["tree_encode"][1:]),
         r"x must be torch.float32 or",
     ),
     "vector": (
-        lambda s: ops.tree_encode(s["tree_encode"][0][0], *s["tree_encode"][1:]),
+        lambda s: _op.tree_encode(s["tree_encode"][0][0], *s["tree_encode"][1:]),
         r"x must have 2 dimensions",
     ),
     "long": (
-        lambda s: ops.tree_encode(
+        lambda s: _op.tree_encode(
             s["tree_encode"][0], s["tree_encode"][1].long(), s["tree_encode"][2]
         ),
         r"splitdims must be torch.int32",
     ),
     "depth": (
-        lambda s: ops.tree_encode(s["tree_encode"][0], s["tree_encode"][1], torch.zeros(3, 8)),
+        lambda s: _op.tree_encode(s["tree_encode"][0], s["tree_encode"][1], torch.zeros(3, 8)),
         r"2\*\*L",
     ),
     "column": (
-        lambda s: ops.tree_encode(
+        lambda s: _op.tree_encode(
             s["tree_encode"][0], s["tree_encode"][1] + 9, s["tree_encode"][2]
         ),
         r"splitdims.*holds.*columns",
     ),
-    "starts": (lambda s: ops.nearest_encode(*s["nearest_encode"][:4], [0, 3, 4]), r"starts"),
+    "starts": (
+        lambda s: _op.nearest_encode(*s["nearest_encode"][:4], [0, 3, 4]),
+        r"starts",
+    ),
     "columns": (
-        lambda s: ops.nearest_encode(
+        lambda s: _op.nearest_encode(
             *s["nearest_encode"][:3], torch.full((5,), 7, dtype=torch.int32), [0, 2, 5]
         ),
         r"column",
     ),
     "codebooks": (
-        lambda s: ops.lut_accumulate(s["lut_accumulate"][0][:, :2], s["lut_accumulate"][1]),
+        lambda s: _op.lut_accumulate(s["lut_accumulate"][0][:, :2], s["lut_accumulate"][1]),
         r"lut of shape \(2, K, M\)",
     ),
     "code": (
-        lambda s: ops.lut_accumulate(s["lut_accumulate"][0] + 4, s["lut_accumulate"][1]),
+        lambda s: _op.lut_accumulate(s["lut_accumulate"][0] + 4, s["lut_accumulate"][1]),
         r"codes holds \d.*K = 4",
     ),
-    "mode": (lambda s: ops.lut_accumulate(*s["lut_accumulate"], "sum"), r"accumulate='sum'"),
-    "group": (lambda s: ops.lut_accumulate(*s["lut_accumulate"], "mean", 12), r"upcast_every=12"),
+    "mode": (
+        lambda s: _op.lut_accumulate(*s["lut_accumulate"], "sum"),
+        r"accumulate='sum'",
+    ),
+    "group": (
+        lambda s: _op.lut_accumulate(*s["lut_accumulate"], "mean", 12),
+        r"upcast_every=12",
+    ),
     "float mean": (
-        lambda s: ops.lut_accumulate(*s["lut_accumulate float"], "mean"),
+        lambda s: _op.lut_accumulate(*s["lut_accumulate float"], "mean"),
         r"needs a uint8 lut",
     ),
     "scale": (
-        lambda s: ops.lut_dequantize(s["lut_dequantize"][0], torch.ones(6), torch.ones(7)),
+        lambda s: _op.lut_dequantize(s["lut_dequantize"][0], torch.ones(6), torch.ones(7)),
         r"scale must be \(7,\)",
     ),
     "activation": (
-        lambda s: ops.lut_dequantize(*s["lut_dequantize"][:3], "gelu"),
+        lambda s: _op.lut_dequantize(*s["lut_dequantize"][:3], "gelu"),
         r"activation='gelu'",
     ),
     "kernel": (lambda s: ops.im2col(s["im2col"][0], (9, 9)), r"does not fit"),
@@ -495,7 +506,7 @@ def test_eight_threads() -> None:
 
     def work(seed: int) -> None:
         for _ in range(30):
-            if not np.array_equal(ops.tree_encode(*arguments).numpy(), want):
+            if not np.array_equal(_op.tree_encode(*arguments).numpy(), want):
                 wrong.append(seed)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]

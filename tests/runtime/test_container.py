@@ -527,6 +527,7 @@ def test_explain(saved: Path) -> None:
     explanation = loaded.explain()
     facts = explanation.to_dict()
     assert json.loads(json.dumps(facts)) == facts
+    assert explanation.chosen is not None
     assert facts["isa"] == loaded.isa == explanation.chosen.isa
     assert facts["kernels"] == [
         {"stage": "main.0", "ops": ["affine"], "config": {"rows": 1}, "source": "default"}

@@ -14,7 +14,7 @@ from lutcc.errors import CompileError, FrontendError, TargetError, suggest
 from lutcc.frontend.graph import Port
 from lutcc.frontend.relax.kernels import RegionCompiler, compile_region
 from lutcc.frontend.relax.pipeline import Tuned, relax_pipeline
-from lutcc.frontend.relax.program import to_relax
+from lutcc.frontend.relax.program import refuse_unknown_ops, to_relax
 from lutcc.frontend.torch_import import Imported
 from lutcc.ir.types import Array
 
@@ -37,9 +37,11 @@ class MixedBuild:
     Attributes
     ----------
     so_paths
-        Relax executable of each ISA level; its ``main`` takes the inputs and then ``params``, all of them, in order.
+        Relax executable of each ISA level; its ``main`` takes the inputs and then ``params``, all
+        of them, in order.
     params
-        Arrays by name, in call order. Packed constants of a region stand there once per distinct packing.
+        Arrays by name, in call order. Packed constants of a region stand there once per distinct
+        packing.
     module_texts
         Text of each region's IR module, constants elided, by region name.
     inputs, outputs
@@ -75,7 +77,9 @@ class _Params:
         """Store the array that ``isa`` calls ``name`` under a name that no different array has."""
         for candidate in (name, f"{name}.{isa}"):
             stored = self.arrays.get(candidate)
-            if stored is None or (stored.shape == array.shape and stored.tobytes() == array.tobytes()):
+            if stored is None or (
+                stored.shape == array.shape and stored.tobytes() == array.tobytes()
+            ):
                 self.arrays.setdefault(candidate, array)
                 self.names[isa, name] = candidate
                 return
@@ -125,11 +129,15 @@ def build_mixed(
             where="build_mixed",
             fix="compile imported.module with lutcc.compile",
         )
-    import_tvm()
-    params, programs, kernels = _Params(), {}, {}
     for isa in isas:
         if isa not in TARGETS:
-            raise TargetError(f"unknown ISA level {isa!r}", where="build_mixed", fix=suggest(isa, TARGETS))
+            raise TargetError(
+                f"unknown ISA level {isa!r}", where="build_mixed", fix=suggest(isa, TARGETS)
+            )
+    import_tvm()
+    refuse_unknown_ops(imported.graph, imported.regions)
+    params, programs, kernels = _Params(), {}, {}
+    for isa in isas:
         regions = {r.name: compile_region(r.name, r.module, isa) for r in imported.regions}
         programs[isa] = to_relax(imported.graph, imported.regions, regions)
         kernels[isa] = [record for region in regions.values() for record in region.kernels]
@@ -159,7 +167,9 @@ def _with_params(module: Any, inputs: int, own: Sequence[str], arrays: Mapping[s
         else relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
         for name, array in arrays.items()
     ]
-    function = relax.Function([*main.params[:inputs], *ordered], main.body, main.ret_ty, main.is_pure, main.attrs)
+    function = relax.Function(
+        [*main.params[:inputs], *ordered], main.body, main.ret_ty, main.is_pure, main.attrs
+    )
     module["main"] = function
     return module
 

@@ -1,7 +1,7 @@
-"""exp, erf, tanh and what is built on them as polynomials, which vectorise where calls of the C library do not.
+"""exp, erf, tanh and their kin as polynomials, which vectorise as calls of libm do not.
 
-Each is within a few units in the last place of float32, keeps infinities and NaN, and stands in for the Relax op of the same name
-while Relax is lowered to loops.
+Each is within a few units in the last place of float32, keeps infinities and NaN, and stands in for
+the Relax op of the same name while Relax is lowered to loops.
 """
 
 from __future__ import annotations
@@ -17,20 +17,46 @@ _numbers = itertools.count()
 _LOG2_E = 1.44269504088896341
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 # Cephes expf: exp(r) = 1 + r + r^2 P(r) for |r| <= ln(2)/2
-_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-_EXP_MAX, _EXP_MIN = 88.7228394, -103.972084
+_EXP = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+_EXP_MAX, _EXP_MIN = 89.0, -104.0  # beyond these: infinity and 0
 # rational minimax approximations of Eigen: odd numerator, even denominator
-_ERF_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
-          -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)  # fmt: skip
-_ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
-          -1.42647390514189e-02)  # fmt: skip
-_TANH_P = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
-           1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # fmt: skip
+_ERF_P = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+_ERF_Q = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+_TANH_P = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
 _TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 
 
 def legalizers() -> dict[str, Callable[[Any, Any], Any]]:
-    """Return the lowering of each Relax op that this module speeds up, for ``relax.transform.LegalizeOps``."""
+    """Return the lowering of each Relax op that is fast here, for ``LegalizeOps``."""
     from tvm import te
 
     def elementwise(formula: Callable[[Any], Any], name: str) -> Callable[[Any, Any], Any]:
@@ -117,7 +143,9 @@ def gelu_tanh(x: Any) -> Any:
     inner = math.sqrt(2 / math.pi)
     return _named(
         x,
-        lambda v: _f32(0.5) * v * (_f32(1.0) + tanh(_f32(inner) * (v + _f32(0.044715) * v * v * v))),
+        lambda v: (
+            _f32(0.5) * v * (_f32(1.0) + tanh(_f32(inner) * (v + _f32(0.044715) * v * v * v)))
+        ),
     )
 
 
@@ -132,13 +160,17 @@ def _softmax(te: Any, x: Any, axis: int, logarithm: bool) -> Any:
     def drop(indices: tuple[Any, ...]) -> list[Any]:
         return [i for j, i in enumerate(indices) if j != axis]
 
-    def reduced(source: Any, combine: Callable[..., Any], join: Callable[[Any, Any], Any], name: str) -> Callable[..., Any]:
+    def reduced(
+        source: Any, combine: Callable[..., Any], join: Callable[[Any, Any], Any], name: str
+    ) -> Callable[..., Any]:
         """Reduce along the axis in parts, the first a multiple of any vector width."""
 
         def part(number: int, start: int, size: Any) -> Any:
             k = te.reduce_axis((0, size), name="k")
             return te.compute(
-                rest, lambda *i: combine(source(*whole(i, k + start)), axis=k), name=f"{name}{number}"
+                rest,
+                lambda *i: combine(source(*whole(i, k + start)), axis=k),
+                name=f"{name}{number}",
             )
 
         parts = [part(number, *bounds) for number, bounds in enumerate(_parts(x.shape[axis]))]
@@ -148,7 +180,11 @@ def _softmax(te: Any, x: Any, axis: int, logarithm: bool) -> Any:
     exps = te.compute(x.shape, lambda *i: exp(x(*i) - largest(*drop(i))), name="exps")
     total = reduced(exps, te.sum, operator.add, "total")
     if logarithm:
-        return te.compute(x.shape, lambda *i: x(*i) - largest(*drop(i)) - tirx.log(total(*drop(i))), name="log_softmax")
+        return te.compute(
+            x.shape,
+            lambda *i: x(*i) - largest(*drop(i)) - tirx.log(total(*drop(i))),
+            name="log_softmax",
+        )
     return te.compute(x.shape, lambda *i: exps(*i) / total(*drop(i)), name="softmax")
 
 
@@ -170,7 +206,8 @@ def _bound(x: Any, low: float, high: float) -> Any:
     from tvm import tirx
 
     return _named(
-        x, lambda v: tirx.Select(v < _f32(low), _f32(low), tirx.Select(v > _f32(high), _f32(high), v))
+        x,
+        lambda v: tirx.Select(v < _f32(low), _f32(low), tirx.Select(v > _f32(high), _f32(high), v)),
     )
 
 
@@ -182,7 +219,9 @@ def _horner(coefficients: tuple[float, ...], x: Any) -> Any:
 
 
 def _ratio(numerator: tuple[float, ...], denominator: tuple[float, ...], x: Any) -> Any:
-    return _named(x * x, lambda square: x * _horner(numerator, square) / _horner(denominator, square))
+    return _named(
+        x * x, lambda square: x * _horner(numerator, square) / _horner(denominator, square)
+    )
 
 
 def _power_of_two(exponent: Any) -> Any:

@@ -55,14 +55,17 @@ def compile_region(name: str, module: Module, isa: str) -> RegionKernel:
     lowered = lower(with_whole_rows(module), isa, parallel=False, own_workspace=True, entry=entry)
     blob = pack_blob(lowered.program.to_json(), dict(lowered.module.constants))
     function = lowered.functions[entry].without_attr("global_symbol")
-    kernels = tuple({**record, "stage": f"{name}.{record['stage']}"} for record in lowered.program.kernels)
+    kernels = tuple(
+        {**record, "stage": f"{name}.{record['stage']}"} for record in lowered.program.kernels
+    )
     return RegionKernel(function, np.ascontiguousarray(blob), kernels)
 
 
 def with_whole_rows(module: Module) -> Module:
     """Divide the symbol of a module by what all its multiples have in common.
 
-    A region of a model over (n, 16, 64) sees (16*n, 64) only. As (n, 64), its kernels read the number of rows off the shape.
+    A region of a model over (n, 16, 64) sees (16*n, 64) only. As (n, 64), its kernels read the
+    number of rows off the shape.
 
     Examples
     --------
@@ -85,7 +88,9 @@ def with_whole_rows(module: Module) -> Module:
 
     def operation(op: Operation) -> Operation:
         attrs = tuple((name, attr(item)) for name, item in op.attrs)
-        operands, results = (tuple(value(v) for v in values) for values in (op.operands, op.results))
+        operands, results = (
+            tuple(value(v) for v in values) for values in (op.operands, op.results)
+        )
         return Operation(op.opcode, operands, results, attrs)
 
     def function(f: Function) -> Function:

@@ -1,4 +1,4 @@
-"""Default schedules for everything around the products: softmax and norms row by row, elementwise ops, other reductions."""
+"""Default schedules around the products: softmax and norms, elementwise ops, reductions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ _MIN_LANES = 4
 
 
 def schedule_rows(func: Any, lanes: int) -> Any | None:
-    """Schedule a chain of row-wise reductions and elementwise blocks (softmax, layer norm), or return None.
+    """Schedule a chain of row-wise reductions and elementwise blocks (softmax), or return None.
 
-    One loop runs over the rows, in parallel, and everything happens inside it, so that a row stays in cache. Reductions keep
-    ``lanes`` partial results and add these up at the end; elementwise blocks are vectorised.
+    One loop runs over the rows, in parallel, and everything happens inside it, so that a row stays
+    in cache. Reductions keep ``lanes`` partial results and add these up at the end; elementwise
+    blocks are vectorised.
 
     Examples
     --------
@@ -28,7 +29,9 @@ def schedule_rows(func: Any, lanes: int) -> Any | None:
     if infos is None:
         return None
     kinds = [info.dom_kind() for info in infos]
-    if all("R" not in kind for kind in kinds) or any(not k or k.strip("SR") or "RS" in k for k in kinds):
+    if all("R" not in kind for kind in kinds) or any(
+        not k or k.strip("SR") or "RS" in k for k in kinds
+    ):
         return None
     leading = min(len(kind.rstrip("R")) for kind in kinds)
     if leading < 1 or not all(_rows_first(sch, info.block_rv, leading) for info in infos):
@@ -56,9 +59,10 @@ def schedule_rows(func: Any, lanes: int) -> Any | None:
 
 
 def schedule_each_block(func: Any, lanes: int) -> Any | None:
-    """Schedule any PrimFunc of spatial and reduction blocks: one parallel nest for each, its last spatial loop vectorised.
+    """Schedule each spatial or reduction block as a parallel nest, vectorised at the end.
 
-    Elementwise blocks are inlined into what reads them. Returns None if ``func`` holds a block of another kind (opaque, scan).
+    Elementwise blocks are inlined into what reads them. Returns None if ``func`` holds a block of
+    another kind (opaque, scan).
 
     Examples
     --------
@@ -108,11 +112,15 @@ def _schedule_block(sch: Any, block: Any, lanes: int) -> None:
         if reduction and inner is not None:
             sch.reorder(inner, *reduction, vector)
             outer.append(inner)
-    if outer:
-        fused = sch.fuse(*outer) if len(outer) > 1 else outer[0]
-    else:
-        fused = None
-    if fused is None and inner is not None and vector is None and not reduction and width is not None and width >= 4096:
+    fused = (sch.fuse(*outer) if len(outer) > 1 else outer[0]) if outer else None
+    if (
+        fused is None
+        and inner is not None
+        and vector is None
+        and not reduction
+        and width is not None
+        and width >= 4096
+    ):
         fused, _ = sch.split(inner, [None, 1024])
     if fused is not None:
         sch.parallel(fused)
@@ -125,7 +133,7 @@ def _schedule_block(sch: Any, block: Any, lanes: int) -> None:
 
 
 def _inline_trivial(sch: Any, blocks: list[Any], leading: int) -> list[Any]:
-    """Inline elementwise blocks that one other block reads, or that hold one element per row; return the rest."""
+    """Inline elementwise blocks with one reader or one element per row; return the rest."""
     kept = []
     for block in blocks[:-1]:
         statement = sch.get(block)
@@ -148,7 +156,7 @@ def _try_inline(sch: Any, block: Any) -> bool:
 
 
 def _keep_lanes(sch: Any, block: Any, lanes: int) -> Any | None:
-    """Cut a reduction in two: one partial result per lane, then their sum. Return the first, or None where that does not pay."""
+    """Cut a reduction in two, and return its first part, with a result per lane, if it pays."""
     if not any(_is_reduction(v) for v in sch.get(block).iter_vars):
         return None
     loop = sch.get_loops(block)[-1]
@@ -163,7 +171,7 @@ def _keep_lanes(sch: Any, block: Any, lanes: int) -> Any | None:
 
 
 def _vectorise_lanes(sch: Any, partial: Any) -> None:
-    """Move the lanes of a partial reduction innermost; it stands in the row loop, with one loop for each of its variables."""
+    """Move the lanes of a partial reduction, which stands in the row loop, innermost."""
     variables = sch.get(partial).iter_vars
     loops = sch.get_loops(partial)[-len(variables) :]
     reduction = [loop for loop, v in zip(loops, variables, strict=True) if _is_reduction(v)]
@@ -188,7 +196,7 @@ def _vectorise(sch: Any, block: Any, lanes: int) -> None:
 
 
 def _rows_first(sch: Any, block: Any, leading: int) -> bool:
-    """Tell whether a block goes through its buffers row by row: their leading indices are those of its loops."""
+    """Tell whether the leading indices of a block's buffers are those of its row loops."""
     statement = sch.get(block)
     rows = [v.var for v in statement.iter_vars[:leading]]
     reduces = any(_is_reduction(v) for v in statement.iter_vars)
@@ -196,7 +204,9 @@ def _rows_first(sch: Any, block: Any, leading: int) -> bool:
         indices = [r.min for r in region.region]
         if not (reduces or _is_intermediate(sch, region.source)):
             continue  # such as a layer norm's weight
-        if len(indices) < leading or not all(i.same_as(v) for i, v in zip(indices, rows, strict=False)):
+        if len(indices) < leading or not all(
+            i.same_as(v) for i, v in zip(indices, rows, strict=False)
+        ):
             return False
     return True
 

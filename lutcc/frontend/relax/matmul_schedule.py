@@ -1,4 +1,4 @@
-"""Default schedule for products of two activations: ``C[s, i, j] += A[s, i, k] * B[s, k, j]`` in any layout."""
+"""Default schedule for ``C[s, i, j] += A[s, i, k] * B[s, k, j]`` in any layout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MatmulConfig:
 
 
 def default_config(isa: str) -> MatmulConfig:
-    """Return the hand-picked tile: 12 accumulators of the 16 registers of AVX2, 16 of the 32 of AVX-512.
+    """Return the hand-picked tile: 12 of AVX2's 16 registers as accumulators, 16 of AVX-512's 32.
 
     Examples
     --------
@@ -41,9 +41,10 @@ def default_config(isa: str) -> MatmulConfig:
 def schedule_matmul(func: Any, config: MatmulConfig) -> Any | None:
     """Schedule a matmul-like PrimFunc, or return None if ``func`` is none.
 
-    Columns of B are packed into panels of one tile's width, once per panel and batch item, so that the inner loop reads them in
-    order whatever B's layout is. A is read in place, or copied with padding where its rows do not fill the tiles. Sizes may
-    be symbolic. Consumers (bias, scale, residual) run on the tile while it is in registers.
+    Columns of B are packed into panels of one tile's width, once per panel and batch item, so that
+    the inner loop reads them in order whatever B's layout is. A is read in place, or copied with
+    padding where its rows do not fill the tiles. Sizes may be symbolic. Consumers (bias, scale,
+    residual) run on the tile while it is in registers.
 
     Examples
     --------
@@ -85,7 +86,7 @@ def _is_float32_load(expr: Any) -> bool:
 
 
 def _normalise(sch: Any, main: Any) -> bool:
-    """Bring the block's loops and operands to (s, i, k), (s, k, j) and (s, i, j); False if it is no matmul."""
+    """Bring the block to operands (s, i, k) and (s, k, j), result (s, i, j); tell whether it went."""
     from tvm.s_tir.dlight.gpu.matmul import IterKind, detect_iter_traits, make_iter_fusion_index_map
 
     traits = detect_iter_traits(sch.get(main))
@@ -93,8 +94,13 @@ def _normalise(sch: Any, main: Any) -> bool:
         return False
     s, i, j, k = IterKind.kIter_S, IterKind.kIter_I, IterKind.kIter_J, IterKind.kIter_K
     a, b, c, whole = traits
-    maps = [make_iter_fusion_index_map(t, o) for t, o in ((a, [s, i, k]), (b, [s, k, j]), (c, [s, i, j]))]
-    for (kind, index), index_map in zip((("read", 0), ("read", 1), ("write", 0)), maps, strict=True):
+    maps = [
+        make_iter_fusion_index_map(t, o)
+        for t, o in ((a, [s, i, k]), (b, [s, k, j]), (c, [s, i, j]))
+    ]
+    for (kind, index), index_map in zip(
+        (("read", 0), ("read", 1), ("write", 0)), maps, strict=True
+    ):
         copy = sch.reindex(main, (kind, index))
         sch.transform_layout(copy, ("read" if kind == "write" else "write", 0), index_map)
     sch.transform_block_layout(main, make_iter_fusion_index_map(whole, [s, i, j, k]))
@@ -151,7 +157,7 @@ def _inlined_producer(sch: Any, main: Any, operand: int) -> Any:
 
 
 def _inlined_consumers(sch: Any, main: Any) -> Any:
-    """Return the block that copies out of ``main``'s tile over (s, i, j), with all that follows inlined into it."""
+    """Return the block that copies ``main``'s tile out, with all that follows inlined into it."""
     (result, *_) = sch.get_consumers(main)
     while consumers := sch.get_consumers(result):
         if sch.get_consumers(consumers[0]):

@@ -11,7 +11,8 @@ from lutcc.frontend.relax.loop_schedule import schedule_each_block, schedule_row
 from lutcc.frontend.relax.matmul_schedule import default_config, schedule_matmul
 
 Tuned: TypeAlias = Callable[[Any], Any]
-"""A pass that replaces the PrimFuncs it has a tuned schedule for, and marks them ``tirx.is_scheduled``."""
+"""A pass that schedules the PrimFuncs it has a tuned schedule for, and marks them
+``tirx.is_scheduled``."""
 
 
 def relax_pipeline(isa: str, tuned: Tuned | None = None) -> Callable[[Any], Any]:
@@ -22,7 +23,8 @@ def relax_pipeline(isa: str, tuned: Tuned | None = None) -> Callable[[Any], Any]
     isa
         ISA level that the default schedules are for.
     tuned
-        Runs on the fused, unscheduled functions; what it leaves gets a default schedule. This is where tuned schedules come in.
+        Runs on the fused, unscheduled functions; what it leaves gets a default schedule. This is
+        where tuned schedules come in.
 
     Examples
     --------
@@ -77,7 +79,7 @@ def schedule_module(module: Any, isa: str) -> Any:
 
 
 def default_rules(isa: str) -> list[Callable[[Any], Any | None]]:
-    """Return the default schedules in the order they are tried; each returns None where it does not apply."""
+    """Return the default schedules in the order they are tried; None means: does not apply."""
     config = default_config(isa)
     return [
         lambda function: _try(schedule_matmul, function, config),

@@ -1,8 +1,7 @@
-"""A mixed model as one Relax module: TVM's importer for the exact ops, a call for each region of lutcc."""
+"""A mixed model as one Relax module: TVM imports the exact ops, regions become calls."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -10,18 +9,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.export.graph_signature import InputKind, InputSpec, OutputKind, OutputSpec, TensorArgument
+from torch.export.graph_signature import (
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 
 from lutcc.errors import FrontendError
-from lutcc.frontend.export import layer_of, op_name
+from lutcc.frontend.checks import layer_of, op_name
 from lutcc.frontend.graph import Graph
 from lutcc.frontend.partition import Region
 from lutcc.frontend.relax.kernels import RegionKernel
 from lutcc.ir.types import Array, Dim, Sym
 
-_RENAMING = ("aten.expand.", "aten.clone.", "aten.alias.", "aten.view.", "aten.contiguous.", "aten.detach.")
+_RENAMING = (
+    "aten.expand.",
+    "aten.clone.",
+    "aten.alias.",
+    "aten.view.",
+    "aten.contiguous.",
+    "aten.detach.",
+)
 _INLINE_ELEMENTS = 1
 """Constants of at most this many elements go into the code; larger ones are parameters."""
 
@@ -44,7 +56,9 @@ class RelaxProgram:
     params: Mapping[str, Array]
 
 
-def to_relax(graph: Graph, regions: Iterable[Region], kernels: Mapping[str, RegionKernel]) -> RelaxProgram:
+def to_relax(
+    graph: Graph, regions: Iterable[Region], kernels: Mapping[str, RegionKernel]
+) -> RelaxProgram:
     """Import a mixed model.
 
     Parameters
@@ -71,7 +85,6 @@ def to_relax(graph: Graph, regions: Iterable[Region], kernels: Mapping[str, Regi
     contracted = _Contracted(graph, regions, kernels)
     contracted.emit()
     importer = ExportedProgramImporter()
-    _refuse_unknown(contracted, importer.create_convert_map())
     region_calls = _RegionCalls(graph, {r.name: r for r in regions}, kernels)
     try:
         module = importer.from_exported_program(
@@ -107,7 +120,6 @@ class _Contracted:
     fx: FxGraph = field(default_factory=FxGraph)
     params: dict[str, Array] = field(default_factory=dict)
     inlined: dict[str, torch.Tensor] = field(default_factory=dict)
-    origin: dict[Node, Node] = field(default_factory=dict)
 
     def emit(self) -> None:
         """Fill the new graph."""
@@ -117,7 +129,9 @@ class _Contracted:
         for node in self.graph.input_nodes:
             self.env[node] = self._placeholder(node.name, node.meta["val"])
         outside = [n for n in self.graph.nodes if n in self.graph.used and n not in self.of]
-        wanted = [i for n in outside for i in n.all_input_nodes] + [n for n in self.graph.output_nodes if n]
+        wanted = [i for n in outside for i in n.all_input_nodes] + [
+            n for n in self.graph.output_nodes if n
+        ]
         for node in dict.fromkeys(n for n in wanted if n in self.graph.constants):
             self.env[node] = self._constant(node)
         self.blobs = {name: self._blob(name, kernel.blob) for name, kernel in self.kernels.items()}
@@ -147,7 +161,6 @@ class _Contracted:
                 self.env[node] = self.env[node.all_input_nodes[0]]
             else:
                 self.env[node] = self.fx.node_copy(node, lambda n: self.env[n])
-                self.origin[self.env[node]] = node
 
     def _call(self, region: Region) -> None:
         arguments = (*(self.env[n] for n in region.inputs), self.blobs[region.name])
@@ -180,9 +193,14 @@ class _Contracted:
         self.fx.lint()
         module = GraphModule({}, self.fx)
         placeholders = [n for n in self.fx.nodes if n.op == "placeholder"]
-        inputs = [InputSpec(InputKind.USER_INPUT, TensorArgument(n.name), None) for n in placeholders]
+        inputs = [
+            InputSpec(InputKind.USER_INPUT, TensorArgument(n.name), None) for n in placeholders
+        ]
         results = [n for n in self.graph.output_nodes if n is not None]
-        outputs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(self.env[n].name), None) for n in results]
+        outputs = [
+            OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(self.env[n].name), None)
+            for n in results
+        ]
         return SimpleNamespace(
             graph=self.fx,
             graph_module=module,
@@ -214,25 +232,40 @@ class _RegionCalls:
         *values, blob = (importer.env[n] for n in node.args)
         arguments = [
             self._reshaped(emit, value, self.graph.shape(source), param.type.shape, batch)
-            for value, source, param in zip(values, region.inputs, region.module.main.params, strict=True)
+            for value, source, param in zip(
+                values, region.inputs, region.module.main.params, strict=True
+            )
         ]
-        function = self.kernels[region.name].function.with_attrs({"tirx.is_scheduled": True, "op_pattern": 8})
+        function = self.kernels[region.name].function.with_attrs(
+            {"tirx.is_scheduled": True, "op_pattern": 8}
+        )
         symbol = importer.block_builder.add_func(function, f"lutcc_{region.name}")
         types = [
-            relax.TensorType(_sizes(v.type.shape, batch), v.type.dtype) for v in region.module.main.returns
+            relax.TensorType(_sizes(v.type.shape, batch), v.type.dtype)
+            for v in region.module.main.returns
         ]
-        call = emit(relax.call_tir(symbol, [*arguments, blob], types[0] if len(types) == 1 else types))
-        parts = [call] if len(types) == 1 else [emit(relax.TupleGetItem(call, i)) for i in range(len(types))]
+        call = emit(
+            relax.call_tir(symbol, [*arguments, blob], types[0] if len(types) == 1 else types)
+        )
+        parts = (
+            [call]
+            if len(types) == 1
+            else [emit(relax.TupleGetItem(call, i)) for i in range(len(types))]
+        )
         return [
             self._reshaped(emit, part, value.type.shape, self.graph.shape(source), batch)
-            for part, value, source in zip(parts, region.module.main.returns, region.outputs, strict=True)
+            for part, value, source in zip(
+                parts, region.module.main.returns, region.outputs, strict=True
+            )
         ]
 
     def result(self, node: Node, importer: Any) -> Any:
         """Return one result of a region."""
         return importer.env[node.args[0]][node.args[1]]
 
-    def _reshaped(self, emit: Any, value: Any, have: tuple[Dim, ...], want: tuple[Dim, ...], batch: Any) -> Any:
+    def _reshaped(
+        self, emit: Any, value: Any, have: tuple[Dim, ...], want: tuple[Dim, ...], batch: Any
+    ) -> Any:
         from tvm import relax
 
         return value if have == want else emit(relax.op.reshape(value, _sizes(want, batch)))
@@ -266,16 +299,20 @@ def _select(node: Node, importer: Any) -> Any:
     """One slice of a tensor. TVM's own rule gathers by an index, element by element."""
     from tvm import relax
 
-    x, axis, index = importer.env[node.args[0]], int(node.args[1]), node.args[2]  # type: ignore[arg-type]
-    rank = len(x.ty.shape)
-    axis %= rank
+    source, axis, index = node.args[:3]
+    x = importer.env[source]
+    axis = int(axis) % len(x.ty.shape)  # type: ignore[arg-type]
     if not isinstance(index, int):
         raise FrontendError(
-            "selects by a computed index", where=layer_of(node), fix="use torch.index_select or torch.gather"
+            "selects by a computed index",
+            where=layer_of(node),
+            fix="use torch.index_select or torch.gather",
         )
     stop = index + 1 if index != -1 else x.ty.shape[axis]
     emit = importer.block_builder.emit
-    part = emit(relax.op.strided_slice(x, axes=[axis], begin=[index], end=[stop], assume_inbound=True))
+    part = emit(
+        relax.op.strided_slice(x, axes=[axis], begin=[index], end=[stop], assume_inbound=True)
+    )
     return emit(relax.op.squeeze(part, axis=[axis]))
 
 
@@ -295,23 +332,36 @@ def _sizes(shape: Iterable[Dim], batch: Any) -> list[Any]:
     from tvm import tirx
 
     return [
-        (batch * dim.factor if dim.factor > 1 else batch) if isinstance(dim, Sym) else tirx.IntImm("int64", dim)
+        (batch * dim.factor if dim.factor > 1 else batch)
+        if isinstance(dim, Sym)
+        else tirx.IntImm("int64", dim)
         for dim in shape
     ]
 
 
-def _refuse_unknown(contracted: _Contracted, known: Mapping[str, Any]) -> None:
-    ours = (lutcc_region, lutcc_region_result)
-    for node in contracted.fx.nodes:
-        if node.op != "call_function" or node.target in ours or isinstance(node.target, type(operator.getitem)):
+def refuse_unknown_ops(graph: Graph, regions: Iterable[Region]) -> None:
+    """Check that TVM's importer knows every op outside the regions.
+
+    Raises
+    ------
+    FrontendError
+        For the first op that it does not know; the message names the layer.
+    """
+    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+    known = ExportedProgramImporter().create_convert_map()
+    inside = {node for region in regions for node in region.nodes}
+    for node in graph.nodes:
+        if node not in graph.used or node in inside or node.op != "call_function":
             continue
-        name = getattr(node.target, "__name__", "")
-        if name not in known:
-            origin = contracted.origin.get(node, node)
+        if getattr(node.target, "__name__", "") not in known:
             raise FrontendError(
-                f"{op_name(origin)} has neither an op in lutcc's IR nor an importer in TVM",
-                where=layer_of(origin),
-                fix="replace the layer by one made of common torch operations, or leave it outside the compiled model",
+                f"{op_name(node)} has neither an op in lutcc's IR nor an importer in TVM",
+                where=layer_of(node),
+                fix=(
+                    "replace the layer by one made of common torch operations, or leave "
+                    "it outside the compiled model"
+                ),
             )
 
 

@@ -1,0 +1,50 @@
+"""Stores that bypass the caches, written in LLVM's own language (TVM has no name for them).
+
+An output larger than the L2 cache costs twice its size in traffic when stored the usual way:
+each line is read before it is overwritten. Non-temporal stores write whole lines and read
+nothing. They need 64-byte alignment, and a fence before another thread may look.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Definitions that :func:`lutcc.codegen.entry` attaches to a function that streams.
+LLVM_IR = """
+define void @lutcc_store_stream(ptr %p, <16 x float> %v) alwaysinline {
+  store <16 x float> %v, ptr %p, align 64, !nontemporal !0
+  ret void
+}
+define i64 @lutcc_misalignment(ptr %p) alwaysinline {
+  %address = ptrtoint ptr %p to i64
+  %low = and i64 %address, 63
+  ret i64 %low
+}
+define void @lutcc_fence() alwaysinline {
+  call void @llvm.x86.sse.sfence()
+  ret void
+}
+declare void @llvm.x86.sse.sfence()
+!0 = !{i32 1}
+"""
+
+
+def store(address: Any, vector: Any) -> Any:
+    """Return the call that writes 16 float32 lanes to a 64-byte aligned address."""
+    import tvm.tirx as tir
+
+    return tir.call_extern("void", "lutcc_store_stream", address, vector)
+
+
+def misalignment(address: Any) -> Any:
+    """Return the call that gives the address modulo 64."""
+    import tvm.tirx as tir
+
+    return tir.call_extern("int64", "lutcc_misalignment", address)
+
+
+def fence() -> Any:
+    """Return the call that makes streamed bytes visible to other threads."""
+    import tvm.tirx as tir
+
+    return tir.call_extern("void", "lutcc_fence")

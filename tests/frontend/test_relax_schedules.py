@@ -1,0 +1,233 @@
+"""Default schedules of the exact layers: right for every shape, and present for every function."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lutcc.codegen.tvm_setup import import_tvm
+
+tvm = import_tvm()
+from tvm import relax, tirx  # noqa: E402
+
+from lutcc.frontend.relax.build import TARGETS  # noqa: E402
+from lutcc.frontend.relax.fast_math import legalizers  # noqa: E402
+from lutcc.frontend.relax.loop_schedule import schedule_each_block, schedule_rows  # noqa: E402
+from lutcc.frontend.relax.matmul_schedule import default_config, schedule_matmul  # noqa: E402
+from lutcc.frontend.relax.pipeline import relax_pipeline  # noqa: E402
+
+N = tirx.Var("n", "int64")
+
+
+def _module(shapes, build):
+    """Return a Relax module that applies ``build`` to inputs of these shapes."""
+    builder = relax.BlockBuilder()
+    inputs = [
+        relax.Var(f"x{i}", relax.TensorType(shape, "float32")) for i, shape in enumerate(shapes)
+    ]
+    with builder.function("main", inputs):
+        with builder.dataflow():
+            output = builder.emit_output(builder.emit(build(*inputs)))
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+def _function(shapes, build):
+    """Return the one fused, unscheduled loop nest of a Relax expression."""
+    passes = [
+        relax.transform.LegalizeOps(legalizers()),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+    ]
+    module = tvm.transform.Sequential(passes)(_module(shapes, build))
+    (function,) = [f for f in module.functions.values() if isinstance(f, tirx.PrimFunc)]
+    return function
+
+
+def _run(module, arrays, isa="avx2"):
+    executable = tvm.compile(
+        relax_pipeline(isa)(module), target=tvm.target.Target(dict(TARGETS[isa]))
+    )
+    machine = relax.VirtualMachine(executable, tvm.cpu())
+    return machine["main"](*(tvm.runtime.tensor(a.numpy()) for a in arrays)).numpy()
+
+
+def _compare(shapes, build, arrays, expected, isa="avx2", atol=1e-5):
+    result = _run(_module(shapes, build), arrays, isa)
+    np.testing.assert_allclose(result, expected.numpy(), rtol=1e-5, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "sizes"),
+    [
+        (((N, 70), (70, 33)), ((5, 70), (70, 33))),
+        (((N, 9, 16), (16, 40)), ((3, 9, 16), (16, 40))),
+        (((N, 64, 24), (24, N)), ((7, 64, 24), (24, 7))),
+        (((3, 17, 6), (3, 6, 1)), ((3, 17, 6), (3, 6, 1))),
+        (((N, 2, 32, 16), (N, 2, 16, 32)), ((1, 2, 32, 16), (1, 2, 16, 32))),
+    ],
+)
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_matmul(shapes, sizes, isa, needs_isa):
+    needs_isa(isa)
+    a, b = (torch.randn(*s) for s in sizes)
+    _compare(shapes, relax.op.matmul, (a, b), a @ b, isa)
+
+
+def test_matmul_of_heads_folded_into_the_batch():
+    def heads(a, b):
+        return relax.op.matmul(
+            relax.op.reshape(a, (N * 4, 13, 7)), relax.op.reshape(b, (N * 4, 7, 5))
+        )
+
+    a, b = torch.randn(2, 4, 13, 7), torch.randn(2, 4, 7, 5)
+    _compare(((N, 4, 13, 7), (N, 4, 7, 5)), heads, (a, b), (a @ b).reshape(8, 13, 5))
+
+
+def test_matmul_rule_applies_with_fused_consumers_and_symbolic_sizes():
+    def biased(a, b, c):
+        return relax.op.nn.relu(relax.op.add(relax.op.matmul(a, b), c))
+
+    function = _function(((N, 50, 20), (N, 20, 30), (30,)), biased)
+    assert schedule_matmul(function, default_config("avx512")) is not None
+    a, b, c = torch.randn(3, 50, 20), torch.randn(3, 20, 30), torch.randn(30)
+    _compare(((N, 50, 20), (N, 20, 30), (30,)), biased, (a, b, c), torch.relu(a @ b + c))
+
+
+def test_matmul_rule_leaves_other_functions():
+    assert schedule_matmul(_function(((N, 8),), relax.op.exp), default_config("avx2")) is None
+    total = _function(((N, 8),), lambda x: relax.op.sum(x, 1))
+    assert schedule_matmul(total, default_config("avx2")) is None
+
+
+@pytest.mark.parametrize(("width", "axis"), [(128, -1), (197, -1), (7, -1), (33, 1), (1, -1)])
+@pytest.mark.parametrize("logarithm", [False, True])
+def test_softmax(width, axis, logarithm):
+    shape = (3, width, 6) if axis == 1 else (3, 6, width)
+    x = torch.randn(*shape) * 20
+    ours, reference = (
+        (relax.op.nn.log_softmax, torch.log_softmax)
+        if logarithm
+        else (relax.op.nn.softmax, torch.softmax)
+    )
+    _compare(
+        ((N, *shape[1:]),),
+        lambda v: ours(v, axis),
+        (x,),
+        reference(x, axis),
+        atol=2e-5 if logarithm else 1e-6,
+    )
+
+
+def test_softmax_of_a_masked_row():
+    x = torch.randn(2, 40)
+    x[:, 30:] = -torch.inf
+    result = _run(_module(((N, 40),), lambda v: relax.op.nn.softmax(v, -1)), (x,))
+    np.testing.assert_allclose(result, torch.softmax(x, -1).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [768, 30, 1])
+def test_layer_norm(width):
+    x, w, b = torch.randn(2, 5, width) * 3 + 1, torch.randn(width), torch.randn(width)
+    shapes = ((N, 5, width), (width,), (width,))
+    _compare(
+        shapes,
+        lambda *v: relax.op.nn.layer_norm(*v, axes=[-1]),
+        (x, w, b),
+        F.layer_norm(x, (width,), w, b),
+        atol=5e-5,
+    )
+
+
+def test_row_rule_applies_to_softmax_and_layer_norm():
+    def norm(x, w, b):
+        return relax.op.nn.layer_norm(x, w, b, axes=[-1])
+
+    assert (
+        schedule_rows(_function(((N, 64),), lambda x: relax.op.nn.softmax(x, -1)), 16) is not None
+    )
+    assert schedule_rows(_function(((N, 64), (64,), (64,)), norm), 16) is not None
+    over_columns = _function(((N, 16, 32),), lambda x: relax.op.sum(x, 1))
+    assert schedule_rows(over_columns, 16) is None
+    assert schedule_each_block(over_columns, 16) is not None
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference", "low", "high"),
+    [
+        ("exp", torch.exp, -104.0, 88.8),
+        ("erf", torch.erf, -5.0, 5.0),
+        ("tanh", torch.tanh, -12.0, 12.0),
+        ("sigmoid", torch.sigmoid, -90.0, 90.0),
+        ("nn.silu", F.silu, -85.0, 85.0),
+        ("nn.gelu", F.gelu, -9.0, 9.0),
+        ("nn.gelu_tanh", lambda x: F.gelu(x, approximate="tanh"), -9.0, 9.0),
+    ],
+)
+def test_fast_functions(ours, reference, low, high):
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-30, 3e38, -3e38])
+    x = torch.cat([torch.linspace(low, high, 20_000), torch.randn(2000), special])
+    expected = reference(x.double())
+    operator = relax.op
+    for part in ours.split("."):
+        operator = getattr(operator, part)
+    result = torch.from_numpy(_run(_module(((N,),), operator), (x,)))
+    assert torch.equal(torch.isnan(result), torch.isnan(expected))
+    finite = torch.isfinite(expected) & (expected.abs() < 3.4e38)
+    error = (result.double() - expected)[finite].abs()
+    # eight units in the last place; GELU cancels for negative arguments, where 1 + erf(x) has the
+    # resolution of 1
+    bound = expected[finite].abs() * 2.0**-20
+    bound += 1e-37 + (2.0**-22 * x[finite].abs().clamp(max=6) if "gelu" in ours else 0)
+    assert float((error / bound).max()) <= 1
+    infinite = torch.isinf(expected)
+    assert torch.equal(result[infinite].double(), expected[infinite])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "build", "reference"),
+    [
+        (((N, 7, 5),), lambda x: relax.op.sum(x, 1), lambda x: x.sum(1)),
+        (((N, 48),), lambda x: relax.op.max(x, 1), lambda x: x.amax(1)),
+        (((N, 6, 7, 7),), lambda x: relax.op.mean(x, [2, 3]), lambda x: x.mean((2, 3))),
+        (
+            ((N, 3, 9, 8),),
+            lambda x: relax.op.nn.max_pool2d(x, [2, 2], [2, 2]),
+            lambda x: F.max_pool2d(x, 2),
+        ),
+        (((N, 5, 64),), lambda x: relax.op.permute_dims(x, [0, 2, 1]), lambda x: x.transpose(1, 2)),
+        (
+            ((N, 6, 9, 16), (6, 1, 3, 3)),
+            lambda x, w: relax.op.nn.conv2d(x, w, padding=1, groups=6),
+            lambda x, w: F.conv2d(x, w, padding=1, groups=6),
+        ),
+        (((N, 3, 5), (N, 3, 5)), relax.op.multiply, lambda x, y: x * y),
+    ],
+)
+def test_other_functions(shapes, build, reference):
+    arrays = [torch.randn(*(3 if d is N else d for d in shape)) for shape in shapes]
+    _compare(shapes, build, arrays, reference(*arrays))
+
+
+def test_tuned_functions_are_left_alone():
+    seen = []
+
+    def tuned(module):
+        for symbol, function in module.functions_items():
+            if isinstance(function, tirx.PrimFunc):
+                seen.append(symbol.name_hint)
+                module[symbol] = function.with_attr("tirx.is_scheduled", True)
+        return module
+
+    module = _module(((N, 8),), relax.op.exp)
+    plain = relax_pipeline("avx2", tuned)(module)["exp"]
+    assert seen == ["exp"]
+    assert "parallel" not in plain.script()
+    assert "parallel" in relax_pipeline("avx2")(module)["exp"].script()
