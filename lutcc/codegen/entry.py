@@ -71,7 +71,7 @@ class EntryEmitter:
         self.blob_entries: list[dict[str, Any]] = []
         self.blob_nbytes = 0
         self.memory: dict[str, External | View] = {}
-        self.functions = {f.name: f for f in module.functions}
+        self.functions = {f.name: stage.without_repacks(f) for f in module.functions}
 
     def emit(self) -> Any:
         """Return the function."""

@@ -228,10 +228,10 @@ class Maddness(BaseEstimator):
         depth = self.nprototypes.bit_length() - 1
         trees: list[BalancedTree] = []
         for part in parts:
-            targets = None
+            subspace, targets = X[:, part], None
             if weights is not None and self.hash_objective == "product":
-                targets = X[:, part] @ product_metric(weights[part])
-            trees.append(fit_balanced_tree(X[:, part], depth, self.split_candidates, targets))
+                targets = subspace @ product_metric(weights[part])
+            trees.append(fit_balanced_tree(subspace, depth, self.split_candidates, targets))
         self.splitdims_ = np.stack(
             [part[tree.splitdims] for part, tree in zip(parts, trees, strict=True)]
         )

@@ -56,10 +56,9 @@ def fit_balanced_tree(
     """
     nrows, ncolumns = X.shape
     columns = np.ascontiguousarray(X.T)
-    centered_columns = np.array(columns, dtype=np.float64)
-    centered = (
-        centered_columns if targets is None else np.array(targets.T, dtype=np.float64, order="C")
-    )
+    shifted = columns.astype(np.float64)
+    shifted -= shifted.mean(axis=1, keepdims=True)
+    centered = np.array(shifted if targets is None else targets.T, dtype=np.float64, order="C")
     ascending: dict[int, np.ndarray] = {}
     nodes = np.zeros(nrows, dtype=np.uint8)
     splitdims = np.zeros(depth, dtype=np.int32)
@@ -70,9 +69,7 @@ def fit_balanced_tree(
         _center_buckets(centered, nodes, sizes)
         ranked = np.arange(ncolumns)
         if candidates < ncolumns:
-            if centered_columns is not centered:
-                _center_buckets(centered_columns, nodes, sizes)
-            ranked = _rank_columns(centered_columns, centered)[:candidates]
+            ranked = _rank_columns(shifted, centered, nodes, sizes)[:candidates]
         ends = np.cumsum(sizes)
         filled = np.flatnonzero(sizes)
         weight = _cut_weights(sizes[filled])
@@ -95,10 +92,21 @@ def fit_balanced_tree(
     return BalancedTree(splitdims, splitvals, nodes)
 
 
-def _rank_columns(centered_columns: np.ndarray, centered: np.ndarray) -> np.ndarray:
-    """Return the columns, first the one that linearly explains most deviation of the targets."""
-    deviation = np.einsum("dn,dn->d", centered_columns, centered_columns)
-    covariance = np.square(centered_columns @ centered.T).sum(axis=1)
+def _rank_columns(
+    shifted: np.ndarray, centered: np.ndarray, nodes: np.ndarray, sizes: np.ndarray
+) -> np.ndarray:
+    """Return the columns, first the one that linearly explains most deviation of the targets.
+
+    ``shifted`` (d, N) are the columns less their means, ``centered`` (t, N) the targets less the
+    means of their buckets. The latter sum to zero in every bucket, so covariances within buckets
+    need no centring of the columns, and their deviations only the bucket sums.
+    """
+    count = np.maximum(sizes, 1)
+    deviation = np.einsum("dn,dn->d", shifted, shifted)
+    for column, row in enumerate(shifted):
+        sums = np.bincount(nodes, weights=row, minlength=len(sizes))
+        deviation[column] -= (sums * sums / count).sum()
+    covariance = np.square(shifted @ centered.T).sum(axis=1)
     explained = np.divide(covariance, deviation, out=np.zeros_like(deviation), where=deviation > 0)
     return np.argsort(-explained, kind="stable")
 

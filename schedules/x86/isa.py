@@ -48,7 +48,7 @@ _V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "popcnt", "sse4_2"
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
 AVX2 = Isa("avx2", "x86-64-v3", (), _V3, 32)
-AVX512 = Isa("avx512", "x86-64-v4", ("-prefer-256-bit"), _V4, 64)
+AVX512 = Isa("avx512", "x86-64-v4", ("-prefer-256-bit",), _V4, 64)
 AVX512_VBMI_VNNI = Isa(
     "avx512_vbmi_vnni",
     "x86-64-v4",

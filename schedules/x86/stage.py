@@ -7,7 +7,7 @@ with the elementwise operations that follow it applied in registers before anyth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lutcc.errors import CompileError
@@ -44,7 +44,7 @@ ELEMENTWISE = {
     "quantize": quantize.apply,
 }
 #: Row-wise operations that a stage can hold.
-SUPPORTED = frozenset({*ENCODERS, *ELEMENTWISE, "lut_accumulate", "linear", "repack"})
+SUPPORTED = frozenset({*ENCODERS, *ELEMENTWISE, "lut_accumulate", "linear"})
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,26 @@ class Step:
         return "+".join(op.opcode for op in ops) or "copy"
 
 
+def without_repacks(function: Function) -> Function:
+    """Return the function with every ``repack`` replaced by what it repacks.
+
+    Inside a stage the layout of each value follows from who makes and who reads it.
+    """
+    source: dict[str, Value] = {}
+
+    def real(value: Value) -> Value:
+        return source.get(value.name, value)
+
+    body = []
+    for op in function.body:
+        if op.opcode == "repack":
+            source[op.results[0].name] = real(op.operands[0])
+        else:
+            body.append(replace(op, operands=tuple(real(v) for v in op.operands)))
+    returns = tuple(real(v) for v in function.returns)
+    return replace(function, body=tuple(body), returns=returns)
+
+
 def plan_steps(function: Function) -> list[Step]:
     """Cut a row-wise function into steps.
 
@@ -85,7 +105,7 @@ def plan_steps(function: Function) -> list[Step]:
     """
     uses = function.use_counts
     returned = {v.name for v in function.returns}
-    body = [op for op in function.body if op.opcode not in ("constant", "repack")]
+    body = [op for op in function.body if op.opcode != "constant"]
     done: set[int] = set()
     steps: list[Step] = []
     for index, op in enumerate(body):
