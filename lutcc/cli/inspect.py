@@ -170,10 +170,17 @@ def _packing(artifact: Artifact, data: dict[str, Any]) -> list[Table]:
         for column in ("layout", "of", "parameters", "bytes"):
             table.add_column(column, justify="right" if column == "bytes" else "left")
         for part in variant.program["blob"]:
-            parameters = ", ".join(f"{k}={v}" for k, v in part["params"].items())
+            parameters = ", ".join(f"{k}={_short(v)}" for k, v in part["params"].items())
             table.add_row(
                 part["pack"], ", ".join(part["sources"]), parameters, f"{part['nbytes']:,}"
             )
         data["packing"][variant.isa] = variant.program["blob"]
         tables.append(table)
     return tables
+
+
+def _short(value: Any) -> str:
+    """Return a parameter of a layout; of a long list only how long it is."""
+    if isinstance(value, list) and len(value) > 8:
+        return f"[{value[0]}, {value[1]}, ... {len(value)} in all]"
+    return str(value)

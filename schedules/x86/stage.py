@@ -253,6 +253,14 @@ class BlockEmitter:
             target = Columns(view, columns, dtype)
             self.ctx.values[step.result.name] = target
             sinks.append(edges.ColumnsSink(target))
+        self._tiles(step, sinks)
+
+    def emit_columns(self, step: Step, target: Columns) -> None:
+        """Emit one step whose result stays in 16-row columns."""
+        self._tiles(step, [edges.ColumnsSink(target)])
+
+    def _tiles(self, step: Step, sinks: list[Any]) -> None:
+        columns = int(step.result.type.shape[1])
         others = {
             v.name: self._as_columns(v)
             for op in step.chain

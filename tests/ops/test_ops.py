@@ -123,30 +123,54 @@ SHAPES = [
 ]
 
 
-@needs_kernels
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_kernels_are_the_definition(shape: tuple[int, ...]) -> None:
+def kernel_case(what: str, shape: tuple[int, ...]) -> tuple[str, list[np.ndarray], dict[str, Any]]:
+    """Return opcode, arrays and attributes (in the order of the torch operator)."""
     n, d, c, levels, m = shape
     rng = np.random.default_rng(n)
+    codes = rng.integers(0, 2**levels, (n, c)).astype(np.uint8)
+    opcode, _, kind = what.partition(" ")
+    if opcode == "tree_encode":
+        return opcode, tree_case(rng, n, d, c, levels, kind), {}
+    if opcode == "nearest_encode":
+        arrays, starts = nearest_case(rng, n, d, c, 2**levels)
+        return opcode, arrays, {"starts": starts}
+    if opcode == "lut_dequantize":
+        acc = rng.integers(-(2**24), 2**24, (n, m)).astype(np.int32)
+        return opcode, [acc, *rng.standard_normal((2, m)).astype(np.float32)], {"activation": kind}
+    dtype = "uint8" if kind == "mean" else kind
+    low, high = (-128, 128) if dtype == "int8" else (0, 256)
+    lut = (rng.integers(low, high, (c, 2**levels, m)) * (0.37 if dtype == "float32" else 1)).astype(
+        dtype
+    )
+    accumulate = "mean" if kind == "mean" else "exact"
+    return opcode, [codes, lut], {"accumulate": accumulate, "upcast_every": 4}
+
+
+KERNELS = [
+    "tree_encode float32",
+    "tree_encode uint8",
+    "nearest_encode",
+    "lut_accumulate uint8",
+    "lut_accumulate int8",
+    "lut_accumulate float32",
+    "lut_accumulate mean",
+    "lut_dequantize none",
+    "lut_dequantize relu",
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize("what", KERNELS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_kernels_are_the_definition(what: str, shape: tuple[int, ...]) -> None:
+    opcode, arrays, attrs = kernel_case(what, shape)
     ops.set_compilation("always")
     before = ops.kernel_statistics()["kernel_calls"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check("tree_encode", tree_case(rng, n, d, c, levels, "float32"))
-        check("tree_encode", tree_case(rng, n, d, c, levels, "uint8"))
-        arrays, starts = nearest_case(rng, n, d, c, 2**levels)
-        check("nearest_encode", arrays, list(starts), starts=starts)
-        codes = rng.integers(0, 2**levels, (n, c)).astype(np.uint8)
-        for dtype in ("uint8", "int8", "float32"):
-            lut = (rng.standard_normal((c, 2**levels, m)) * 50).astype(dtype)
-            check("lut_accumulate", [codes, lut], "exact", 16, accumulate="exact", upcast_every=16)
-        lut = rng.integers(0, 256, (c, 2**levels, m)).astype(np.uint8)
-        check("lut_accumulate", [codes, lut], "mean", 4, accumulate="mean", upcast_every=4)
-        acc = rng.integers(-(2**24), 2**24, (n, m)).astype(np.int32)
-        scale, offset = rng.standard_normal((2, m)).astype(np.float32)
-        for activation in ("none", "relu"):
-            check("lut_dequantize", [acc, scale, offset], activation, activation=activation)
-    assert ops.kernel_statistics()["kernel_calls"] - before == 9
+        arguments = [list(v) if isinstance(v, tuple) else v for v in attrs.values()]
+        check(opcode, arrays, *arguments, **attrs)
+    assert ops.kernel_statistics()["kernel_calls"] == before + 1
 
 
 @needs_kernels
@@ -502,16 +526,16 @@ def test_eight_threads() -> None:
     x, dims, values = tree_case(rng, 50, 12, 6, 4, "float32")
     want = interpret("tree_encode", [x, dims, values])
     arguments = [torch.from_numpy(a) for a in (x, dims, values)]
-    wrong: list[int] = []
+    right: list[int] = []
 
     def work(seed: int) -> None:
         for _ in range(30):
-            if not np.array_equal(_op.tree_encode(*arguments).numpy(), want):
-                wrong.append(seed)
+            np.testing.assert_array_equal(_op.tree_encode(*arguments).numpy(), want)
+        right.append(seed)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert sorted(right) == list(range(8))
