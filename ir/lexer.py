@@ -10,7 +10,7 @@ from lutcc.errors import ParseError
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]+|//[^\n]*)
-      | (?P<string>"(?:[^"\\\n]|\\.)*")
+      | (?P<string>"[^"\\\n]*(?:\\.[^"\\\n]*)*")
       | (?P<float>-?(?:[0-9]+\.[0-9]*(?:[eE][+-]?[0-9]+)?|[0-9]+[eE][+-]?[0-9]+))
       | (?P<int>-?[0-9]+)
       | (?P<value>%[A-Za-z_][A-Za-z0-9_.]*)

@@ -81,7 +81,7 @@ def scan_kernel(
                 )
                 layout = code_layout(ctx, scan, codebooks, View(buffers[0], i64(0), "uint8"))
                 codes = replace(layout, view=layout.view.at(first * layout.codebooks))
-                out = View(buffers[2], i64(0), "float32").at(first * columns)
+                out = View(buffers[2], i64(0), "float32").at(first * (columns | 1))
                 emitter = stage.BlockEmitter(ctx, main)
                 key = (codes.dot, codes.entries if codes.dot else 0)
                 ctx.values[main.params[0].name] = {key: codes}
@@ -99,7 +99,7 @@ def scan_kernel(
         raw.reshape(-1, 4)[:] += np.arange(4, dtype=np.uint8) * codes.entries
     packed = pack_blob({"blob": blob.entries, "blob_nbytes": blob.nbytes}, module.constants)
     arguments = [
-        tvm_ffi.from_dlpack(a) for a in (raw, packed, aligned_empty(padded * columns * 4))
+        tvm_ffi.from_dlpack(a) for a in (raw, packed, aligned_empty(Columns.size(padded, columns) * 4))
     ]
     run = built["scan"]
     return lambda: run(*arguments)

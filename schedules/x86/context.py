@@ -117,15 +117,24 @@ class External:
 
 @dataclass(frozen=True)
 class Columns:
-    """A value in block scratch, 16 rows of a column together: [row group][column][16]."""
+    """A value in block scratch, 16 rows of a column together: [row group][column][16].
+
+    Row groups are an odd number of cache lines apart: at a power of two, the groups of one column
+    would compete for one set of the L1 cache.
+    """
 
     view: View
     columns: int
     dtype: str
 
+    @staticmethod
+    def size(rows: int, columns: int) -> int:
+        """Return how many elements ``rows`` rows take."""
+        return rows * (columns | 1)
+
     def index(self, group: Expr, column: Expr | int) -> Expr:
         """Return the flat index of lane 0."""
-        return (i64(group) * self.columns + i64(column)) * 16
+        return (i64(group) * (self.columns | 1) + i64(column)) * 16
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lutcc.schedules.intrinsics import streaming
 
 Expr = Any
 LANES = 16
-ITEMSIZE = {"uint8": 1, "int8": 1, "float32": 4, "int32": 4, "uint16": 2}
+ITEMSIZE = {"uint8": 1, "int8": 1, "float32": 4, "int32": 4, "uint16": 2, "uint32": 4}
 
 
 def i64(value: int | Expr) -> Expr:

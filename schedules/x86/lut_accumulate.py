@@ -153,18 +153,21 @@ class WidenTile:
             codebooks=self.codebooks,
         )
 
-    def look_up(self, at: Expr, index: Sequence[Expr]) -> Expr:
-        """Look up ``rows`` codes (prepared by :meth:`prepare`) in the table at ``at``."""
+    def tables(self, at: Expr) -> list[Expr]:
+        """Load the registers that hold the table at ``at``."""
         if self.isa.has_vbmi_vnni and self.entries >= 64:
-            low = self.table.load(at, 64)
-            if self.entries == 64:
-                return machine.VPERMB_512(low, index[0])
-            return machine.VPERMI2B_512(low, index[0], self.table.load(at + 64, 64))
+            return [self.table.load(at + 64 * k, 64) for k in range(self.entries // 64)]
         if self.isa.has_vbmi_vnni and self.entries == 32:
-            return machine.VPERMB_512(self._spread(at, 32), index[0])
-        found = [
-            self._pshufb()(self._spread(at + 16 * k, 16), part) for k, part in enumerate(index)
-        ]
+            return [self._spread(at, 32)]
+        return [self._spread(at + 16 * k, 16) for k in range(self.entries // 16)]
+
+    def look_up(self, tables: Sequence[Expr], index: Sequence[Expr]) -> Expr:
+        """Look up ``rows`` codes, prepared by :meth:`prepare`, in a table."""
+        if self.isa.has_vbmi_vnni and self.entries >= 32:
+            if len(tables) == 1:
+                return machine.VPERMB_512(tables[0], index[0])
+            return machine.VPERMI2B_512(tables[0], index[0], tables[1])
+        found = [self._pshufb()(t, i) for t, i in zip(tables, index, strict=True)]
         result = found[0]
         for part in found[1:]:
             result = result | part
@@ -192,15 +195,6 @@ class WidenTile:
             flipped = codes ^ splat(16 * k, "uint8", self.rows) if k else codes
             parts.append(bind(add(flipped, high)))
         return parts
-
-    def averaged(self, values: list[Expr]) -> Expr:
-        """Average neighbours, rounding up, until one value is left."""
-        average = machine.PAVGB_512 if self.rows == 64 else machine.PAVGB_256
-        while len(values) > 1:
-            values = [
-                bind(average(a, b)) for a, b in zip(values[::2], values[1::2], strict=True)
-            ]
-        return values[0]
 
     def tile(self, chunk: Expr, first: Expr, count: int, groups: Sequence[Expr]) -> Any:
         """See :meth:`DotTile.tile`; the function returns ``rows / 16`` vectors."""
@@ -248,40 +242,59 @@ class WidenTile:
     ) -> None:
         """Look up one codebook (or one averaged group) for all cells of a tile."""
         real = self.codes.codebooks
-
-        def value(j: int, r: int, u: int, index: list[Expr]) -> Expr:
-            at = base + (step * self.average + u) * (CHUNK * self.entries)
-            return self.look_up(at + (i64(first) + j) * self.entries, index)
-
-        indices: dict[tuple[int, int], list[Expr]] = {}
-        for r, group in enumerate(groups):
-            for u in range(self.average):
-                codebook = step * self.average + u
-                if self.codebooks != real:  # padding tables are zero: any code will do
-                    codebook = select(codebook < i64(real), codebook, i64(real - 1))
-                where = (i64(group) * real + codebook) * self.rows
-                indices[r, u] = self.prepare(bind(self.codes.view.load(where, self.rows)))
-        for j in range(count):
-            for r in range(len(groups)):
-                found = [bind(value(j, r, u, indices[r, u])) for u in range(self.average)]
-                widened = bind(
-                    reinterpret(f"uint16x{self.rows // 2}", self.averaged(found))
+        cells = [(j, r) for j in range(count) for r in range(len(groups))]
+        pending: dict[tuple[int, int], dict[int, Expr]] = {cell: {} for cell in cells}
+        for u in range(self.average):
+            codebook = step * self.average + u
+            at = base + codebook * (CHUNK * self.entries) + i64(first) * self.entries
+            if self.codebooks != real:  # padding tables are zero: any code will do
+                codebook = select(codebook < i64(real), codebook, i64(real - 1))
+            indices = [
+                self.prepare(
+                    bind(self.codes.view.load((g * real + codebook) * self.rows, self.rows))
                 )
-                slot = j * len(groups) + r
-                low.set(slot, low.get(slot) + widened)
-                eight = splat(8, "uint16", self.rows // 2)
-                high.set(slot, high.get(slot) + (widened >> eight))
+                for g in groups
+            ]
+            for j in range(count):
+                tables = [bind(t) for t in self.tables(at + j * self.entries)]
+                for r, index in enumerate(indices):
+                    self._carry(pending[j, r], bind(self.look_up(tables, index)))
+        eight = splat(8, "uint16", self.rows // 2)
+        for (j, r), finished in pending.items():
+            (value,) = finished.values()
+            widened = bind(reinterpret(f"uint16x{self.rows // 2}", value))
+            slot = j * len(groups) + r
+            low.set(slot, low.get(slot) + widened)
+            high.set(slot, high.get(slot) + (widened >> eight))
+
+    def _carry(self, pending: dict[int, Expr], value: Expr) -> None:
+        """Add a leaf to a tree of averages, like one to a binary counter.
+
+        At most ``log2(upcast_every)`` partial averages are alive, which fit the registers.
+        """
+        average = machine.PAVGB_512 if self.rows == 64 else machine.PAVGB_256
+        level = 0
+        while level in pending:
+            value = bind(average(pending.pop(level), value))
+            level += 1
+        pending[level] = value
 
     def _rows_in_order(self, low: Expr, high: Expr) -> list[Expr]:
-        """Turn sums of (even + 256 odd) and odd rows into int32x16 vectors in row order."""
+        """Turn sums of (even + 256 odd) and odd bytes into int32x16, one per 16-row part.
+
+        Codes of part ``s`` lie at bytes ``s, s + parts, s + 2 parts, ...`` (see ``store_codes``),
+        so that each part comes out in row order by masks and shifts alone.
+        """
         lanes = self.rows // 2
         odd = bind(high)
         even = bind(low - (odd << splat(8, "uint16", lanes)))
-        result = []
-        for part in range(self.rows // 16):
-            order = [i for k in range(8) for i in (part * 8 + k, lanes + part * 8 + k)]
-            result.append(bind(cast("int32x16", shuffle([even, odd], order))))
-        return result
+        if self.rows == 32:
+            return [bind(cast("int32x16", even)), bind(cast("int32x16", odd))]
+        mask, sixteen = splat(0xFFFF, "uint32"), splat(16, "uint32")
+        pairs = [bind(reinterpret("uint32x16", v)) for v in (even, odd)]
+        first = [reinterpret("int32x16", p & mask) for p in pairs]
+        second = [reinterpret("int32x16", p >> sixteen) for p in pairs]
+        return [bind(v) for v in (*first, *second)]
 
 
 def load_external_codes(ctx: StageContext, source: External, target: Codes) -> None:
@@ -302,7 +315,7 @@ def load_external_codes(ctx: StageContext, source: External, target: Codes) -> N
                 else:
                     where = (
                         i64(group) // per_group * target.codebooks + c
-                    ) * target.rows + i64(group) % per_group * 16 + lane
+                    ) * target.rows + lane * per_group + i64(group) % per_group
                     target.view.store(where, code)
 
 

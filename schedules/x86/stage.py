@@ -249,7 +249,7 @@ class BlockEmitter:
             sinks.append(edges.RowMajorSink(self.ctx, output))
         if self.consumers.get(step.result.name) and step.source is not step.result:
             dtype = "int32" if step.result.type.dtype == "int32" else "float32"
-            view = self.ctx.scratch.take(self.ctx.block_rows * columns, dtype)
+            view = self.ctx.scratch.take(Columns.size(self.ctx.block_rows, columns), dtype)
             target = Columns(view, columns, dtype)
             self.ctx.values[step.result.name] = target
             sinks.append(edges.ColumnsSink(target))

@@ -22,6 +22,7 @@ from lutcc.schedules.x86.emit import (
     bind,
     cast,
     differs,
+    equal,
     hold,
     i64,
     loop,
@@ -110,7 +111,11 @@ def used_chunks(splitdims: np.ndarray, columns: int) -> tuple[list[int], list[in
 
 
 def store_codes(codes: Codes, group: Expr, codebook: Expr, parts: Sequence[Expr]) -> None:
-    """Store the codes of 16 rows: of four codebooks (dot layout) or of one."""
+    """Store the codes of 16 rows: of four codebooks (dot layout) or of one.
+
+    Where a scan takes more than 16 rows at once, its ``rows / 16`` parts share words: part ``s``
+    is byte ``s`` of each word, the word being the row within the part.
+    """
     if codes.dot:
         word = parts[0]
         for j, part in enumerate(parts[1:], start=1):
@@ -121,10 +126,18 @@ def store_codes(codes: Codes, group: Expr, codebook: Expr, parts: Sequence[Expr]
         index = (i64(group) * (codes.codebooks // 4) + i64(codebook)) * 64
         codes.view.store(index, reinterpret("uint8x64", word), 64)
         return
+    if codes.rows == 16:
+        index = (i64(group) * codes.codebooks + i64(codebook)) * 16
+        codes.view.store(index, cast("uint8x16", parts[0]), 16)
+        return
     per_group = codes.rows // 16
-    super_group, part_index = i64(group) // per_group, i64(group) % per_group
-    index = (super_group * codes.codebooks + i64(codebook)) * codes.rows + part_index * 16
-    codes.view.store(index, cast("uint8x16", parts[0]), 16)
+    super_group, part = bind(i64(group) // per_group), bind(i64(group) % per_group)
+    index = bind((super_group * codes.codebooks + i64(codebook)) * 16)
+    words = codes.view.as_dtype({2: "uint16", 4: "uint32"}[per_group])
+    dtype = words.dtype
+    old = select(splat(equal(part, i64(0)), lanes=16), splat(0, dtype), words.load(index, 16))
+    shift = splat(cast(dtype, part * 8), dtype)
+    words.store(index, old | (cast(f"{dtype}x16", parts[0]) << shift), 16)
 
 
 def _tables(
