@@ -40,16 +40,27 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def layers_block(data: dict[str, Any]) -> str:
-    """Return the table of whole layers: best microseconds of every candidate, and the verdicts."""
+    """Return the table of whole layers: best microseconds of each precision, and the verdicts."""
     rows = data["sections"]["layers"]
-    labels = [label for label in rows[0]["times"] if label != "lutcc"]
-    amx = any(label.endswith("/amx") for label in labels)
-    header = ["N x D x M, codebooks", "lutcc"] + [pretty(label, amx_cpu=amx) for label in labels]
-    header += ["against the fastest"] + (["without AMX"] if amx else [])
+    amx = any(label.endswith("/amx") for label in rows[0]["times"])
+    families = ["fp32", "bf16", "int8"]
+    columns = [("fp32", "")] + [
+        (f, s) for f in families[1:] for s in (("/amx", "") if amx else ("",))
+    ]
+    header = ["N x D x M, codebooks", "lutcc"]
+    header += [f"{f}, AMX" if s else f for f, s in columns] + ["against the fastest"]
+    header += ["without AMX"] if amx else []
     body = []
     for row in rows:
-        cells = [f"{row['N']} x {row['D']} x {row['M']}, {row['C']}"]
-        cells += [number(row["times"][label]["best"] * 1e6) for label in ["lutcc", *labels]]
+        times = {label: timing["best"] * 1e6 for label, timing in row["times"].items()}
+        cells = [f"{row['N']} x {row['D']} x {row['M']}, {row['C']}", number(times["lutcc"])]
+        for family, suffix in columns:  # the faster of torch's engines and kinds of input
+            found = [
+                time
+                for label, time in times.items()
+                if label.startswith(family) and label.endswith("/amx") == bool(suffix)
+            ]
+            cells.append(number(min(found)))
         cells.append(f"{row['speedup']:.2f}x")
         body.append([*cells, f"{row['speedup_without_amx']:.2f}x"] if amx else cells)
     return markdown_table(header, body) + "\n\n" + _caption(data["machine"])

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from lutcc.bench.options import BenchOptions
 from lutcc.cli.console import Console
 from lutcc.errors import UsageError, suggest
 
 SECTIONS = ("limits", "kernels", "layers")
+Section = tuple[list[dict[str, Any]], list[Table]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,14 +44,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if name not in SECTIONS:
             raise UsageError(f"no section {name!r}", where="bench", fix=suggest(name, SECTIONS))
     from lutcc.bench.machine import describe, one_line
-    from lutcc.bench.options import BenchOptions
     from lutcc.bench.timing import pin_to_core
-    from lutcc.runtime import cpu
+    from lutcc.runtime import cpu, set_num_threads
 
     if args.isa is not None and args.isa not in cpu.supported_isas():
         fix = f"this CPU has {', '.join(cpu.supported_isas()) or 'none of the levels'}"
         raise UsageError(f"ISA level {args.isa!r} does not run here", where="--isa", fix=fix)
     core = pin_to_core(args.core)
+    set_num_threads(1)
     brief = {"seconds": 0.01, "rounds": 5} if args.quick else {}
     options = BenchOptions(quick=args.quick, isa=args.isa, seed=args.seed, core=core, **brief)
     machine = describe(core)
@@ -64,9 +67,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _layers(
-    options, only: str | None, console: Console
-) -> tuple[list[dict[str, Any]], list[Table]]:
+def _layers(options: BenchOptions, only: str | None, console: Console) -> Section:
     from lutcc.bench.layers import bench_layers
 
     with console.working("whole layers against torch"):
@@ -75,37 +76,86 @@ def _layers(
 
 
 def layers_table(rows: list[dict[str, Any]]) -> Table:
-    """Return a table of layer times in microseconds, best of all calls (median in brackets)."""
-    labels = [label for label in rows[0]["times"] if label != "lutcc"]
-    amx = any(label.endswith("/amx") for label in labels)
+    """Return a table with a block for each layer and batch: every candidate, and who is faster."""
+    from lutcc.report.tables import number, pretty
+
+    amx = any(label.endswith("/amx") for label in rows[0]["times"])
     table = Table(
-        title="layers: best (median) microseconds, float32 in and out", title_justify="left"
+        title="layers: microseconds per call; float32 row-major in and out", title_justify="left"
     )
-    table.add_column("N x D x M, C")
-    table.add_column("lutcc", justify="right")
-    for label in labels:
-        table.add_column(label.replace("_", " ").replace("/", " "), justify="right")
-    table.add_column("against the fastest dense")
-    if amx:
-        table.add_column("without AMX")
+    table.add_column("N x D x M, codebooks", no_wrap=True)
+    table.add_column("candidate", no_wrap=True)
+    for column in ("best", "median", "of lutcc's best"):
+        table.add_column(column, justify="right")
     for row in rows:
-        cells = [f"{row['N']} x {row['D']} x {row['M']}, {row['C']}"]
-        for label in ["lutcc", *labels]:
-            timing = row["times"][label]
-            cells.append(f"{timing['best'] * 1e6:.1f} ({timing['median'] * 1e6:.1f})")
-        cells.append(verdict_text(row["speedup"], row["fastest"]))
+        own = row["times"]["lutcc"]["best"]
+        kept = (row["fastest"], row["fastest_without_amx"])
+        for label, timing in row["times"].items():
+            first = label == "lutcc"
+            name = f"lutcc ({row['isa']})" if first else pretty(label, amx_cpu=amx)
+            ratio = "" if first else f"{timing['best'] / own:.2f}x"
+            cells = [number(timing["best"] * 1e6), number(timing["median"] * 1e6), ratio]
+            style = "bold" if first or label in kept else ""
+            workload = f"{row['N']} x {row['D']} x {row['M']}, {row['C']}" if first else ""
+            table.add_row(workload, name, *cells, style=style)
+        table.add_row("", verdict_text(row["speedup"], row["fastest"], amx), "", "", "")
         if amx:
-            cells.append(verdict_text(row["speedup_without_amx"], row["fastest_without_amx"]))
-        table.add_row(*cells)
+            text = verdict_text(row["speedup_without_amx"], row["fastest_without_amx"], amx)
+            table.add_row("", f"without AMX: {text}", "", "", "")
+        table.add_section()
     return table
 
 
-def verdict_text(speedup: float, fastest: str) -> str:
+def verdict_text(speedup: float, fastest: str, amx: bool) -> str:
     """Say who is faster and by how much, be it the look-ups or the dense layer."""
-    name = fastest.replace("_", " ").replace("/", " ")
+    from lutcc.report.tables import pretty
+
+    name = pretty(fastest, amx_cpu=amx)
     if speedup >= 1:
-        return f"look-ups {speedup:.2f}x faster than {name}"
+        return f"look-ups are {speedup:.2f}x faster than {name}"
     return f"dense {name} is {1 / speedup:.2f}x faster"
 
 
-_SECTIONS = {"layers": _layers}
+def _limits(options: BenchOptions, only: str | None, console: Console) -> Section:
+    from lutcc.bench.sections import limit_rows
+
+    with console.working("limits of this machine"):
+        rows = limit_rows(options)
+    table = Table(title="limits: best of repeated runs, one core", title_justify="left")
+    for column in ("limit", "level", "rate", ""):
+        table.add_column(column, justify="right" if column == "rate" else "left")
+    for row in rows:
+        table.add_row(row["limit"], row["isa"] or "", f"{row['rate']:.1f}", row["unit"])
+    return rows, [table]
+
+
+def _kernels(options: BenchOptions, only: str | None, console: Console) -> Section:
+    from lutcc.bench.sections import kernel_rows
+
+    rows = kernel_rows(options, only, console.progress)
+    table = Table(
+        title="kernels: best (median) microseconds, rate, and share of the limit that bounds it",
+        title_justify="left",
+    )
+    for column in ("kernel", "workload", "level"):
+        table.add_column(column, no_wrap=column != "workload")
+    for column in ("us", "rate", "limit", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("limited by")
+    for row in rows:
+        cells = [row["kernel"], row["workload"], row["isa"]]
+        cells.append(f"{row['best'] * 1e6:.1f} ({row['median'] * 1e6:.1f})")
+        cells.append(f"{row['rate']:.1f} {row['unit']}")
+        if row["limit"] is None:
+            cells += ["", "", "not measured"]
+        else:
+            cells += [f"{row['limit']:.1f}", f"{row['share']:.2f}", row["limit_name"]]
+        table.add_row(*cells)
+    return rows, [table]
+
+
+_SECTIONS: dict[str, Callable[[BenchOptions, str | None, Console], Section]] = {
+    "limits": _limits,
+    "kernels": _kernels,
+    "layers": _layers,
+}

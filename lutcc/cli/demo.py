@@ -62,7 +62,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     notes = [
         one_line(result["machine"]),
         f"Kernels that ran: {', '.join(isas)}. The artifacts were loaded in a fresh process "
-        f"{without}and gave bit for bit what the converted torch models give.",
+        f"{without}and gave bit for bit what the converted torch models give. torch "
+        "runs eagerly.",
         "Bytes: tables, trees and scales, or weights at their precision. "
         + "Artifacts, kernels included, take "
         + ", ".join(f"{row['bytes']:,}" for row in lookups)

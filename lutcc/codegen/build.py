@@ -28,9 +28,6 @@ def kernel_pipeline() -> str:
     from tvm.tirx import transform as tx
 
     passes = [
-        tx.FlattenBuffer(),
-        tx.StmtSimplify(),
-        tx.RemoveNoOp(),
         tx.VerifyMemory(),
         tx.AnnotateEntryFunc(),
         tx.SplitHostDevice(),

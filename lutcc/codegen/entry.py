@@ -218,7 +218,11 @@ class EntryEmitter:
             self._stage(op, self.functions[str(op.attr("callee"))])
         elif op.opcode in _DATA_MOVEMENT:
             self._movement(op)
-        elif op.opcode not in ("constant", "reshape", "repack"):
+        elif op.opcode == "constant":
+            value = op.results[0]
+            view = self.blob.add("raw", value.type.dtype, [str(op.attr("ref"))])
+            self.memory[value.name] = view
+        elif op.opcode not in ("reshape", "repack"):
             raise CompileError(
                 f"{op.opcode} stands outside a fused group and has no schedule there",
                 where="@main",

@@ -38,7 +38,7 @@ MAX_LIBRARIES = 64
 MAX_PLANS = 1024
 
 #: What the first compilation of a signature is taken to cost.
-COMPILE_SECONDS = 1.0
+COMPILE_SECONDS = 2.0
 
 _MODES = ("auto", "always", "never")
 

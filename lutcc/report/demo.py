@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,15 +55,17 @@ def run_demo(options: DemoOptions, progress: Progress) -> dict[str, Any]:
     """
     options.output.mkdir(parents=True, exist_ok=True)
     data = load_digits(seed=options.seed)
-    start = time.perf_counter()
-    progress(f"training a 64-30-30-30-10 MLP on {len(data.train_y)} handwritten digits")
-    model = digits.train(data, options.seed)
-    trained = time.perf_counter() - start
-    converted = {}
-    for ncodebooks in options.codebooks:
-        progress(f"converting at {ncodebooks} codebooks and compiling for {options.target}")
-        converted[ncodebooks] = _convert_and_compile(model, data, ncodebooks, options)
-    layers = _compile_layers(model, converted, options)
+    with _one_thread():
+        progress(f"training a 64-30-30-30-10 MLP on {len(data.train_y)} handwritten digits")
+        start = time.perf_counter()
+        model = digits.train(data, options.seed)
+        trained = time.perf_counter() - start
+        converted = {}
+        for ncodebooks in options.codebooks:
+            progress(f"converting at {ncodebooks} codebooks and compiling for {options.target}")
+            converted[ncodebooks] = _convert_and_compile(model, data, ncodebooks, options)
+        progress("compiling each layer alone")
+        layers = _compile_layers(model, converted, options)
     core = pin_to_core(options.core)
     with Comparison() as compare:
         compare.add_input("test", data.test_x)
@@ -74,6 +77,21 @@ def run_demo(options: DemoOptions, progress: Progress) -> dict[str, Any]:
     result |= {"machine": describe(core), "seed": options.seed, "train_seconds": trained}
     result["test_rows"] = len(data.test_y)
     return result
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep BLAS and torch on one thread: two that spin for each other crawl on a busy machine."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _convert_and_compile(

@@ -39,7 +39,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         _panel(panel, result, batch)
     panels[0].set_ylabel(f"accuracy on {result['test_rows']} test digits")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     figure.suptitle(
         "64-30-30-30-10 MLP on handwritten digits: accuracy against latency over the number of "
         "codebooks\nplain conversion, no fine-tuning; best of repeated calls on one core; up and "
@@ -59,6 +59,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _panel(panel: Any, result: dict[str, Any], batch: int) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     lookups = [row for row in result["models"] if row["kind"] == "lutcc"]
     x = [row["times"][batch]["best"] * 1e6 for row in lookups]
     y = [row["accuracy"] for row in lookups]
@@ -72,10 +74,12 @@ def _panel(panel: Any, result: dict[str, Any], batch: int) -> None:
         zorder=4,
         label="lutcc (C codebooks)",
     )
-    for row, at_x, at_y in zip(lookups, x, y, strict=True):
+    for index, (row, at_x, at_y) in enumerate(zip(lookups, x, y, strict=True)):
+        beside = index > 0 and at_y - y[index - 1] < 0.02  # as accurate as the one before
         panel.annotate(
-            f"C={row['ncodebooks']}", (at_x, at_y), xytext=(-7, 5), textcoords="offset points",
-            fontsize=9, color="#1a7f5a", ha="right",
+            f"C={row['ncodebooks']}", (at_x, at_y), xytext=(8, -4) if beside else (-8, 4),
+            textcoords="offset points", fontsize=9, color="#1a7f5a",
+            ha="left" if beside else "right",
         )  # fmt: skip
     amx = "amx_int8" in result["machine"]["flags"]
     for row in result["models"]:
@@ -93,6 +97,9 @@ def _panel(panel: Any, result: dict[str, Any], batch: int) -> None:
         )  # fmt: skip
     panel.axhline(result["exact_accuracy"], color="#999999", linewidth=0.8, linestyle=":", zorder=1)
     panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
     left, right = panel.get_xlim()
     panel.set_xlim(left / 1.6, right * 1.2)
     panel.set_title(f"batch {batch}", fontsize=10)

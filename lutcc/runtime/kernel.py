@@ -151,8 +151,8 @@ class LookupKernel:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.choice = choice
         self._has_parallel = f"__tvm_ffi_{program['entry']}_mt".encode() in library
-        self._threads_per_row = seconds_per_row(work_per_row or {}) / SECONDS_PER_THREAD
-        self.parallel_rows = max(1, math.ceil(2 / self._threads_per_row))
+        self.threads_per_row = seconds_per_row(work_per_row or {}) / SECONDS_PER_THREAD
+        self.parallel_rows = max(1, math.ceil(2 / self.threads_per_row))
         self.serial_rows = self.parallel_rows - 1 if self._has_parallel else 2**62
         first = self.inputs[0].shape[0] if self.inputs[0].shape else 1
         self._static_rows = first if isinstance(first, int) else 1
@@ -204,7 +204,7 @@ class LookupKernel:
 
     def threads_for(self, rows: int) -> int:
         """Return how many threads a call with this many rows runs on."""
-        return max(1, min(self.choice.count(), int(rows * self._threads_per_row)))
+        return max(1, min(self.choice.count(), int(rows * self.threads_per_row)))
 
     def workspace(self, rows: int, count: int) -> tuple[int, int, Any]:
         """Return (rows, threads, memory) of a new workspace that is large enough for both."""

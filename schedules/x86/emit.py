@@ -93,7 +93,9 @@ def bind(value: Expr) -> Expr:
     used, which takes exponential time in chains like ``node = 2*node + bit``.
     """
     dtype = str(value.ty.dtype)
-    return hold(value) if "x" in dtype and "bool" not in dtype else builder.bind(value)
+    if dtype.startswith("boolx"):
+        return value  # a mask: neither TVM's analyzer nor memory likes it
+    return hold(value) if "x" in dtype else builder.bind(value)
 
 
 def hold(value: Expr) -> Expr:

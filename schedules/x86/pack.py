@@ -59,6 +59,11 @@ def pack_vector(array: Array, *, multiple: int = 64, dtype: str = "float32") -> 
     return _padded(np.asarray(array, dtype), round_up(array.shape[0], multiple), 0)
 
 
+def pack_raw(array: Array) -> Array:
+    """Any array as it is, row-major."""
+    return np.ascontiguousarray(array)
+
+
 def pack_ints(*, values: Sequence[int]) -> Array:
     """Numbers known when the kernel was made."""
     return np.asarray(values, np.int32)
@@ -130,7 +135,7 @@ def pack_centroids(centroids: Array, *, starts: Sequence[int]) -> Array:
     padded = _padded(np.asarray(centroids, np.float32), round_up(centroids.shape[0], 16), 0)
     parts = []
     for first, last in zip(starts[:-1], starts[1:], strict=True):
-        tiles = padded[:, first:last].reshape(-1, 16, last - first)
+        tiles = padded[:, first:last].reshape(padded.shape[0] // 16, 16, last - first)
         parts.append(tiles.transpose(0, 2, 1).ravel())
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
@@ -143,6 +148,7 @@ def pack_half_norms(half_norms: Array) -> Array:
 
 #: Packers by the name that programs use; nothing else can be called from a manifest.
 PACKERS: dict[str, Callable[..., Array]] = {
+    "raw": pack_raw,
     "vector": pack_vector,
     "ints": pack_ints,
     "tree_slots": pack_tree_slots,

@@ -90,13 +90,19 @@ def test_bench_table_and_readme_blocks(result):
         "N": 1, "D": 512, "M": 512, "C": 64, "isa": "avx2",
         "fastest": "int8_onednn/amx", "speedup": 0.5,
         "fastest_without_amx": "fp32", "speedup_without_amx": 4.0,
-        "times": {"lutcc": timing(2), "fp32": timing(8), "int8_onednn/amx": timing(1)},
+        "times": {
+            "lutcc": timing(2), "fp32": timing(8), "bf16/amx": timing(3), "bf16_cast/amx": timing(5),
+            "bf16": timing(30), "int8_onednn/amx": timing(1), "int8_onednn": timing(12),
+            "int8_x86": timing(11),
+        },
     }  # fmt: skip
     shown = text_of(bench.layers_table([row]))
-    assert "dense int8 onednn amx is 2.00x faster" in shown
-    assert "look-ups 4.00x faster than fp32" in shown
+    assert "dense torch int8 (oneDNN), AMX is 2.00x faster" in shown
+    assert "without AMX: look-ups are 4.00x faster than torch float32" in shown
     block = layers_block({"machine": result["machine"], "sections": {"layers": [row]}})
-    assert "| 1 x 512 x 512, 64 | 2.00 | 8.00 | 1.00 | 0.50x | 4.00x |" in block
+    assert (
+        "| 1 x 512 x 512, 64 | 2.00 | 8.00 | 3.00 | 30.0 | 1.00 | 11.0 | 0.50x | 4.00x |" in block
+    )
     assert "| lutcc, 16 codebooks | 0.8800 | 12,800 | 16.0 (17.6) | 48.0 (52.8) |" in demo_block(
         result
     )

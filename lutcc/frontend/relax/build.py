@@ -13,7 +13,7 @@ from lutcc.codegen.tvm_setup import import_tvm
 from lutcc.errors import CompileError, FrontendError, TargetError, suggest
 from lutcc.frontend.graph import Port
 from lutcc.frontend.relax.kernels import RegionCompiler, compile_region
-from lutcc.frontend.relax.pipeline import Tuned, relax_pipeline
+from lutcc.frontend.relax.pipeline import Tuned, loop_pipeline, relax_pipeline
 from lutcc.frontend.relax.program import refuse_unknown_ops, to_relax
 from lutcc.frontend.torch_import import Imported
 from lutcc.ir.types import Array
@@ -181,7 +181,7 @@ def _build(pipeline: Any, module: Any, isa: str, path: Path) -> None:
     target = tvm.target.Target(dict(TARGETS[isa]))
     try:
         with target:
-            executable = tvm.compile(pipeline(module), target=target)
+            executable = tvm.compile(pipeline(module), target=target, tir_pipeline=loop_pipeline())
     except Exception as error:  # TVM raises many classes; all mean that the build failed
         last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise CompileError(

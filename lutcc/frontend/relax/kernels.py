@@ -49,12 +49,13 @@ def compile_region(name: str, module: Module, isa: str) -> RegionKernel:
     >>> kernel = compile_region("region0", module, "avx2")
     """
     from lutcc.codegen.lower import lower
+    from lutcc.frontend.relax.pipeline import KERNEL
     from lutcc.schedules.x86.pack import pack_blob
 
     entry = f"lutcc_{name}"
     lowered = lower(with_whole_rows(module), isa, parallel=False, own_workspace=True, entry=entry)
     blob = pack_blob(lowered.program.to_json(), dict(lowered.module.constants))
-    function = lowered.functions[entry].without_attr("global_symbol")
+    function = lowered.functions[entry].without_attr("global_symbol").with_attr(KERNEL, True)
     kernels = tuple(
         {**record, "stage": f"{name}.{record['stage']}"} for record in lowered.program.kernels
     )

@@ -86,7 +86,7 @@ def _is_float32_load(expr: Any) -> bool:
 
 
 def _normalise(sch: Any, main: Any) -> bool:
-    """Bring the block to operands (s, i, k) and (s, k, j), result (s, i, j); tell whether it went."""
+    """Bring the block to operands (s, i, k) and (s, k, j), result (s, i, j), if it can."""
     from tvm.s_tir.dlight.gpu.matmul import IterKind, detect_iter_traits, make_iter_fusion_index_map
 
     traits = detect_iter_traits(sch.get(main))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -9,6 +10,9 @@ from lutcc.codegen.tvm_setup import import_tvm
 from lutcc.frontend.relax.fast_math import legalizers
 from lutcc.frontend.relax.loop_schedule import schedule_each_block, schedule_rows
 from lutcc.frontend.relax.matmul_schedule import default_config, schedule_matmul
+
+KERNEL = "lutcc.kernel"
+"""Attribute of the PrimFuncs that lutcc's own code generator made."""
 
 Tuned: TypeAlias = Callable[[Any], Any]
 """A pass that schedules the PrimFuncs it has a tuned schedule for, and marks them
@@ -52,6 +56,35 @@ def relax_pipeline(isa: str, tuned: Tuned | None = None) -> Callable[[Any], Any]
         return schedule_module(fused, isa)
 
     return run
+
+
+@functools.cache
+def loop_pipeline() -> str:
+    """Register the passes below Relax, and return their name: lutcc's kernels need few of them."""
+    tvm = import_tvm()
+    from tvm.s_tir.pipeline import default_s_tir_pipeline
+    from tvm.tirx import compilation_pipeline
+
+    from lutcc.codegen.build import kernel_pipeline
+
+    def factory() -> Any:
+        general, *finalize = default_s_tir_pipeline()
+        short, *_ = compilation_pipeline.PIPELINE_MAP[kernel_pipeline()]()
+
+        @tvm.transform.module_pass(opt_level=0)
+        def lower(module: Any, _: Any) -> Any:
+            kernels = {s: f for s, f in module.functions_items() if f.attrs.get(KERNEL)}
+            others = {s: f for s, f in module.functions_items() if not f.attrs.get(KERNEL)}
+            lowered = tvm.IRModule({}, attrs=module.attrs)
+            for passes, functions in ((general, others), (short, kernels)):
+                if functions:
+                    lowered.update(passes(tvm.IRModule(functions, attrs=module.attrs)))
+            return lowered
+
+        return lower, *finalize
+
+    compilation_pipeline.PIPELINE_MAP["lutcc_relax"] = factory
+    return "lutcc_relax"
 
 
 def schedule_module(module: Any, isa: str) -> Any:

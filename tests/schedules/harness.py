@@ -1,0 +1,139 @@
+"""Builds kernels and calls them the way an artifact does, without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm_ffi
+
+from lutcc import ir
+from lutcc.codegen import Lowered, build_module, lower
+from lutcc.schedules.x86.isa import ISAS
+from lutcc.schedules.x86.pack import aligned_empty, pack_blob
+
+N = ir.Sym("n")
+ISA_PARAMS = [pytest.param(name, marks=pytest.mark.isa(name)) for name in ISAS]
+#: One row, primes, one below and above every group, tails of every kind, more than a block.
+ROWS = (1, 2, 3, 7, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 257, 300)
+
+
+def built(
+    module: ir.Module, isa: str, configs: Mapping[str, Any] | None = None, *, threads: int = 1
+) -> tuple[Lowered, Callable[..., list[np.ndarray]]]:
+    """Return the lowered module and a function of its inputs."""
+    lowered = lower(module, isa, configs, parallel=threads > 1)
+    executable = build_module(lowered)
+    program = lowered.program
+    entry = executable[program.entry + ("_mt" if threads > 1 else "")]
+    constants = dict(lowered.module.constants)
+    blob = tvm_ffi.from_dlpack(pack_blob(program.to_json(), constants))
+
+    def call(*inputs: np.ndarray) -> list[np.ndarray]:
+        n = _batch(program, inputs)
+        space = program.workspace
+        nbytes = space["fixed"] + space["per_row"] * n + space["per_thread"] * threads + 64
+        workspace = aligned_empty(nbytes)
+        workspace[:] = 0xA5  # stale bytes must not matter
+        outputs = [np.empty(_shape(spec, n), spec.dtype) for spec in program.outputs]
+        entry(
+            *[tvm_ffi.from_dlpack(x) for x in inputs],
+            blob,
+            tvm_ffi.from_dlpack(workspace),
+            *[tvm_ffi.from_dlpack(y) for y in outputs],
+            threads,
+        )
+        return outputs
+
+    return lowered, call
+
+
+def _batch(program: Any, inputs: tuple[np.ndarray, ...]) -> int:
+    for spec, x in zip(program.inputs, inputs, strict=True):
+        for dim, size in zip(spec.shape, x.shape, strict=True):
+            if isinstance(dim, tuple):
+                return size // dim[1]
+    return 1
+
+
+def _shape(spec: Any, n: int) -> tuple[int, ...]:
+    return tuple(d[1] * n if isinstance(d, tuple) else d for d in spec.shape)
+
+
+def tree_constants(
+    rng: np.random.Generator, columns: int, codebooks: int, entries: int, dtype: str = "float32"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return random split dimensions and thresholds."""
+    depth = entries.bit_length() - 1
+    dims = rng.integers(0, columns, (codebooks, depth)).astype(np.int32)
+    if dtype == "uint8":
+        return dims, rng.integers(0, 256, (codebooks, entries)).astype(np.uint8)
+    return dims, rng.normal(size=(codebooks, entries)).astype(np.float32)
+
+
+def maddness(
+    columns: int,
+    codebooks: int,
+    outputs: int,
+    *,
+    entries: int = 16,
+    accumulate: str = "exact",
+    upcast_every: int = 16,
+    lut_dtype: str = "uint8",
+    x_dtype: str = "float32",
+    activation: str = "relu",
+    seed: int = 0,
+) -> ir.Module:
+    """Return x -> tree_encode -> lut_accumulate (-> lut_dequantize) with random tables."""
+    rng = np.random.default_rng(seed)
+    dims, vals = tree_constants(rng, columns, codebooks, entries, x_dtype)
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((N, columns), x_dtype))
+    codes = b.op("tree_encode", x, b.constant("dims", dims), b.constant("vals", vals))
+    lut = random_lut(rng, codebooks, entries, outputs, lut_dtype)
+    acc = b.op(
+        "lut_accumulate",
+        codes,
+        b.constant("lut", lut),
+        accumulate=accumulate,
+        upcast_every=upcast_every,
+    )
+    if lut_dtype == "float32":
+        b.returns(acc)
+        return b.module()
+    scale = b.constant("scale", rng.normal(size=outputs).astype(np.float32))
+    offset = b.constant("offset", rng.normal(size=outputs).astype(np.float32))
+    b.returns(b.op("lut_dequantize", acc, scale, offset, activation=activation))
+    return b.module()
+
+
+def random_lut(
+    rng: np.random.Generator, codebooks: int, entries: int, outputs: int, dtype: str
+) -> np.ndarray:
+    """Return random tables, extremes included."""
+    if dtype == "float32":
+        return rng.normal(size=(codebooks, entries, outputs)).astype(np.float32)
+    info = np.iinfo(dtype)
+    lut = rng.integers(info.min, int(info.max) + 1, (codebooks, entries, outputs)).astype(dtype)
+    lut[:, 0] = info.max
+    return lut
+
+
+def check(
+    module: ir.Module,
+    isa: str,
+    inputs: Callable[[int], list[np.ndarray]],
+    *,
+    rows: tuple[int, ...] = ROWS,
+    configs: Mapping[str, Any] | None = None,
+    threads: int = 1,
+) -> None:
+    """Assert that the kernels agree bit by bit with the interpreter."""
+    _, call = built(module, isa, configs, threads=threads)
+    for n in rows:
+        arrays = inputs(n)
+        expected = ir.interpret(module, arrays)
+        for got, want in zip(call(*arrays), expected, strict=True):
+            np.testing.assert_array_equal(got, want, err_msg=f"n={n}")
