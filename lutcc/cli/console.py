@@ -12,13 +12,21 @@ from rich.console import Console as RichConsole
 from rich.console import RenderableType
 
 
+class _Out(RichConsole):
+    """Standard output; when its reader has gone away, ``main`` decides what that means."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error through (rich would end the process with code 1)."""
+        raise BrokenPipeError
+
+
 class Console:
     """Prints either for a person or, with ``json``, one JSON document."""
 
     def __init__(self, *, json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
         self.json, self.quiet, self.verbose = json, quiet, verbose
         wide = None if sys.stdout.isatty() else 160  # a file or a pipe has no width of its own
-        self._out = RichConsole(highlight=False, width=wide)
+        self._out = _Out(highlight=False, width=wide)
         self._err = RichConsole(stderr=True, highlight=False)
 
     def result(self, data: Any, *renderables: RenderableType) -> None:

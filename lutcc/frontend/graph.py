@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from lutcc.errors import FrontendError
 from lutcc.frontend.checks import INPUT_DTYPES, op_name
 from lutcc.frontend.export import BATCH
 from lutcc.ir.types import Array, Dim, Sym
@@ -44,12 +45,11 @@ class NotExpressible(Exception):
 class Port:
     """Name, shape and dtype of a model's input or output.
 
-    A dimension is a number, a :class:`~lutcc.ir.types.Sym`, or (mixed models only) an expression as
-    text.
+    A dimension is a number or a :class:`~lutcc.ir.types.Sym`.
     """
 
     name: str
-    shape: tuple[int | Sym | str, ...]
+    shape: tuple[Dim, ...]
     dtype: str
 
     def __str__(self) -> str:
@@ -116,14 +116,23 @@ class Graph:
 
     def _port(self, name: str, node: Node) -> Port:
         value = node.meta["val"]
-        return Port(name, tuple(self._port_dim(d) for d in value.shape), INPUT_DTYPES[value.dtype])
+        return Port(
+            name, tuple(self._port_dim(name, d) for d in value.shape), INPUT_DTYPES[value.dtype]
+        )
 
-    def _port_dim(self, dim: int | torch.SymInt) -> int | Sym | str:
-        try:
-            return self.dim(dim)
-        except NotExpressible:
-            text = str(dim.node.expr) if isinstance(dim, torch.SymInt) else str(dim)
-            return text.replace(str(self.batch), BATCH) if self.batch is not None else text
+    def _port_dim(self, name: str, size: int | torch.SymInt) -> Dim:
+        expr = _expression(size)
+        factor, rest = expr.as_coeff_Mul()
+        if expr.is_Integer and int(expr) > 0:
+            return int(expr)
+        if rest.is_Symbol and factor.is_Integer:
+            return Sym(BATCH if rest == self.batch else str(rest), int(factor))
+        shown = str(expr).replace(str(self.batch), BATCH) if self.batch is not None else str(expr)
+        raise FrontendError(
+            f"has a dimension of size {shown}, which is no number and no multiple of one symbol",
+            where=f"input or output {name!r}",
+            fix="return tensors whose sizes are fixed or proportional to the batch size",
+        )
 
     def dim(self, size: int | torch.SymInt) -> Dim:
         """Return a size as a dimension of the IR (a number or a multiple of ``n``).
@@ -133,7 +142,7 @@ class Graph:
         NotExpressible
             If it is another expression, or zero.
         """
-        expr = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
+        expr = _expression(size)
         if expr.is_Integer:
             if int(expr) < 1:
                 raise NotExpressible("it has a dimension of size 0")
@@ -250,6 +259,10 @@ def trailing_constant(constant: Array, shape: tuple[Dim, ...]) -> tuple[Array, i
     except ValueError:
         raise NotExpressible("a constant operand enlarges the tensor") from None
     return np.ascontiguousarray(spread, np.float32).reshape(-1), rank
+
+
+def _expression(size: int | torch.SymInt) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

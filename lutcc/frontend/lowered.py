@@ -127,7 +127,7 @@ class RegionBuilder:
 
     def emit(self, opcode: str, *operands: ir.Value, **attrs: Attr) -> ir.Value:
         """Append an op."""
-        return self.builder.op(opcode, *operands, **attrs)
+        return self.builder.op(opcode, *operands, name=None, **attrs)
 
     def under_shape(self, value: ir.Value, shape: Sequence[Dim]) -> ir.Value:
         """Return ``value`` under another shape of as many elements; no op if it has that shape."""

@@ -64,10 +64,10 @@ def _codes16(tables: _Tables, columns: View, codebook: Expr) -> Expr:
                 weight = splat(tables.centroids.load(base + j * _TILE + k))
                 score.set(k, fma(value, weight, score.get(k)))
         for k in range(_TILE):
-            closer = bind(score.get(k) < best.get(0))
-            best.set(0, select(closer, score.get(k), best.get(0)))
+            closer = score.get(k) < best.get(0)
             index = splat(cast("int32", tile * _TILE + k), "int32")
             code.set(0, select(closer, index, code.get(0)))
+            best.set(0, select(closer, score.get(k), best.get(0)))
     return code.get(0)
 
 

@@ -91,8 +91,10 @@ def test_bench_table_and_readme_blocks(result):
         "fastest": "int8_onednn/amx", "speedup": 0.5,
         "fastest_without_amx": "fp32", "speedup_without_amx": 4.0,
         "times": {
-            "lutcc": timing(2), "fp32": timing(8), "bf16/amx": timing(3), "bf16_cast/amx": timing(5),
-            "bf16": timing(30), "int8_onednn/amx": timing(1), "int8_onednn": timing(12),
+            "lutcc": timing(2), "fp32": timing(8), "bf16/amx": timing(3),
+            "bf16_cast/amx": timing(5),
+            "bf16": timing(30), "int8_onednn/amx": timing(1),
+            "int8_onednn": timing(12),
             "int8_x86": timing(11),
         },
     }  # fmt: skip

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from lutcc.bench.machine import has_amx
-from lutcc.cli.bench import SECTIONS
 from lutcc.runtime import cpu
 
 
@@ -92,19 +91,36 @@ def test_the_results_and_the_picture_are_written(demo):
     assert (folder / "accuracy-latency.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_bench_section(lutcc_command, tmp_path: Path, section):
+@pytest.mark.parametrize("arguments", [["limits"], ["kernels", "--only", "relu"]], ids=" ".join)
+def test_bench_sections(lutcc_command, tmp_path: Path, arguments):
     out = tmp_path / "bench.json"
-    done = lutcc_command("bench", section, "--quick", "--json", "-q", "-o", out)
+    done = lutcc_command("bench", *arguments, "--quick", "--json", "-q", "-o", out)
     assert done.code == 0, done.err
     assert json.loads(out.read_text()) == done.json
     assert done.json["machine"]["cpu"]
-    assert done.json["sections"][section]
-    assert list(done.json["sections"]) == [section]
+    assert list(done.json["sections"]) == arguments[:1]
+    rows = done.json["sections"][arguments[0]]
+    assert {row["isa"] for row in rows if row["isa"]} == set(cpu.supported_isas())
+    assert all(row["rate"] > 0 and row["best"] <= row["median"] for row in rows)
 
 
-def test_bench_prints_tables(lutcc_command):
-    done = lutcc_command("bench", "layers", "--quick")
+def test_bench_layers_prints_every_candidate_and_who_is_faster(lutcc_command, tmp_path: Path):
+    out = tmp_path / "bench.json"
+    done = lutcc_command("bench", "layers", "--quick", "-o", out)
     assert done.code == 0, done.err
+    rows = json.loads(out.read_text())["sections"]["layers"]
+    assert [row["N"] for row in rows] == [1, 1024]
     assert "1 x 512 x 512, 64" in done.out
-    assert "faster" in done.out
+    for row in rows:
+        winner = "look-ups are" if row["speedup"] >= 1 else "dense"
+        assert f"{winner} " in done.out
+        times = {label: timing["best"] for label, timing in row["times"].items()}
+        assert set(times) >= {"lutcc", "fp32", "bf16", "bf16_cast", "int8_onednn", "int8_x86"}
+        dense = min(time for label, time in times.items() if label != "lutcc")
+        assert row["speedup"] == pytest.approx(dense / times["lutcc"], abs=1e-3)
+
+
+def test_no_such_kernel(lutcc_command):
+    done = lutcc_command("bench", "kernels", "--only", "lut_acumulate")
+    assert done.code == 2
+    assert "did you mean 'lut_accumulate'" in done.err

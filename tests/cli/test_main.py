@@ -98,7 +98,8 @@ def test_ctrl_c_exits_130(tmp_path: Path):
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    # Either way a shell reports 130: CPython ends itself by SIGINT where exec() was interrupted.
+    assert process.returncode in (130, -signal.SIGINT), err
     assert "interrupted" in err
     assert "Traceback" not in err
     assert out == ""

@@ -21,20 +21,6 @@ def _seed() -> None:
 
 
 @pytest.fixture
-def needs_isa() -> Callable[[str], None]:
-    """Return a function that skips a test on a CPU without an ISA level, and says so."""
-
-    def check(isa: str) -> None:
-        from lutcc.runtime import cpu
-
-        lacks = cpu.missing(cpu.ISA_FEATURES[isa])
-        if lacks:
-            pytest.skip(f"this CPU has no {isa}: it lacks {', '.join(lacks)}")
-
-    return check
-
-
-@pytest.fixture
 def assert_interpreted() -> Callable[..., Imported]:
     """Import a model, and compare the interpreter with torch on several inputs."""
 

@@ -106,6 +106,11 @@ class _Scalar(nn.Module):
         return x, 3
 
 
+class _Longer(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x[:1]])
+
+
 @pytest.mark.parametrize(
     ("model", "example", "place", "reason", "fix"),
     [
@@ -120,6 +125,7 @@ class _Scalar(nn.Module):
         (nn.Sequential(nn.Dropout(0.5)), torch.zeros(2, 3), "layer '0'", "training mode", "eval()"),
         (_Noise(), torch.zeros(2, 3), "op", "random", "input"),
         (_Counter().eval(), torch.zeros(2, 3), "'count'", "changes", "input"),
+        (_Longer(), torch.zeros(2, 3), "'output'", "n + 1", "proportional"),
         (_Scalar(), torch.zeros(2, 3), "output 1", "not a tensor", "tensors only"),
         (
             nn.Linear(3, 2).double(),

@@ -151,13 +151,14 @@ class _Constants(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("position", torch.randn(1, 4, 6))
-        self.register_buffer("channel", torch.rand(6) + 0.5)
+        self.register_buffer("width", torch.rand(6) + 0.5)
         self.linear = nn.Linear(6, 6)
 
     def forward(self, x):
-        x = (x - self.channel) / self.channel + self.position
+        width = self.get_buffer("width")
+        x = (x - width) / width + self.position
         x = self.linear(x) * 0.5 - 1.0
-        return 2.0 + x * self.channel.reshape(1, 1, 6)
+        return 2.0 + x * width.reshape(1, 1, 6)
 
 
 def test_arithmetic_with_constants(assert_interpreted):

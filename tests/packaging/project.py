@@ -15,10 +15,10 @@ def packages_on_disk() -> dict[str, Path]:
     """Return every package of the three source folders, without those behind the links."""
     found = {}
     for folder, package in SOURCES.items():
-        for init in sorted((ROOT / folder).rglob("__init__.py")):
-            if init.relative_to(ROOT).parts[:2] not in LINKS:
-                parts = init.parent.relative_to(ROOT / folder).parts
-                found[".".join((package, *parts))] = init.parent
+        for path in sorted({file.parent for file in (ROOT / folder).rglob("*.py")}):
+            if path.relative_to(ROOT).parts[:2] not in LINKS:
+                parts = path.relative_to(ROOT / folder).parts
+                found[".".join((package, *parts))] = path
     return found
 
 

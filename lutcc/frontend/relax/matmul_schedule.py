@@ -133,7 +133,7 @@ def _tile(sch: Any, main: Any, config: MatmulConfig) -> Any:
     panel = sch.fuse(batch, panels)
     sch.compute_at(copy_b, panel, preserve_unit_loops=True)
     sch.parallel(panel)
-    *_, column, depth = sch.get_loops(copy_b)
+    depth, column = _panel_loops(sch, copy_b)
     sch.reorder(depth, column)
     sch.vectorize(column)
     sch.vectorize(lane)
@@ -154,6 +154,14 @@ def _inlined_producer(sch: Any, main: Any, operand: int) -> Any:
     while producers := sch.get_producers(block):
         sch.compute_inline(producers[0])
     return block
+
+
+def _panel_loops(sch: Any, copy: Any) -> tuple[Any, Any]:
+    """Return the loops over k and over the columns of the block that packs B's panels."""
+    block = sch.get(copy)
+    k = block.writes[0].region[2].min
+    first, second = sch.get_loops(copy)[-2:]
+    return (first, second) if block.iter_vars[-2].var.same_as(k) else (second, first)
 
 
 def _inlined_consumers(sch: Any, main: Any) -> Any:
