@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lutcc.schedules.x86.context import Columns, External, StageContext
 from lutcc.schedules.x86.emit import (
@@ -131,70 +131,104 @@ class ColumnsSink:
 
     target: Columns
 
-    def begin(self, tile_groups: int) -> None:
+    def open(self, tile_groups: int) -> None:
         """Nothing to prepare."""
 
     def put(self, column: Expr, start: Expr, group: Expr, slot: int, value: Expr) -> None:
         """Store 16 rows of column ``start + column``."""
         self.target.view.store(self.target.index(group, start + column), value, 16)
 
-    def flush(self, start: Expr, groups: Sequence[Expr]) -> None:
+    def advance(self, part: Expr, parts: int) -> None:
+        """Nothing is held back."""
+
+    def commit(self, start: Expr, first_group: Expr, groups: int) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
         """Nothing is held back."""
 
 
-@dataclass
 class RowMajorSink:
-    """Receives finished columns, transposes them in registers and stores rows.
+    """Receives finished columns, transposes them and stores rows, a tile behind.
 
-    Attributes
+    A tile's columns wait in one half of a small buffer while the next tile is computed into the
+    other half; its rows are stored a few at a time between the parts of that computation. All at
+    once, the stores would fill the core's line buffers and stall it.
+
+    Parameters
     ----------
     ctx, target
         The stage, and the row-major value; uint8 values arrive as float32 and are narrowed.
     """
 
-    ctx: StageContext
-    target: External
-    _bounce: View | None = field(default=None)
-    _groups: int = 0
+    def __init__(self, ctx: StageContext, target: External) -> None:
+        self.ctx, self.target = ctx, target
 
-    def begin(self, tile_groups: int) -> None:
-        """Take stack for one chunk of 16 columns by ``tile_groups`` row groups."""
+    def open(self, tile_groups: int) -> None:
+        """Take stack for two chunks of 16 columns by ``tile_groups`` row groups."""
         dtype = "int32" if self.target.dtype == "int32" else "float32"
-        self._bounce = local(16 * 16 * tile_groups, dtype)
-        self._groups = tile_groups
+        self._stride = tile_groups
+        self._half = 16 * 16 * tile_groups
+        self._bounce = local(2 * self._half, dtype)
+        self._state = local(4, "int64")
+        for slot in range(4):
+            self._state.store(slot, i64(0))
+
+    @property
+    def _filling(self) -> Expr:
+        """Offset of the half that is being filled."""
+        return self._state.load(3)
 
     def put(self, column: Expr, start: Expr, group: Expr, slot: int, value: Expr) -> None:
         """Keep 16 rows of a column; ``slot`` numbers the row group within the tile."""
-        assert self._bounce is not None
-        self._bounce.store((i64(column) * self._groups + slot) * 16, value, 16)
+        where = self._filling + (i64(column) * self._stride + slot) * 16
+        self._bounce.store(where, value, 16)
 
-    def flush(self, start: Expr, groups: Sequence[Expr]) -> None:
-        """Store the chunk that starts at column ``start``, row by row."""
+    def commit(self, start: Expr, first_group: Expr, groups: int) -> None:
+        """Hand the filled half over to be stored, and fill the other."""
+        for slot, value in enumerate((i64(groups), start, first_group)):
+            self._state.store(slot, value)
+        self._state.store(3, i64(self._half) - self._filling)
+
+    def advance(self, part: Expr, parts: int) -> None:
+        """Store part ``part`` of ``parts`` of the tile that waits."""
+        each = -(-self._stride // parts)
+        for i in range(each):
+            slot = bind(i64(part) * each + i)
+            with when(slot < self._state.load(0)):
+                self._store(slot)
+
+    def close(self) -> None:
+        """Store the last tile."""
+        with loop(self._state.load(0)) as slot:
+            self._store(slot)
+
+    def _store(self, slot: Expr) -> None:
         if self.target.stream is None:
-            self._flush(start, groups, stream=False)
+            self._store_rows(slot, stream=False)
             return
         with branch(self.target.stream) as (large, small):
             with large:
-                self._flush(start, groups, stream=True)
+                self._store_rows(slot, stream=True)
             with small:
-                self._flush(start, groups, stream=False)
+                self._store_rows(slot, stream=False)
 
-    def _flush(self, start: Expr, groups: Sequence[Expr], *, stream: bool) -> None:
+    def _store_rows(self, slot: Expr, *, stream: bool) -> None:
         valid = min(CHUNK, self.target.columns)
-        for slot, group in enumerate(groups):
-            rows = clamped_rows(self.ctx, group)
+        start = bind(self._state.load(1))
+        rows = clamped_rows(self.ctx, self._state.load(2) + slot)
+        base = bind(i64(self._half) - self._filling + slot * 16)
 
-            def quarter(column: int, q: int, slot: int = slot) -> Expr:
-                assert self._bounce is not None
-                return self._bounce.load((column * self._groups + slot) * 16 + 4 * q, 4)
+        def quarter(column: int, q: int) -> Expr:
+            return self._bounce.load(base + column * self._stride * 16 + 4 * q, 4)
 
-            for row, vector in zip(rows, transpose16(quarter), strict=True):
-                value = cast("uint8x16", vector) if self.target.dtype == "uint8" else vector
-                where = i64(row) * self.target.columns + i64(start)
-                if stream:
-                    self.target.view.store_stream(where, value)
-                else:
-                    store_partial(self.target.view, where, value, valid)
+        for row, vector in zip(rows, transpose16(quarter), strict=True):
+            value = cast("uint8x16", vector) if self.target.dtype == "uint8" else vector
+            where = i64(row) * self.target.columns + start
+            if stream:
+                self.target.view.store_stream(where, value)
+            else:
+                store_partial(self.target.view, where, value, valid)
 
 
 def copy_row_out(source: View, target: External, row: Expr) -> None:

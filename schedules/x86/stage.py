@@ -209,13 +209,14 @@ class BlockEmitter:
         sink = edges.RowMajorSink(self.ctx, output)
         starts = chunk_starts(codes.codebooks)
         where = self.ctx.blob.add("ints", "int32", [], values=starts)
+        sink.open(1)
         with loop(len(starts)) as k, loop(self.ctx.groups) as group:
             start = bind(cast("int64", where.load(k)))
-            sink.begin(1)
             with loop(min(CHUNK, codes.codebooks)) as j:
                 raw = codes.view.load((group * codes.codebooks + start + j) * 16, 16)
                 sink.put(j, start, group, 0, cast("float32x16", raw))
-            sink.flush(start, [group])
+            sink.commit(start, group, 1)
+            sink.advance(i64(0), 1)
 
     def _scan_codes(self, scan: Operation, codebooks: int) -> Codes:
         size = round_up(codebooks, 4) * self.ctx.block_rows
@@ -274,6 +275,8 @@ class BlockEmitter:
         per_super = producer.rows // 16
         supers = self.ctx.groups if per_super == 1 else self.ctx.groups // i64(per_super)
         emitter = _TileEmitter(self, step, producer, sinks, others, count, per_super)
+        for sink in sinks:
+            sink.open(tile.tile_r * per_super)
         with loop(len(starts)) as chunk:
             start = bind(cast("int64", where.load(chunk)))
             whole = bind(supers // i64(tile.tile_r))
@@ -282,6 +285,8 @@ class BlockEmitter:
             if tile.tile_r > 1:
                 with loop(supers - whole * tile.tile_r) as t:
                     emitter.emit(chunk, start, [whole * tile.tile_r + t])
+        for sink in sinks:
+            sink.close()
 
     def _producer(self, step: Step) -> tuple[Any, Any]:
         op = step.producer
@@ -340,9 +345,8 @@ class _TileEmitter:
         """Emit the tile of one chunk of columns and some super groups of rows."""
         supers = [bind(s) for s in supers]
         groups = [bind(s * self.per_super + p) for s in supers for p in range(self.per_super)]
-        for sink in self.sinks:
-            sink.begin(len(groups))
-        with loop(CHUNK // self.count) as sub:
+        parts = CHUNK // self.count
+        with loop(parts) as sub:
             first = bind(sub * self.count)
             if isinstance(self.producer, _LoadTile):
                 result = None
@@ -357,8 +361,10 @@ class _TileEmitter:
                     for p, value in enumerate(vectors):
                         slot = r * self.per_super + p
                         self._deliver(value, first + j, start, groups[slot], slot)
+            for sink in self.sinks:
+                sink.advance(sub, parts)
         for sink in self.sinks:
-            sink.flush(start, groups)
+            sink.commit(start, groups[0], len(groups))
 
     def _loaded(self, column: Expr, group: Expr) -> Expr:
         source = self.producer.source
