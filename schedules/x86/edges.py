@@ -32,16 +32,30 @@ def clamped_rows(ctx: StageContext, group: Expr) -> list[Expr]:
 
 
 def load_chunks(
-    ctx: StageContext, source: External, group: Expr, starts: Sequence[int], target: View
+    ctx: StageContext,
+    source: External,
+    group: Expr,
+    starts: Sequence[int],
+    target: View,
+    slots: Sequence[int] | None = None,
 ) -> None:
-    """Transpose chunks of 16 columns of one row group into ``target`` [chunk][16 columns][16].
+    """Transpose chunks of 16 columns of one row group into ``target`` [slot][16 rows].
 
-    Row-major sources (column stride 1) take 16x16 register transposes; column-major ones (row
-    stride 1) contiguous loads; others, and fewer than 16 columns, scalar loads.
+    Row-major sources (column stride 1) take 16x16 transposes; column-major ones (row stride 1)
+    contiguous loads; others, and fewer than 16 columns, scalar loads. ``slots`` says where each
+    column of each chunk goes (default: one after the other); columns that nobody reads share one.
     """
     rows = clamped_rows(ctx, group)
     where = ctx.blob.add("ints", "int32", [], values=list(starts))
     width = min(CHUNK, source.columns)
+    places = None if slots is None else ctx.blob.add("ints", "int32", [], values=list(slots))
+
+    def put(chunk: Expr, column: Expr | int, value: Expr) -> None:
+        target.store(place(chunk, column), value, 16)
+
+    def place(chunk: Expr, column: Expr | int) -> Expr:
+        index = chunk * 16 + column
+        return (index if places is None else cast("int64", places.load(index))) * 16
 
     def scalar() -> None:
         with loop(len(starts)) as k:
@@ -51,16 +65,14 @@ def load_chunks(
                     value = source.view.load(source.index(row, first + j))
                     if source.dtype != "float32":
                         value = cast("float32", value)
-                    target.store((k * 16 + j) * 16 + lane, value)
+                    target.store(place(k, j) + lane, value)
 
     def contiguous_columns() -> None:
         with loop(len(starts)) as k:
             first = bind(cast("int64", where.load(k)))
             with loop(width) as j:
                 value = source.view.load(source.index(rows[0], first + j), 16)
-                if source.dtype != "float32":
-                    value = cast("float32x16", value)
-                target.store((k * 16 + j) * 16, value, 16)
+                put(k, j, value if source.dtype == "float32" else cast("float32x16", value))
 
     def transposed() -> None:
         with loop(len(starts)) as k:
@@ -72,7 +84,7 @@ def load_chunks(
                 return value if source.dtype == "float32" else cast("float32x4", value)
 
             for j, column in enumerate(transpose16(quarter)):
-                target.store((k * 16 + j) * 16, column, 16)
+                put(k, j, column)
 
     full = ctx.first_row + i64(group) * 16 + 15 <= ctx.last_row
     if width < CHUNK:

@@ -24,7 +24,7 @@ from lutcc.schedules.x86.emit import (
     splat,
 )
 from lutcc.schedules.x86.pack import round_up
-from lutcc.schedules.x86.tree_encode import store_codes, used_chunks
+from lutcc.schedules.x86.tree_encode import store_codes, used_columns
 
 _TILE = 16
 
@@ -74,18 +74,18 @@ def _codes16(tables: _Tables, columns: View, codebook: Expr) -> Expr:
 def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
     """Encode a block into ``target``."""
     source = ctx.values[op.operands[0].name]
-    used = ctx.array(op.operands[3])
     if isinstance(source, External):
-        starts, slots = used_chunks(used, source.columns)
-        columns = ctx.scratch.take(len(starts) * 256, "float32")
+        used = used_columns(ctx.array(op.operands[3]), source.columns)
+        slots = used.slots
+        columns = ctx.scratch.take(used.count * 16, "float32")
     else:
-        starts, slots, columns = [], list(range(source.columns)), None
+        used, columns, slots = None, None, list(range(source.columns))
     tables = _Tables(ctx, op, slots)
     codebooks = len(op.attr("starts")) - 1
     with loop(ctx.groups) as group:
         if isinstance(source, External):
-            assert columns is not None
-            load_chunks(ctx, source, group, starts, columns)
+            assert columns is not None and used is not None
+            load_chunks(ctx, source, group, used.starts, columns, used.places)
             at = columns
         else:
             assert isinstance(source, Columns)

@@ -8,6 +8,7 @@ row-major input, a 16x16 transpose of each chunk of 16 columns that holds a spli
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from lutcc.schedules.x86.emit import (
     splat,
 )
 from lutcc.schedules.x86.isa import Isa
-from lutcc.schedules.x86.pack import chunk_starts, round_up
+from lutcc.schedules.x86.pack import CHUNK, chunk_starts, round_up
 
 
 def threshold_lookup(isa: Isa, table: View, level: int, node: Expr) -> Expr:
@@ -91,23 +92,49 @@ def encode_codebook(
     return node - splat(entries, "int32")
 
 
-def used_chunks(splitdims: np.ndarray, columns: int) -> tuple[list[int], list[int]]:
-    """Return the chunk starts that hold a split dimension, and each column's slot in them.
+@dataclass(frozen=True)
+class UsedColumns:
+    """Which columns an encoder reads, and where they go.
+
+    Attributes
+    ----------
+    starts
+        First column of each chunk of 16 that holds a column that is read.
+    places
+        Slot of each column of each chunk; columns that are not read share the last slot.
+    slots
+        Slot of each column that is read (others: 0).
+    count
+        Number of slots.
+    """
+
+    starts: list[int]
+    places: list[int]
+    slots: list[int]
+    count: int
+
+
+def used_columns(read: np.ndarray, columns: int) -> UsedColumns:
+    """Return what to load of ``columns`` columns when only those in ``read`` are compared.
 
     Examples
     --------
-    >>> used_chunks(np.array([[0, 40]]), 64)[0]
-    [0, 32]
+    >>> used = used_columns(np.array([[0, 40]]), 64)
+    >>> used.starts, used.count
+    ([0, 32], 3)
     """
+    wanted = [int(c) for c in np.unique(read)]
+    slot = {column: k for k, column in enumerate(wanted)}
+    waste = len(wanted)
     starts = chunk_starts(columns)
-    owner = {c: s for s in reversed(starts) for c in range(s, min(s + 16, columns))}
-    needed = sorted({owner[int(c)] for c in np.unique(splitdims)})
-    slots = [0] * columns
-    for k, start in enumerate(needed):
-        for j in range(min(16, columns - start)):
-            if owner[start + j] == start:
-                slots[start + j] = k * 16 + j
-    return needed, slots
+    owner = {c: s for s in reversed(starts) for c in range(s, min(s + CHUNK, columns))}
+    needed = sorted({owner[c] for c in wanted})
+    places = [
+        slot.get(s + j, waste) if owner.get(s + j) == s else waste
+        for s in needed
+        for j in range(CHUNK)
+    ]
+    return UsedColumns(needed, places, [slot.get(c, 0) for c in range(columns)], waste + 1)
 
 
 def store_codes(codes: Codes, group: Expr, codebook: Expr, parts: Sequence[Expr]) -> None:
@@ -157,18 +184,18 @@ def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
     entries = op.operands[2].type.shape[1]
     depth = splitdims.shape[1]
     if isinstance(source, External):
-        starts, slots = used_chunks(splitdims, source.columns)
-        columns = ctx.scratch.take(len(starts) * 256, "float32")
+        used = used_columns(splitdims, source.columns)
+        slots = used.slots
+        columns = ctx.scratch.take(used.count * 16, "float32")
     else:
-        starts, slots = [], list(range(source.columns))
-        columns = None
+        used, columns, slots = None, None, list(range(source.columns))
     dims, vals = _tables(ctx, op, slots, target.codebooks)
     width = max(entries, 16)
     step = 4 if target.dot else 1
     with loop(ctx.groups) as group:
         if isinstance(source, External):
-            assert columns is not None
-            load_chunks(ctx, source, group, starts, columns)
+            assert columns is not None and used is not None
+            load_chunks(ctx, source, group, used.starts, columns, used.places)
             at = columns
         else:
             assert isinstance(source, Columns)
