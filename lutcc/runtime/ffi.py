@@ -10,6 +10,7 @@ tvm_ffi looks for it there.
 from __future__ import annotations
 
 import ctypes
+import math
 import importlib
 import importlib.util
 import os
@@ -164,6 +165,19 @@ def aligned_empty(nbytes: int) -> np.ndarray:
     raw = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + nbytes]
+
+
+#: Results of at least this many bytes start on a cache line: kernels store such ones past the
+#: caches, which needs whole lines.
+LARGE = 1 << 20
+
+
+def empty_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an uninitialised array, on a cache line if it is large."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < LARGE:
+        return np.empty(shape, dtype)
+    return aligned_empty(nbytes).view(dtype).reshape(shape)
 
 
 def aligned_copy(array: np.ndarray) -> np.ndarray:

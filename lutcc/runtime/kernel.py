@@ -265,7 +265,7 @@ def allocate(
 ) -> list[Any]:
     """Return uninitialised results, NumPy arrays or (with ``torch``) torch CPU tensors."""
     if torch is None:
-        return [np.empty(spec.resolve(sizes), spec.numpy_dtype()) for spec in specs]
+        return [ffi.empty_array(spec.resolve(sizes), spec.numpy_dtype()) for spec in specs]
     return [
         torch.empty(spec.resolve(sizes), dtype=getattr(torch, spec.dtype), device="cpu")
         for spec in specs
@@ -300,6 +300,7 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
     if isinstance(first, int):
         least, most = max(first, 1), min(first, most)
     ndarray, empty = np.ndarray, np.empty
+    large = -(-ffi.LARGE // max(columns_out * dtype_out.itemsize, 1))
     function, blob = kernel.serial, kernel.blob_tensor
     pop, push, workspace, failed = (
         kernel.spaces.pop,
@@ -336,7 +337,10 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
                     return checked(x)
                 if not flags.writeable:
                     x = from_dlpack(x.__dlpack__(max_version=(1, 0)))
-            out = empty((rows, columns_out), dtype_out)
+            if rows < large:
+                out = empty((rows, columns_out), dtype_out)
+            else:
+                out = ffi.empty_array((rows, columns_out), dtype_out)
         elif kind is torch_type:
             if (
                 x.dtype is not torch_dtype
