@@ -266,6 +266,29 @@ class TensorType:
         """Bytes per element."""
         return DTYPES[self.dtype]
 
+    def size(self, axis: int) -> int:
+        """Return one dimension, which must be a number.
+
+        Raises
+        ------
+        VerifyError
+            If it is symbolic.
+        """
+        dim = self.shape[axis]
+        if isinstance(dim, Sym):
+            raise VerifyError(f"dimension {axis} of {self} is symbolic, a number is needed here")
+        return dim
+
+    def sizes(self, first: int = 0) -> tuple[int, ...]:
+        """Return the dimensions from ``first`` on, which must be numbers.
+
+        Raises
+        ------
+        VerifyError
+            If one is symbolic.
+        """
+        return tuple(self.size(axis) for axis in range(first, self.rank))
+
     @property
     def static_shape(self) -> tuple[int, ...]:
         """The shape as numbers.

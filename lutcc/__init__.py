@@ -1,4 +1,4 @@
-"""lutcc turns the multiplications of neural networks into look-ups and compiles them into fast kernels.
+"""lutcc turns the multiplications of neural networks into look-ups and compiles them.
 
 Imports are lazy: ``import lutcc`` loads neither torch nor TVM.
 """
@@ -14,7 +14,21 @@ os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("bench", "codegen", "data", "errors", "fit", "frontend", "ir", "nn", "ops", "recipes", "report", "runtime", "schedules")
+_SUBMODULES = (
+    "bench",
+    "codegen",
+    "data",
+    "errors",
+    "fit",
+    "frontend",
+    "ir",
+    "nn",
+    "ops",
+    "recipes",
+    "report",
+    "runtime",
+    "schedules",
+)
 _ATTRIBUTES = {
     "Artifact": ("lutcc.runtime", "Artifact"),
     "LutccError": ("lutcc.errors", "LutccError"),
@@ -25,14 +39,27 @@ _ATTRIBUTES = {
     "set_num_threads": ("lutcc.runtime", "set_num_threads"),
 }
 
-__all__ = ["__version__", *sorted(_ATTRIBUTES), *_SUBMODULES]  # noqa: PLE0604
-
 if TYPE_CHECKING:
-    from lutcc import bench, codegen, data, errors, fit, frontend, ir, nn, ops, recipes, report, runtime, schedules
-    from lutcc.compiler import compile
-    from lutcc.convert_model import convert
-    from lutcc.errors import LutccError
-    from lutcc.runtime import Artifact, get_num_threads, load, set_num_threads
+    from lutcc import bench as bench
+    from lutcc import codegen as codegen
+    from lutcc import data as data
+    from lutcc import errors as errors
+    from lutcc import fit as fit
+    from lutcc import frontend as frontend
+    from lutcc import ir as ir
+    from lutcc import nn as nn
+    from lutcc import ops as ops
+    from lutcc import recipes as recipes
+    from lutcc import report as report
+    from lutcc import runtime as runtime
+    from lutcc import schedules as schedules
+    from lutcc.compiler import compile as compile
+    from lutcc.convert_model import convert as convert
+    from lutcc.errors import LutccError as LutccError
+    from lutcc.runtime import Artifact as Artifact
+    from lutcc.runtime import get_num_threads as get_num_threads
+    from lutcc.runtime import load as load
+    from lutcc.runtime import set_num_threads as set_num_threads
 
 
 def __getattr__(name: str) -> Any:
@@ -45,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*globals(), *_ATTRIBUTES, *_SUBMODULES})

@@ -1,7 +1,8 @@
 """Every error that lutcc raises on purpose.
 
-Each message says what went wrong, where, and how to mend it. Catch :class:`LutccError` to catch them all; the classes that
-also derive from a built-in (``ValueError``, ``TypeError``, ...) are caught by code that knows nothing of lutcc.
+Each message says what went wrong, where, and how to mend it. Catch :class:`LutccError` to catch
+them all; the classes that also derive from a built-in (``ValueError``, ``TypeError``, ...) are
+caught by code that knows nothing of lutcc.
 """
 
 from __future__ import annotations

@@ -82,9 +82,17 @@ def _scan_rows(options: BenchOptions) -> Iterator[Row]:
     from lutcc.bench.scan import scan_kernel, scan_module
 
     shapes = [(1024, 512, 64)] if options.quick else [(1024, 512, 64), (4096, 1024, 64)]
-    tables = [("exact", 16), ("mean", 16)] if options.quick else [
-        ("exact", 16), ("mean", 16), ("exact", 32), ("exact", 64), ("exact", 128),
-    ]
+    tables = (
+        [("exact", 16), ("mean", 16)]
+        if options.quick
+        else [
+            ("exact", 16),
+            ("mean", 16),
+            ("exact", 32),
+            ("exact", 64),
+            ("exact", 128),
+        ]
+    )
     for isa in _isas(options):
         for rows, columns, codebooks in shapes:
             for accumulate, entries in tables:
@@ -95,19 +103,26 @@ def _scan_rows(options: BenchOptions) -> Iterator[Row]:
                 mix = scan_limit(isa, mean=accumulate == "mean", entries=entries)
                 loop, lookups = limit_loop(mix.name)
                 yield _row(
-                    options, "lut_accumulate",
-                    f"{accumulate} N={rows} M={columns} C={codebooks} K={entries}", isa,
-                    call, rows * columns * codebooks, "G look-ups/s", loop, lookups, mix.name,
+                    options,
+                    "lut_accumulate",
+                    f"{accumulate} N={rows} M={columns} C={codebooks} K={entries}",
+                    isa,
+                    call,
+                    rows * columns * codebooks,
+                    "G look-ups/s",
+                    loop,
+                    lookups,
+                    mix.name,
                 )
 
 
 def bench_lut_accumulate(options: BenchOptions) -> list[Row]:
-    """Scans alone (codes and outputs in the kernel's own layouts) against instruction limits."""
+    """Time scans alone, between the kernel's own layouts, against instruction limits."""
     return list(_scan_rows(options))
 
 
 def bench_tree_encode(options: BenchOptions) -> list[Row]:
-    """Encoding row-major float32 into row-major codes, against a memcpy of the input."""
+    """Encode row-major float32 into row-major codes, against a memcpy of the input."""
     rows = []
     D, C, rng = 512, 64, np.random.default_rng(options.seed)
     for isa in _isas(options):
@@ -121,9 +136,16 @@ def bench_tree_encode(options: BenchOptions) -> list[Row]:
                 x = rng.normal(size=(n, D)).astype(np.float32)
                 rows.append(
                     _row(
-                        options, "tree_encode", f"N={n} D={D} C={C} K={entries}", isa,
-                        lambda a=artifact, x=x: a(x), x.nbytes, "GB/s of input",
-                        memcpy(x.nbytes), x.nbytes, "memcpy of the input",
+                        options,
+                        "tree_encode",
+                        f"N={n} D={D} C={C} K={entries}",
+                        isa,
+                        lambda a=artifact, x=x: a(x),
+                        x.nbytes,
+                        "GB/s of input",
+                        memcpy(x.nbytes),
+                        x.nbytes,
+                        "memcpy of the input",
                     )
                 )
     return rows
@@ -152,7 +174,7 @@ def bench_nearest_encode(options: BenchOptions) -> list[Row]:
 
 
 def bench_linear(options: BenchOptions) -> list[Row]:
-    """The exact layer."""
+    """Time the exact layer."""
     rows = []
     rng = np.random.default_rng(options.seed)
     for isa in _isas(options):
@@ -190,8 +212,16 @@ def _moving(
                 call = lambda a=artifact: a(x)  # noqa: E731
             rows.append(
                 _row(
-                    options, opcode, f"{'x'.join(map(str, real))} {dtype}", isa, call, x.nbytes,
-                    "GB/s of input", memcpy(x.nbytes), x.nbytes, "memcpy of the input",
+                    options,
+                    opcode,
+                    f"{'x'.join(map(str, real))} {dtype}",
+                    isa,
+                    call,
+                    x.nbytes,
+                    "GB/s of input",
+                    memcpy(x.nbytes),
+                    x.nbytes,
+                    "memcpy of the input",
                 )
             )
         return rows
@@ -214,7 +244,7 @@ BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[Row]]] = {
     "affine": _moving("affine", (N, 256), [_VECTOR, _VECTOR]),
     "relu": _moving("relu", (N, 256), []),
     "add": _moving("add", (N, 256), []),
-    "im2col": _moving("im2col", (N, 16, 28, 28), [], **_CONV),
+    "im2col": _moving("im2col", (N, 16, 28, 28), [], "float32", **_CONV),
     "rows_to_nchw": _moving("rows_to_nchw", (ir.Sym("n", 64), 64), [], oh=8, ow=8),
 }
 

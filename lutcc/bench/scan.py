@@ -1,4 +1,4 @@
-"""A scan alone: codes in the kernel's own layout in, 16-row columns out. What limits are held to."""
+"""A scan alone, from codes in the kernel's own layout to 16-row columns: limits bound this."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def scan_kernel(
     level = isa_by_name(isa)
     main = module.main
     scan = next(op for op in main.body if op.opcode == "lut_accumulate")
-    columns = int(main.returns[0].type.shape[1])
+    columns = main.returns[0].type.size(1)
     group = stage.row_group(level, main)
     chosen = configs or default_configs(level, dot=group == 16)
     block = chosen.stage.row_block
     refs = {op.results[0].name: str(op.attr("ref")) for op in main.body if op.opcode == "constant"}
-    codebooks = int(scan.operands[1].type.shape[0])
+    codebooks = scan.operands[1].type.size(0)
     padded = round_up(rows, group)
     with IRBuilder() as ib:
         with builder.prim_func(s_tir=True):
@@ -76,8 +76,15 @@ def scan_kernel(
                 first = bind(b * block)
                 groups = bind(minimum(i64(block), i64(padded) - first) // i64(16))
                 ctx = StageContext(
-                    level, chosen, blob, Scratch(buffers[0], i64(0)), group, first, groups,
-                    i64(padded - 1), refs=refs,
+                    level,
+                    chosen,
+                    blob,
+                    Scratch(buffers[0], i64(0)),
+                    group,
+                    first,
+                    groups,
+                    i64(padded - 1),
+                    refs=refs,
                 )
                 layout = code_layout(ctx, scan, codebooks, View(buffers[0], i64(0), "uint8"))
                 codes = replace(layout, view=layout.view.at(first * layout.codebooks))
@@ -92,14 +99,15 @@ def scan_kernel(
         tvm.IRModule({"scan": function}), target=target, pipeline=kernel_pipeline()
     )
     rng = np.random.default_rng(seed)
-    entries = int(scan.operands[1].type.shape[1])
+    entries = scan.operands[1].type.size(1)
     raw = aligned_empty(padded * codes.codebooks)
     raw[:] = rng.integers(0, entries, raw.size)
     if codes.dot:
         raw.reshape(-1, 4)[:] += np.arange(4, dtype=np.uint8) * codes.entries
     packed = pack_blob({"blob": blob.entries, "blob_nbytes": blob.nbytes}, module.constants)
     arguments = [
-        tvm_ffi.from_dlpack(a) for a in (raw, packed, aligned_empty(Columns.size(padded, columns) * 4))
+        tvm_ffi.from_dlpack(a)
+        for a in (raw, packed, aligned_empty(Columns.size(padded, columns) * 4))
     ]
     run = built["scan"]
     return lambda: run(*arguments)

@@ -1,4 +1,4 @@
-"""The entry function: arguments, memory between stages, one loop over threads and blocks a stage."""
+"""The entry function: arguments, memory between stages, a loop over threads and blocks a stage."""
 
 from __future__ import annotations
 
@@ -89,6 +89,7 @@ class EntryEmitter:
         main = self.module.main
         handles = [builder.arg(f"in_{i}", builder.handle()) for i in range(len(main.params))]
         blob_handle = builder.arg("blob", builder.handle())
+        workspace_handle = None
         if not self.own_workspace:
             workspace_handle = builder.arg("workspace", builder.handle())
         outs = [builder.arg(f"out_{i}", builder.handle()) for i in range(len(main.returns))]
@@ -96,13 +97,16 @@ class EntryEmitter:
             self.threads = builder.arg("threads", tir.Var("threads", "int64"))
         self.batch: Expr = i64(1)
         self.batch_bound = self.batch_name is None
-        matched_inputs = [self._match(v, h, strided=True) for v, h in zip(main.params, handles, strict=True)]
+        matched_inputs = [
+            self._match(v, h, strided=True) for v, h in zip(main.params, handles, strict=True)
+        ]
         matched_outputs = [self._match(v, h) for v, h in zip(main.returns, outs, strict=True)]
         blob = builder.match_buffer(
             blob_handle, (tir.Var("blob_bytes", "int64"),), "uint8", align=64
         )
         self.blob = BlobLayout(blob, dict(self.module.constants))
-        if not self.own_workspace:
+        space: Any = None
+        if workspace_handle is not None:
             space = builder.match_buffer(
                 workspace_handle, (tir.Var("workspace_bytes", "int64"),), "uint8", align=1
             )
@@ -178,7 +182,7 @@ class EntryEmitter:
         flat = builder.decl_buffer((i64(_FLAT),), dtype, data=buffer.data, align=ITEMSIZE[dtype])
         view = View(flat, i64(0), dtype, is_bytes=False)
         if strides:
-            return External(view, int(value.type.shape[1]), dtype, strides[0], strides[1])
+            return External(view, value.type.size(1), dtype, strides[0], strides[1])
         return _row_major(view, value) if len(value.type.shape) == 2 else view
 
     def _streamed(self, value: Value, target: External | View) -> External | View:
@@ -231,9 +235,7 @@ class EntryEmitter:
 
     def _external(self, value: Value) -> External:
         have = self.memory[self.roots[value.name]]
-        same_shape = isinstance(have, External) and have.columns == math.prod(
-            int(d) for d in value.type.shape[1:]
-        )
+        same_shape = isinstance(have, External) and have.columns == math.prod(value.type.sizes(1))
         if isinstance(have, External) and same_shape:
             return have
         view = have.view if isinstance(have, External) else have
@@ -343,14 +345,14 @@ class EntryEmitter:
                 elif op.opcode == "rows_to_nchw":
                     data_movement.emit_rows_to_nchw(op, sources[0], target, image)
                 else:
-                    count = math.prod(int(d) for d in lead.type.shape[1:])
+                    count = math.prod(lead.type.sizes(1))
                     data_movement.emit_elementwise(op, sources, target, image * count, count)
 
     def _copy(self, value: Value, target: Any) -> None:
         """Copy a value that is returned more than once, or a parameter that is returned."""
         view = target.view if isinstance(target, External) else target
         rows = self._dim(value.type.shape[0]) if value.type.shape else i64(1)
-        inner = math.prod(int(d) for d in value.type.shape[1:])
+        inner = math.prod(value.type.sizes(1))
         source = self.memory[self.roots[value.name]]
         with loop(rows) as r, loop(inner) as c:
             if isinstance(source, External):
@@ -362,7 +364,7 @@ class EntryEmitter:
 
 
 def _row_major(view: View, value: Value) -> External:
-    columns = math.prod(int(d) for d in value.type.shape[1:])
+    columns = math.prod(value.type.sizes(1))
     return External(view, columns, value.type.dtype, i64(columns), i64(1))
 
 

@@ -181,4 +181,3 @@ def _describe(op: Operation) -> str:
 
     inputs = ", ".join(shape(v) for v in op.operands)
     return f"{op.opcode}({inputs}) -> {', '.join(shape(v) for v in op.results)}"
-

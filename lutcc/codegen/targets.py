@@ -55,7 +55,7 @@ def parse_targets(text: str) -> list[Target]:
         other = chosen.get(target.isa.name)
         if other is not None and other.mcpu != target.mcpu:
             raise TargetError(
-                f"{name!r} and {other.mcpu or other.isa.name!r} are both of level {target.isa.name}",
+                f"{name!r} and {other.mcpu or 'generic'!r} are both of level {target.isa.name}",
                 where="target",
                 fix="compile two artifacts, one for each CPU",
             )

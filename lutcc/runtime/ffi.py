@@ -10,9 +10,9 @@ tvm_ffi looks for it there.
 from __future__ import annotations
 
 import ctypes
-import math
 import importlib
 import importlib.util
+import math
 import os
 import sys
 import threading

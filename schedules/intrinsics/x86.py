@@ -76,9 +76,7 @@ PSHUFB_256 = Intrinsic(
 PSHUFB_512 = Intrinsic(
     "llvm.x86.avx512.pshuf.b.512", "uint8x64", ("uint8x64", "uint8x64"), "avx512", _pshufb
 )
-PAVGB_256 = Intrinsic(
-    "llvm.x86.avx2.pavg.b", "uint8x32", ("uint8x32", "uint8x32"), "avx2", _pavgb
-)
+PAVGB_256 = Intrinsic("llvm.x86.avx2.pavg.b", "uint8x32", ("uint8x32", "uint8x32"), "avx2", _pavgb)
 PAVGB_512 = Intrinsic(
     "llvm.x86.avx512.pavg.b.512", "uint8x64", ("uint8x64", "uint8x64"), "avx512", _pavgb
 )

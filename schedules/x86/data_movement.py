@@ -18,7 +18,7 @@ def _pair(op: Operation, name: str) -> tuple[int, int]:
 
 def emit_im2col(op: Operation, source: View, target: View, image: Expr) -> None:
     """Write the patches of one image as rows (N*OH*OW, C*kh*kw), zeros outside."""
-    channels, height, width = (int(d) for d in op.operands[0].type.shape[1:])
+    channels, height, width = op.operands[0].type.sizes(1)
     (kh, kw), (sh, sw) = _pair(op, "kernel"), _pair(op, "stride")
     (ph, pw), (dh, dw) = _pair(op, "padding"), _pair(op, "dilation")
     oh = (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1
@@ -41,7 +41,7 @@ def emit_im2col(op: Operation, source: View, target: View, image: Expr) -> None:
 
 def emit_rows_to_nchw(op: Operation, source: View, target: View, image: Expr) -> None:
     """Write one image: rows (OH*OW, M) become (M, OH, OW)."""
-    columns = int(op.operands[0].type.shape[1])
+    columns = op.operands[0].type.size(1)
     pixels = int(op.attr("oh")) * int(op.attr("ow"))  # type: ignore[arg-type]
     with loop(columns) as m, loop(pixels) as p:
         value = source.load((i64(image) * pixels + p) * columns + m)

@@ -111,7 +111,9 @@ def materialise(ctx: StageContext, source: External) -> Columns:
     """Bring a whole block of an external value into 16-row columns."""
     starts = chunk_starts(source.columns)
     width = max(source.columns, 1)
-    target = Columns(ctx.scratch.take(Columns.size(ctx.block_rows, width), "float32"), width, "float32")
+    target = Columns(
+        ctx.scratch.take(Columns.size(ctx.block_rows, width), "float32"), width, "float32"
+    )
     if source.columns >= CHUNK and len(starts) * CHUNK == width:
         with loop(ctx.groups) as group:
             load_chunks(ctx, source, group, starts, target.view.at(target.index(group, 0)))

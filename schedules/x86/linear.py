@@ -47,9 +47,7 @@ class LinearTile:
         return lambda j, r: [acc.get(j * len(groups) + r)]
 
 
-def bias_and_activation(
-    op: Operation, value: Expr, operand: Callable[[int], Expr]
-) -> Expr:
+def bias_and_activation(op: Operation, value: Expr, operand: Callable[[int], Expr]) -> Expr:
     """Add the bias and apply the activation."""
     return activate(op, value + operand(2))
 
@@ -59,7 +57,7 @@ def emit_row(ctx: StageContext, op: Operation, finish: Callable[[Expr, Expr], No
     source = ctx.values[op.operands[0].name]
     assert isinstance(source, Row)
     weight = ctx.blob.add("linear", "float32", [ctx.ref(op.operands[1])])
-    depth, starts = source.columns, chunk_starts(int(op.operands[1].type.shape[0]))
+    depth, starts = source.columns, chunk_starts(op.operands[1].type.size(0))
     where = ctx.blob.add("ints", "int32", [], values=starts)
     together = min(4, len(starts))
 

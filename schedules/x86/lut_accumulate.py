@@ -80,15 +80,18 @@ def code_layout(ctx: StageContext, op: Operation, codebooks: int, view: View) ->
     entries = padded_entries(op.operands[1].type.shape[1])
     dot = uses_dot(ctx.isa, op)
     return Codes(
-        view, round_up(codebooks, 4) if dot else codebooks, 16 if dot else ctx.isa.vector_bytes,
-        dot, entries,
+        view,
+        round_up(codebooks, 4) if dot else codebooks,
+        16 if dot else ctx.isa.vector_bytes,
+        dot,
+        entries,
     )
 
 
 def sign_correction(op: Operation) -> int:
-    """What to subtract because int8 tables are stored with the sign bit flipped."""
+    """Return what to subtract because int8 tables are stored with the sign bit flipped."""
     lut = op.operands[1].type
-    return 128 * int(lut.shape[0]) if lut.dtype == "int8" else 0
+    return 128 * lut.size(0) if lut.dtype == "int8" else 0
 
 
 class DotTile:
@@ -237,8 +240,14 @@ class WidenTile:
         return lambda j, r: [wide.get((j * len(groups) + r) * parts + p) for p in range(parts)]
 
     def _step(
-        self, step: Expr, base: Expr, first: Expr, count: int, groups: Sequence[Expr],
-        low: Registers, high: Registers,
+        self,
+        step: Expr,
+        base: Expr,
+        first: Expr,
+        count: int,
+        groups: Sequence[Expr],
+        low: Registers,
+        high: Registers,
     ) -> None:
         """Look up one codebook (or one averaged group) for all cells of a tile."""
         real = self.codes.codebooks
@@ -309,13 +318,18 @@ def load_external_codes(ctx: StageContext, source: External, target: Codes) -> N
                 if target.dot:
                     offset = cast("uint8", (c % i64(4)) * target.entries)
                     where = (
-                        i64(group) * target.codebooks * 16 + c // i64(4) * 64 + lane * 4 + c % i64(4)
+                        i64(group) * target.codebooks * 16
+                        + c // i64(4) * 64
+                        + lane * 4
+                        + c % i64(4)
                     )
                     target.view.store(where, code + offset)
                 else:
                     where = (
-                        i64(group) // per_group * target.codebooks + c
-                    ) * target.rows + lane * per_group + i64(group) % per_group
+                        (i64(group) // per_group * target.codebooks + c) * target.rows
+                        + lane * per_group
+                        + i64(group) % per_group
+                    )
                     target.view.store(where, code)
 
 
@@ -332,13 +346,13 @@ def emit_row(ctx: StageContext, op: Operation, finish: Callable[[Expr, Expr], No
         _emit_row_float(ctx, op, codes.view, finish)
         return
     average = group_size(op)
-    real = int(lut.shape[0])
+    real = lut.size(0)
     codebooks = round_up(real, average)
     table = ctx.blob.add("lut_rows", "uint8", [ctx.ref(op.operands[1])], codebooks=codebooks)
-    columns = round_up(int(lut.shape[2]), 64)
+    columns = round_up(lut.size(2), 64)
     blocks = columns // 64
     together = 4 if blocks >= 4 else blocks
-    scan = _RowScan(table, codes.view, columns, int(lut.shape[1]), real, codebooks, average)
+    scan = _RowScan(table, codes.view, columns, lut.size(1), real, codebooks, average)
     correction = sign_correction(op)
     with loop(blocks // together) as b:
         scan.emit(b * together, together, correction, finish)
@@ -351,7 +365,13 @@ class _RowScan:
     """The row kernel over blocks of 64 output columns."""
 
     def __init__(
-        self, table: View, codes: View, columns: int, entries: int, real: int, codebooks: int,
+        self,
+        table: View,
+        codes: View,
+        columns: int,
+        entries: int,
+        real: int,
+        codebooks: int,
         average: int,
     ) -> None:
         self.table, self.codes, self.columns = table, codes, columns
@@ -439,8 +459,8 @@ def _emit_row_float(
 ) -> None:
     """Float tables: sequential float32 sums in codebook order."""
     lut = op.operands[1].type
-    codebooks, entries = int(lut.shape[0]), int(lut.shape[1])
-    columns = round_up(int(lut.shape[2]), CHUNK)
+    codebooks, entries = lut.size(0), lut.size(1)
+    columns = round_up(lut.size(2), CHUNK)
     table = ctx.blob.add("lut_rows_float", "float32", [ctx.ref(op.operands[1])])
     acc = registers(1, "float32", 16)
     with loop(columns // CHUNK) as chunk:

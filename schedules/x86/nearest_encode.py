@@ -35,7 +35,7 @@ class _Tables:
     def __init__(self, ctx: StageContext, op: Operation, slots: list[int]) -> None:
         starts = list(op.attr("starts"))
         centroids, half_norms, columns = (ctx.ref(v) for v in op.operands[1:4])
-        self.prototypes = int(op.operands[1].type.shape[0])
+        self.prototypes = op.operands[1].type.size(0)
         self.padded = round_up(self.prototypes, _TILE)
         self.starts = ctx.blob.add("ints", "int32", [], values=starts)
         self.columns = ctx.blob.add("columns", "int32", [columns], slots=slots)
@@ -84,7 +84,8 @@ def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
     codebooks = len(op.attr("starts")) - 1
     with loop(ctx.groups) as group:
         if isinstance(source, External):
-            assert columns is not None and used is not None
+            assert columns is not None
+            assert used is not None
             load_chunks(ctx, source, group, used.starts, columns, used.places)
             at = columns
         else:
@@ -111,7 +112,7 @@ def _clamped_codes(tables: _Tables, columns: View, codebook: Expr, codebooks: in
 def emit_row(ctx: StageContext, op: Operation, row: Expr, target: Row) -> None:
     """Encode one row into ``target`` (uint8): lanes are prototypes."""
     source = ctx.values[op.operands[0].name]
-    columns = int(op.operands[0].type.shape[1])
+    columns = op.operands[0].type.size(1)
     tables = _Tables(ctx, op, list(range(columns)))
     codebooks = len(op.attr("starts")) - 1
     with loop(codebooks) as c:

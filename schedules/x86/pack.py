@@ -8,6 +8,7 @@ offset. Columns are handled in chunks of 16; where there are 16 or more, the las
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -134,7 +135,7 @@ def pack_centroids(centroids: Array, *, starts: Sequence[int]) -> Array:
     """(K, D) -> for each codebook, for each 16 prototypes: (coordinates, 16), end to end."""
     padded = _padded(np.asarray(centroids, np.float32), round_up(centroids.shape[0], 16), 0)
     parts = []
-    for first, last in zip(starts[:-1], starts[1:], strict=True):
+    for first, last in itertools.pairwise(starts):
         tiles = padded[:, first:last].reshape(padded.shape[0] // 16, 16, last - first)
         parts.append(tiles.transpose(0, 2, 1).ravel())
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
@@ -178,9 +179,7 @@ def aligned_empty(nbytes: int) -> NDArray[np.uint8]:
     return raw[skip : skip + nbytes]
 
 
-def pack_blob(
-    program: Mapping[str, Any], constants: Mapping[str, Array]
-) -> NDArray[np.uint8]:
+def pack_blob(program: Mapping[str, Any], constants: Mapping[str, Array]) -> NDArray[np.uint8]:
     """Return the blob of a program.
 
     Parameters

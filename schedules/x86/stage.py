@@ -188,7 +188,7 @@ class BlockEmitter:
     def _encode(self, step: Step, output: External | None) -> None:
         op = step.producer
         assert op is not None
-        codebooks = int(step.result.type.shape[1])
+        codebooks = step.result.type.size(1)
         layouts: dict[tuple[bool, int], Codes] = {}
         for consumer in self.consumers.get(step.result.name, []):
             layout = self._scan_codes(consumer, codebooks)
@@ -196,7 +196,10 @@ class BlockEmitter:
         if output is not None or not layouts:
             plain = Codes(
                 self.ctx.scratch.take(self.ctx.block_rows * codebooks, "uint8"),
-                codebooks, 16, False, 16,
+                codebooks,
+                16,
+                False,
+                16,
             )
             layouts.setdefault((False, -1), plain)
         for codes in layouts.values():
@@ -244,7 +247,7 @@ class BlockEmitter:
         return have
 
     def _columns(self, step: Step, output: External | None) -> None:
-        columns = int(step.result.type.shape[1])
+        columns = step.result.type.size(1)
         sinks: list[Any] = []
         if output is not None:
             sinks.append(edges.RowMajorSink(self.ctx, output))
@@ -261,7 +264,7 @@ class BlockEmitter:
         self._tiles(step, [edges.ColumnsSink(target)])
 
     def _tiles(self, step: Step, sinks: list[Any]) -> None:
-        columns = int(step.result.type.shape[1])
+        columns = step.result.type.size(1)
         others = {
             v.name: self._as_columns(v)
             for op in step.chain
@@ -326,8 +329,14 @@ class _TileEmitter:
     """Emits one register tile: produce, finish in registers, hand to the sinks."""
 
     def __init__(
-        self, block: BlockEmitter, step: Step, producer: Any, sinks: list[Any],
-        others: dict[str, Columns], count: int, per_super: int,
+        self,
+        block: BlockEmitter,
+        step: Step,
+        producer: Any,
+        sinks: list[Any],
+        others: dict[str, Columns],
+        count: int,
+        per_super: int,
     ) -> None:
         self.block, self.step, self.producer = block, step, producer
         self.sinks, self.others = sinks, others
@@ -392,7 +401,7 @@ class _TileEmitter:
         for op in self.step.chain:
             value = ELEMENTWISE[op.opcode](op, value, lambda i, op=op: operand(op, i))
         value = bind(value)
-        columns = int(self.step.result.type.shape[1])
+        columns = self.step.result.type.size(1)
         for sink in self.sinks:
             if isinstance(sink, edges.ColumnsSink) and columns < CHUNK:
                 with edges.when(absolute < i64(columns)):
@@ -409,14 +418,12 @@ class RowEmitter:
         self.function = function
         self.steps = plan_steps(function)
 
-    def emit(
-        self, row: Expr, inputs: dict[str, External], outputs: dict[str, External]
-    ) -> None:
+    def emit(self, row: Expr, inputs: dict[str, External], outputs: dict[str, External]) -> None:
         """Emit all steps for ``row``."""
         self.ctx.values.update(inputs)
         for step in self.steps:
             result = step.result
-            columns = int(result.type.shape[1])
+            columns = result.type.size(1)
             dtype = {"uint8": "float32"}.get(result.type.dtype, result.type.dtype)
             op = step.producer
             if op is not None and op.opcode in ENCODERS:

@@ -69,9 +69,7 @@ def _blend(parts: Sequence[Expr], node: Expr, width: int, lanes: int) -> Expr:
     bit = width
     while len(parts) > 1:
         mask = differs(node & splat(bit, "int32", lanes), splat(0, "int32", lanes))
-        parts = [
-            select(mask, high, low) for low, high in zip(parts[::2], parts[1::2], strict=True)
-        ]
+        parts = [select(mask, high, low) for low, high in zip(parts[::2], parts[1::2], strict=True)]
         bit *= 2
     return parts[0]
 
@@ -194,7 +192,8 @@ def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
     step = 4 if target.dot else 1
     with loop(ctx.groups) as group:
         if isinstance(source, External):
-            assert columns is not None and used is not None
+            assert columns is not None
+            assert used is not None
             load_chunks(ctx, source, group, used.starts, columns, used.places)
             at = columns
         else:

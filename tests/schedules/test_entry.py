@@ -44,7 +44,7 @@ class Net(ir.Builder):
 
     def codes(self, x: ir.Value, codebooks: int, entries: int = 16) -> ir.Value:
         """Encode with trees whose thresholds lie among the values that occur."""
-        columns, dtype = int(x.type.shape[1]), x.type.dtype
+        columns, dtype = x.type.size(1), x.type.dtype
         dims, vals = tree_constants(self.rng, columns, codebooks, entries, dtype)
         if dtype == "float32":
             vals = np.round(vals * 16) / 2
@@ -59,7 +59,7 @@ class Net(ir.Builder):
 
     def scaled(self, acc: ir.Value, activation: str = "none") -> ir.Value:
         """Dequantise to multiples of a sixteenth around zero."""
-        outputs, codebooks = int(acc.type.shape[1]), 8
+        outputs, codebooks = acc.type.size(1), 8
         signs = self.rng.choice([-0.0625, 0.0625, 0.03125], outputs).astype(np.float32)
         offset = np.round(-128 * codebooks * signs).astype(np.float32)
         return self.op(
@@ -74,12 +74,12 @@ class Net(ir.Builder):
 
     def dense(self, x: ir.Value, outputs: int, activation: str = "none") -> ir.Value:
         """Multiply by whole numbers."""
-        weight = self.whole(outputs, int(x.type.shape[1]), low=-3, high=4)
+        weight = self.whole(outputs, x.type.size(1), low=-3, high=4)
         return self.op("linear", x, weight, self.whole(outputs), activation=activation)
 
     def bytes_of(self, x: ir.Value) -> ir.Value:
         """Quantise; many values are halves, which round to even, and some are clamped."""
-        columns = int(x.type.shape[1])
+        columns = x.type.size(1)
         scale = self.rng.choice([0.5, 2.0, 8.0], columns).astype(np.float32)
         zero = self.rng.integers(0, 256, columns).astype(np.float32)
         return self.op("quantize", x, self.fixed(scale), self.fixed(zero))
@@ -326,8 +326,9 @@ def convolution(
     b: Net, x: ir.Value, outputs: int, kernel: int, activation: str = "none", **geometry: Any
 ) -> ir.Value:
     """Look up a convolution: patches, tables, and back to images."""
-    pair = {key: (value, value) if isinstance(value, int) else value
-            for key, value in geometry.items()}
+    pair = {
+        key: (value, value) if isinstance(value, int) else value for key, value in geometry.items()
+    }
     rows = b.op("im2col", x, kernel=(kernel, kernel), **pair)
     _, _, height, width = x.type.shape
     stride, padding = pair.get("stride", (1, 1)), pair.get("padding", (0, 0))
@@ -379,7 +380,7 @@ def linear_layers(seed: int, widths: list[int], activation: str) -> tuple[ir.Mod
     h = b.input(N, widths[0])
     outputs = []
     for width in widths[1:]:
-        weight = b.fixed(b.rng.normal(size=(width, int(h.type.shape[1]))).astype(np.float32))
+        weight = b.fixed(b.rng.normal(size=(width, h.type.size(1))).astype(np.float32))
         bias = b.fixed(b.rng.normal(size=width).astype(np.float32))
         outputs.append(b.op("linear", h, weight, bias, activation=activation))
     b.returns(*outputs)
@@ -405,12 +406,12 @@ def normalised() -> ir.Module:
     b = Net(60)
 
     def norm(x: ir.Value) -> ir.Value:
-        f = int(x.type.shape[1])
+        f = x.type.size(1)
         made = [b.rng.normal(size=f) for _ in range(3)] + [b.rng.random(f) + 0.5]
         return b.op("batch_norm", x, *[b.fixed(a.astype(np.float32)) for a in made])
 
     def affine(x: ir.Value) -> ir.Value:
-        f = int(x.type.shape[1])
+        f = x.type.size(1)
         made = [b.fixed(b.rng.normal(size=f).astype(np.float32)) for _ in range(2)]
         return b.op("affine", x, *made)
 
