@@ -37,8 +37,8 @@ def scan_kernel(
 ) -> Callable[[], Any]:
     """Build the scan of :func:`scan_module` between internal layouts and return a call of it.
 
-    The codes lie as the encoder leaves them, the output as the next layer reads it: this is the
-    inner part of a fused group, at full speed or not.
+    The codes lie as the encoder leaves them; each block of rows leaves its output where the next
+    layer of a fused group reads it, in the scratch that all blocks share.
     """
     tvm = import_tvm()
     import tvm.tirx as tir
@@ -88,7 +88,7 @@ def scan_kernel(
                 )
                 layout = code_layout(ctx, scan, codebooks, View(buffers[0], i64(0), "uint8"))
                 codes = replace(layout, view=layout.view.at(first * layout.codebooks))
-                out = View(buffers[2], i64(0), "float32").at(first * (columns | 1))
+                out = View(buffers[2], i64(0), "float32")
                 emitter = stage.BlockEmitter(ctx, main)
                 key = (codes.dot, codes.entries if codes.dot else 0)
                 ctx.values[main.params[0].name] = {key: codes}
@@ -107,7 +107,7 @@ def scan_kernel(
     packed = pack_blob({"blob": blob.entries, "blob_nbytes": blob.nbytes}, module.constants)
     arguments = [
         tvm_ffi.from_dlpack(a)
-        for a in (raw, packed, aligned_empty(Columns.size(padded, columns) * 4))
+        for a in (raw, packed, aligned_empty(Columns.size(block, columns) * 4))
     ]
     run = built["scan"]
     return lambda: run(*arguments)

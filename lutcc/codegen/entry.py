@@ -114,12 +114,13 @@ class EntryEmitter:
         for value, (buffer, strides) in zip(main.params, matched_inputs, strict=True):
             self.memory[value.name] = self._declare(value, buffer, strides)
         roots = _memory_roots(main)
+        fixed = {v.name for op in main.body for v in op.results if op.opcode == "constant"}
         returned: dict[str, Any] = {}
         copies: list[tuple[Value, Any]] = []
         for value, (buffer, strides) in zip(main.returns, matched_outputs, strict=True):
             target = self._streamed(value, self._declare(value, buffer, strides))
             root = roots[value.name]
-            if root in returned or root in self.memory:
+            if root in returned or root in self.memory or root in fixed:
                 copies.append((value, target))
             else:
                 returned[root] = target
@@ -130,18 +131,27 @@ class EntryEmitter:
             if roots[value.name] == value.name and value.name not in self.memory:
                 view = planned.between_stages(self._bytes_per_row(value), value.type.dtype)
                 self.memory[value.name] = view
+        self.compact = {
+            value.name: planned.between_stages(self._bytes_per_row(value), value.type.dtype)
+            for value in main.params
+            if value.name in _read_as_whole(main, roots)
+        }
         self.per_row = planned.per_row
         if self.own_workspace:
             threads_size = self._measure()
             space = builder.alloc_buffer(
                 (self.batch * self.per_row + i64(threads_size + 64),), "uint8", scope="global"
             )
-        for name, view in self.memory.items():
-            if isinstance(view, View) and view.buffer is None:
-                self.memory[name] = View(space, view.base, view.dtype)
+        for views in (self.memory, self.compact):
+            for name, view in views.items():
+                if isinstance(view, View) and view.buffer is None:
+                    views[name] = View(space, view.base, view.dtype)
         self.space = space
         self.scratch_base = self.batch * self.per_row
         self.roots = roots
+        for value in main.params:
+            if value.name in self.compact:
+                self._copy(value, self.compact[value.name])
         for op in main.body:
             self._operation(op)
         for value, target in copies:
@@ -238,11 +248,12 @@ class EntryEmitter:
         same_shape = isinstance(have, External) and have.columns == math.prod(value.type.sizes(1))
         if isinstance(have, External) and same_shape:
             return have
-        view = have.view if isinstance(have, External) else have
-        return _row_major(view, value)
+        return _row_major(self._view(value), value)
 
     def _view(self, value: Value) -> View:
-        have = self.memory[self.roots[value.name]]
+        """Return the row-major elements of a value."""
+        root = self.roots[value.name]
+        have = self.compact.get(root, self.memory[root])
         return have.view if isinstance(have, External) else have
 
     @contextlib.contextmanager
@@ -376,6 +387,23 @@ def _memory_roots(main: Function) -> dict[str, str]:
             shares = op.opcode in ("reshape", "repack")
             roots[result.name] = roots[op.operands[0].name] if shares else result.name
     return roots
+
+
+def _read_as_whole(main: Function, roots: Mapping[str, str]) -> set[str]:
+    """Name the matrices among the parameters that are read under another shape, or element by
+    element: they may have any strides, and such readers want their elements end to end.
+    """
+    matrices = {v.name: v.type.shape[1] for v in main.params if len(v.type.shape) == 2}
+    found = set()
+    for op in main.body:
+        for value in op.operands:
+            root = roots[value.name]
+            whole = op.opcode in _DATA_MOVEMENT or (
+                op.opcode == "call" and value.type.shape[1] != matrices.get(root)
+            )
+            if root in matrices and whole:
+                found.add(root)
+    return found
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
+from threadpoolctl import threadpool_limits
 
 from lutcc.errors import InputError, NotFittedError
 from lutcc.fit import lookup
@@ -173,6 +174,13 @@ class Maddness(BaseEstimator):
         >>> Maddness(ncodebooks=4).fit(A).lut_.shape  # B=None: reconstruct A
         (4, 16, 8)
         """
+        # Many small factorisations: BLAS threads that spin for each other would only slow them.
+        with threadpool_limits(limits=1, user_api="blas"):
+            self._fit(A, B, bias)
+        return self
+
+    def _fit(self, A: Any, B: Any, bias: Any) -> None:
+        """Fit; see :meth:`fit`."""
         options = self.get_params(deep=False)
         check_maddness_options(**options)
         X = self._rows(A, reset=True)
@@ -203,7 +211,6 @@ class Maddness(BaseEstimator):
         tables = prototypes if weights is None else prototypes @ weights
         self.prototypes_ = prototypes.astype(np.float32)
         self._set_tables(tables, shift, code_frequencies(codes, self.nprototypes))
-        return self
 
     def _fit_encoder(
         self,

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 WIDTHS = (64, 30, 30, 30, 10)
-EPOCHS = 200
+EPOCHS = 60
+BATCHES = 20
 
 
 def batch(data: ImageSplit, rows: int) -> np.ndarray:
@@ -36,7 +37,10 @@ def mlp(seed: int = 0) -> nn.Sequential:
 
 
 def train(data: ImageSplit, seed: int = 0) -> nn.Sequential:
-    """Train with Adam on all training rows at once; the same weights for the same seed.
+    """Train with AdamW on a one-cycle schedule; the same weights for the same seed.
+
+    Weight decay keeps the activations in the few directions that look-ups resolve well: of four
+    trainings compared, this one gave the network that conversion costs least.
 
     Examples
     --------
@@ -49,11 +53,16 @@ def train(data: ImageSplit, seed: int = 0) -> nn.Sequential:
 
     model = mlp(seed)
     x, y = torch.from_numpy(data.train_x), torch.from_numpy(data.train_y)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=1e-3)
+    order = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.3)
+    steps = EPOCHS * BATCHES
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     for _ in range(EPOCHS):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
+        for rows in torch.randperm(len(x), generator=order).chunk(BATCHES):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()

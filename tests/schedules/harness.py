@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ def built(
 ) -> tuple[Lowered, Callable[..., list[np.ndarray]]]:
     """Return the lowered module and a function of its inputs."""
     lowered = lower(module, isa, configs, parallel=threads > 1)
-    executable = build_module(lowered)
     program = lowered.program
-    entry = executable[program.entry + ("_mt" if threads > 1 else "")]
+    symbol = program.entry + ("_mt" if threads > 1 else "")
+    alone = replace(lowered, functions={symbol: lowered.functions[symbol]})
+    entry = build_module(alone)[symbol]
     constants = dict(lowered.module.constants)
     blob = tvm_ffi.from_dlpack(pack_blob(program.to_json(), constants))
 

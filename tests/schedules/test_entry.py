@@ -7,18 +7,17 @@ has values that round and compares with the tolerance that ``linear`` declares.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lutcc import ir
+from lutcc.schedules.x86.isa import ISAS
 from tests.schedules.harness import ISA_PARAMS, N, built, random_lut, tree_constants
 
 ROWS = (1, 5, 17, 65, 300)
 IMAGES = (1, 3, 17)
-THREADS = pytest.mark.parametrize("threads", [1, 2])
 
 
 class Net(ir.Builder):
@@ -97,20 +96,25 @@ def values(module: ir.Module, n: int) -> list[np.ndarray]:
     return arrays
 
 
+def threads_for(isa: str, case: int) -> int:
+    """Return 2 for a third of the cases at each level: each case runs on a pool somewhere."""
+    return 2 if ISAS.index(isa) == case % len(ISAS) else 1
+
+
 def agree(
     module: ir.Module,
     isa: str,
     threads: int = 1,
     rows: tuple[int, ...] = ROWS,
-    view: Callable[[np.ndarray], np.ndarray] = lambda x: x,
 ) -> None:
     """Assert that the entry function and the interpreter give the same bits and dtypes."""
     _, call = built(module, isa, threads=threads)
     for n in rows:
         arrays = values(module, n)
         expected = ir.interpret(module, arrays)
-        assert any(len(np.unique(y)) > 1 for y in expected), "the case computes nothing"
-        got = call(*[view(x) for x in arrays])
+        if n == rows[-1]:
+            assert all(len(np.unique(y)) > 1 for y in expected), "an output is constant"
+        got = call(*arrays)
         for i, (have, want) in enumerate(zip(got, expected, strict=True)):
             np.testing.assert_array_equal(have, want, err_msg=f"output {i}, n={n}", strict=True)
 
@@ -262,10 +266,9 @@ MODULES = {
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
-@THREADS
 @pytest.mark.parametrize("name", MODULES)
-def test_modules(isa: str, threads: int, name: str) -> None:
-    agree(MODULES[name](), isa, threads)
+def test_modules(isa: str, name: str) -> None:
+    agree(MODULES[name](), isa, threads_for(isa, list(MODULES).index(name)))
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
@@ -290,16 +293,13 @@ def test_bytes_of_what_is_no_number(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
-@THREADS
-@pytest.mark.parametrize("view", ["column-major", "sliced", "broadcast rows"])
-def test_strided_inputs(isa: str, threads: int, view: str) -> None:
-    def viewed(x: np.ndarray) -> np.ndarray:
-        if view == "column-major":
-            return np.asfortranarray(x)
-        if view == "sliced":
-            return np.repeat(np.repeat(x, 2, axis=0), 3, axis=1)[::2, ::3]
-        return np.broadcast_to(x[:1], x.shape)
-
+def test_strided_inputs(isa: str) -> None:
+    views = {
+        "column-major": np.asfortranarray,
+        "sliced": lambda x: np.repeat(np.repeat(x, 2, axis=0), 3, axis=1)[::2, ::3],
+        "one row repeated": lambda x: np.broadcast_to(x[:1], x.shape),
+        "backwards": lambda x: x[::-1, ::-1],
+    }
     b = Net(20)
     x, y = b.input(N, 12), b.input(N, 12, name="y")
     z = b.op("add", x, y)
@@ -313,13 +313,14 @@ def test_strided_inputs(isa: str, threads: int, view: str) -> None:
         b.op("relu", b.op("reshape", y, shape=(N, 2, 6))),
     )
     module = b.module()
-    _, call = built(module, isa, threads=threads)
+    _, call = built(module, isa, threads=threads_for(isa, 0))
     for n in (1, 5, 16, 65):
-        arrays = [viewed(a) for a in values(module, n)]
-        for i, (have, want) in enumerate(
-            zip(call(*arrays), ir.interpret(module, arrays), strict=True)
-        ):
-            np.testing.assert_array_equal(have, want, err_msg=f"output {i}, n={n}", strict=True)
+        for name, view in views.items():
+            arrays = [view(a) for a in values(module, n)]
+            pairs = zip(call(*arrays), ir.interpret(module, arrays), strict=True)
+            for i, (have, want) in enumerate(pairs):
+                text = f"output {i}, n={n}, {name}"
+                np.testing.assert_array_equal(have, want, err_msg=text, strict=True)
 
 
 def convolution(
@@ -341,9 +342,8 @@ def convolution(
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
-@THREADS
 @pytest.mark.parametrize("batch", [N, 3], ids=["symbolic", "static"])
-def test_convolutions(isa: str, threads: int, batch: Any) -> None:
+def test_convolutions(isa: str, batch: Any) -> None:
     b = Net(30)
     x = b.input(batch, 2, 7, 9)
     h = b.op("relu", convolution(b, x, 5, 3, padding=1))
@@ -353,7 +353,8 @@ def test_convolutions(isa: str, threads: int, batch: Any) -> None:
     _, channels, height, width = h.type.shape
     flat = b.op("reshape", h, shape=(batch, channels * height * width))
     b.returns(b.look_up(flat, 6, 10), b.dense(flat, 3), h)
-    agree(b.module(), isa, threads, rows=IMAGES if batch is N else (1,))
+    symbolic = batch is N
+    agree(b.module(), isa, threads_for(isa, symbolic), rows=IMAGES if symbolic else (1,))
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
@@ -375,7 +376,7 @@ def test_patches(isa: str, geometry: dict[str, Any]) -> None:
     agree(b.module(), isa, rows=IMAGES)
 
 
-def linear_layers(seed: int, widths: list[int], activation: str) -> tuple[ir.Module, Net]:
+def linear_layers(seed: int, widths: list[int], activation: str) -> ir.Module:
     b = Net(seed)
     h = b.input(N, widths[0])
     outputs = []
@@ -384,13 +385,13 @@ def linear_layers(seed: int, widths: list[int], activation: str) -> tuple[ir.Mod
         bias = b.fixed(b.rng.normal(size=width).astype(np.float32))
         outputs.append(b.op("linear", h, weight, bias, activation=activation))
     b.returns(*outputs)
-    return b.module(), b
+    return b.module()
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
 @pytest.mark.parametrize("activation", ["none", "relu"])
 def test_linear_within_its_tolerance(isa: str, activation: str) -> None:
-    module, _ = linear_layers(50, [67, 1, 16, 45], activation)
+    module = linear_layers(50, [67, 1, 16, 45], activation)
     _, call = built(module, isa)
     tolerance = ir.OPS["linear"].tolerance
     for n in ROWS:
@@ -428,10 +429,9 @@ def normalised() -> ir.Module:
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
-@THREADS
-def test_folded_normalisation(isa: str, threads: int) -> None:
+def test_folded_normalisation(isa: str) -> None:
     module = normalised()
-    lowered, call = built(module, isa, threads=threads)
+    lowered, call = built(module, isa, threads=threads_for(isa, 2))
     assert not any(op.opcode == "batch_norm" for f in lowered.module.functions for op in f.body)
     for n in ROWS:
         arrays = values(module, n)
@@ -452,11 +452,3 @@ def test_constants_as_outputs(isa: str) -> None:
     b.returns(table, h, b.op("reshape", table, shape=(24,)), table)
     agree(b.module(), isa, rows=(1, 17))
 
-
-@pytest.mark.parametrize("isa", ISA_PARAMS)
-def test_no_rows(isa: str) -> None:
-    module = residual()
-    for threads in (1, 2):
-        _, call = built(module, isa, threads=threads)
-        (got,) = call(np.zeros((0, 21), np.float32))
-        assert got.shape == (0, 21)
