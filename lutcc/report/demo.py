@@ -144,10 +144,13 @@ def _compile_layers(
         alone = nn.Sequential(lookup[name], *([nn.ReLU()] if relu else []))
         example = torch.zeros(2, linear.in_features)
         lutcc.compile(alone, (example,), target=options.target).save(path)
+        exact = options.output / f"layer-{name}-exact.lutcc"
+        twin = nn.Sequential(linear, *([nn.ReLU()] if relu else []))
+        lutcc.compile(twin, (example,), target=options.target).save(exact)
         write_chain(str(dense), [(linear.weight, linear.bias)], relu_last=relu)
         layers.append(
             {"name": name, "in": linear.in_features, "out": linear.out_features, "relu": relu,
-             "ncodebooks": chosen, "path": path, "dense": dense}
+             "ncodebooks": chosen, "path": path, "dense": dense, "exact": exact}
         )  # fmt: skip
     return layers
 
@@ -160,6 +163,10 @@ def _measure_models(
     options: DemoOptions,
     progress: Progress,
 ) -> dict[str, Any]:
+    import torch
+
+    import lutcc
+
     dense_path = options.output / "digits.safetensors"
     pairs = [(layer.weight, layer.bias) for _, layer in _linears(model)]
     write_chain(str(dense_path), pairs)
@@ -184,6 +191,17 @@ def _measure_models(
              "artifact": str(made["path"]), "load_s": loaded["load_s"], "fit_s": made["fit_s"],
              "compile_s": made["compile_s"], "loaded_without_torch": not saw_torch}
         )  # fmt: skip
+    exact_path = options.output / "digits-exact.lutcc"
+    example = (torch.from_numpy(data.train_x[:2]),)
+    lutcc.compile(model, example, target=options.target).save(exact_path)
+    subject, loaded = compare.add_artifact("compiled", exact_path)
+    logits, _ = compare.output(subject, "test")
+    subjects.append(subject)
+    rows.append(
+        {"label": subject.label, "kind": "dense", "precision": "compiled",
+         "accuracy": digits.accuracy(logits, data.test_y), "isa": loaded["isa"],
+         "bytes": parameters * 4}
+    )  # fmt: skip
     for subject in compare.add_dense("digits", dense_path):
         logits, _ = compare.output(subject, "test")
         precision = subject.label.removesuffix("/amx")
@@ -228,7 +246,9 @@ def _measure_layers(
         before = list(modules.values())[: list(modules).index(layer["name"])]
         subject, loaded = compare.add_artifact(f"layer{index}", layer["path"])
         own = Subject("lutcc", subject.worker, subject.name)
-        dense = compare.add_dense(f"layer{index}", layer["dense"])
+        twin, _ = compare.add_artifact(f"layer{index}-exact", layer["exact"])
+        compiled = Subject("compiled", twin.worker, twin.name)
+        dense = [compiled, *compare.add_dense(f"layer{index}", layer["dense"])]
         batches = {}
         for batch in BATCHES:
             x = torch.from_numpy(digits.batch(data, batch))

@@ -10,6 +10,7 @@ from lutcc.errors import DependencyError
 from lutcc.report.tables import pretty
 
 _DENSE = {
+    "compiled": ("P", "#4aa3c7"),
     "fp32": ("o", "#444444"),
     "bf16": ("s", "#b35900"),
     "bf16_cast": ("D", "#e0a060"),
@@ -87,7 +88,9 @@ def _panel(panel: Any, result: dict[str, Any], batch: int) -> None:
             continue
         marker, color = _DENSE[row["precision"]]
         filled = (
-            row["label"].endswith("/amx") or not amx or row["precision"] in ("fp32", "int8_x86")
+            row["label"].endswith("/amx")
+            or not amx
+            or row["precision"] in ("compiled", "fp32", "int8_x86")
         )
         panel.plot(
             [row["times"][batch]["best"] * 1e6], [row["accuracy"]], marker, color=color,

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 NAMES = {
+    "compiled": "lutcc, exact float32",
     "fp32": "torch float32",
     "bf16": "torch bfloat16",
     "bf16_cast": "torch bfloat16, float32 in/out",
@@ -103,7 +104,7 @@ def layers_table(result: dict[str, Any]) -> Table:
 
 def verdict(speedup: float, fastest: str) -> str:
     """Return ``pays: 2.10x (fp32)`` or ``dense int8 ... is 1.40x faster``, in rich markup."""
-    name = pretty(fastest).removeprefix("torch ")
+    name = pretty(fastest).removeprefix("torch ").replace("lutcc, exact", "lutcc's own")
     if speedup >= 1:
         return f"[green]pays: {speedup:.2f}x[/] ({name})"
     return f"[yellow]dense {name} is {1 / speedup:.2f}x faster[/]"

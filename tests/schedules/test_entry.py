@@ -98,7 +98,7 @@ def values(module: ir.Module, n: int) -> list[np.ndarray]:
 
 def threads_for(isa: str, case: int) -> int:
     """Return 2 for a third of the cases at each level: each case runs on a pool somewhere."""
-    return 2 if ISAS.index(isa) == case % len(ISAS) else 1
+    return 2 if list(ISAS).index(isa) == case % len(ISAS) else 1
 
 
 def agree(
