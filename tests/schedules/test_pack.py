@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_prototypes_by_definition(starts: tuple[int, ...]) -> None:
     packed = pack.pack_centroids(centroids, starts=starts)
     assert packed.size == 32 * 5
     at = 0
-    for first, last in zip(starts[:-1], starts[1:], strict=True):
+    for first, last in itertools.pairwise(starts):
         for tile in (0, 16):
             for d in range(first, last):
                 want = np.zeros(16, np.float32)
@@ -92,7 +93,7 @@ def test_prototypes_by_definition(starts: tuple[int, ...]) -> None:
     assert np.isposinf(norms[:, 18:]).all(), "the padding could win"
 
 
-@pytest.mark.parametrize("nbytes", [0, 1, 63, 64, 1000])
+@pytest.mark.parametrize("nbytes", [1, 63, 64, 1000])
 def test_alignment(nbytes: int) -> None:
     arrays = [pack.aligned_empty(nbytes) for _ in range(8)]
     assert all(a.ctypes.data % pack.ALIGNMENT == 0 and a.size == nbytes for a in arrays)
@@ -121,8 +122,10 @@ def test_the_blob_holds_every_entry_at_its_offset(program) -> None:
 def test_constants_of_another_size_are_refused(program) -> None:
     document, constants = program
     name = next(e["sources"][0] for e in document["blob"] if e["pack"].startswith("lut_"))
-    smaller = {**constants, name: constants[name][:-1, :, :-4]}
-    with pytest.raises(ValueError, match=rf"'{name}'.* packs to \d+ bytes, but the program expects"):
+    smaller = {**constants, name: constants[name][:, :, :5]}
+    with pytest.raises(
+        ValueError, match=rf"'{name}'.* packs to \d+ bytes, but the program expects"
+    ):
         pack.pack_blob(document, smaller)
 
 

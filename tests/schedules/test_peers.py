@@ -36,7 +36,7 @@ def random_codes(n: int, ncodebooks: int, nprototypes: int) -> np.ndarray:
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
 @pytest.mark.parametrize("nprototypes", [16, 32])
-@pytest.mark.parametrize("ncodebooks", [1, 3, 7, 17, 31, 37, 127, 255, 257, 259])
+@pytest.mark.parametrize("ncodebooks", [1, 7, 37, 257, 259])
 def test_faiss_exact_sums(isa: str, ncodebooks: int, nprototypes: int) -> None:
     """Odd numbers of codebooks, and sums on both sides of 65535 (257 * 255)."""
     lut = tables(ncodebooks, nprototypes, 5)
@@ -50,38 +50,38 @@ def test_faiss_exact_sums(isa: str, ncodebooks: int, nprototypes: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
-@pytest.mark.parametrize("upcast_every", [2, 4, 8, 16, 32, 64, 128])
-def test_bolt_averages(isa: str, upcast_every: int) -> None:
-    for ncodebooks in (2, 13, 64):
-        lut = tables(ncodebooks, 16, 3)
-        call = scan(isa, lut, accumulate="mean", upcast_every=upcast_every)
-        for n in (1, 11, 70):
-            codes = random_codes(n, ncodebooks, 16)
-            np.testing.assert_array_equal(call(codes), bolt_average(codes, lut, upcast_every))
+@pytest.mark.parametrize(
+    ("upcast_every", "ncodebooks"),
+    [(2, 5), (4, 64), (8, 13), (16, 2), (16, 64), (32, 37), (64, 64), (128, 16)],
+)
+def test_bolt_averages(isa: str, upcast_every: int, ncodebooks: int) -> None:
+    lut = tables(ncodebooks, 16, 3)
+    call = scan(isa, lut, accumulate="mean", upcast_every=upcast_every)
+    for n in (1, 11, 70):
+        codes = random_codes(n, ncodebooks, 16)
+        np.testing.assert_array_equal(call(codes), bolt_average(codes, lut, upcast_every))
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
 @pytest.mark.parametrize(("n", "d", "m", "sweep"), BOLT_SHAPES)
 def test_bolt_shapes(isa: str, n: int, d: int, m: int, sweep: tuple[int, ...]) -> None:
     rng = np.random.default_rng(n * d + m)
-    for ncodebooks in (sweep[0], sweep[-1]):
-        b = ir.Builder("main")
-        x = b.param("x", ir.TensorType((N, d), "float32"))
-        dims = rng.integers(0, d, (ncodebooks, 4)).astype(np.int32)
-        vals = rng.normal(size=(ncodebooks, 16)).astype(np.float32)
-        lut = rng.integers(0, 256, (ncodebooks, 16, m)).astype(np.uint8)
-        codes = b.op("tree_encode", x, b.constant("dims", dims), b.constant("vals", vals))
-        mean = b.op(
-            "lut_accumulate", codes, b.constant("lut", lut), accumulate="mean", upcast_every=16
-        )
-        b.returns(codes, mean)
-        _, call = built(b.module(), isa)
-        for rows in (n, 3 * n):
-            array = rng.normal(size=(rows, d)).astype(np.float32)
-            got_codes, got = call(array)
-            heap = np.ones((rows, ncodebooks), np.int64)
-            for level in range(4):
-                right = array[:, dims[:, level]] > vals[np.arange(ncodebooks), heap]
-                heap = 2 * heap + right
-            np.testing.assert_array_equal(got_codes, heap - 16)
-            np.testing.assert_array_equal(got, bolt_average(got_codes, lut, 16))
+    ncodebooks = sweep[-1] if m > 2 else sweep[-1] // 2
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((N, d), "float32"))
+    dims = rng.integers(0, d, (ncodebooks, 4)).astype(np.int32)
+    vals = rng.normal(size=(ncodebooks, 16)).astype(np.float32)
+    lut = rng.integers(0, 256, (ncodebooks, 16, m)).astype(np.uint8)
+    codes = b.op("tree_encode", x, b.constant("dims", dims), b.constant("vals", vals))
+    mean = b.op("lut_accumulate", codes, b.constant("lut", lut), accumulate="mean", upcast_every=16)
+    b.returns(codes, mean)
+    _, call = built(b.module(), isa)
+    for rows in (n, 3 * n):
+        array = rng.normal(size=(rows, d)).astype(np.float32)
+        got_codes, got = call(array)
+        heap = np.ones((rows, ncodebooks), np.int64)
+        for level in range(4):
+            right = array[:, dims[:, level]] > vals[np.arange(ncodebooks), heap]
+            heap = 2 * heap + right
+        np.testing.assert_array_equal(got_codes, heap - 16)
+        np.testing.assert_array_equal(got, bolt_average(got_codes, lut, 16))
