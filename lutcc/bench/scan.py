@@ -10,7 +10,7 @@ import numpy as np
 
 from lutcc import ir
 from lutcc.codegen.tvm_setup import import_tvm
-from lutcc.schedules.x86.config import KernelConfigs, default_configs
+from lutcc.schedules.x86.config import KernelConfigs
 from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.schedules.x86.pack import aligned_empty, pack_blob, round_up
 
@@ -57,7 +57,7 @@ def scan_kernel(
     scan = next(op for op in main.body if op.opcode == "lut_accumulate")
     columns = main.returns[0].type.size(1)
     group = stage.row_group(level, main)
-    chosen = configs or default_configs(level, dot=group == 16)
+    chosen = configs or stage.default_stage_configs(level, main)
     block = chosen.stage.row_block
     refs = {op.results[0].name: str(op.attr("ref")) for op in main.body if op.opcode == "constant"}
     codebooks = scan.operands[1].type.size(0)

@@ -390,8 +390,9 @@ def _memory_roots(main: Function) -> dict[str, str]:
 
 
 def _read_as_whole(main: Function, roots: Mapping[str, str]) -> set[str]:
-    """Name the matrices among the parameters that are read under another shape, or element by
-    element: they may have any strides, and such readers want their elements end to end.
+    """Name the matrices among the parameters that some reader wants with all elements end to end.
+
+    Matrices come with any strides; only stages that see whole rows can follow those.
     """
     matrices = {v.name: v.type.shape[1] for v in main.params if len(v.type.shape) == 2}
     found = set()

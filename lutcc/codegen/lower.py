@@ -12,7 +12,7 @@ from lutcc.codegen.tvm_setup import import_tvm
 from lutcc.errors import CompileError
 from lutcc.ir.module import Function, Module, Operation, Value
 from lutcc.ir.types import Sym
-from lutcc.schedules.x86.config import KernelConfigs, default_configs
+from lutcc.schedules.x86.config import KernelConfigs
 from lutcc.schedules.x86.isa import Isa, isa_by_name
 
 ENTRY = "lutcc_main"
@@ -123,11 +123,11 @@ def stage_configs(
     module: Module, isa: Isa, configs: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, KernelConfigs]:
     """Return the configs of every stage: defaults, with the given values put in."""
-    from lutcc.schedules.x86.stage import row_group
+    from lutcc.schedules.x86.stage import default_stage_configs
 
     result = {}
     for function in stage_functions(module):
-        config = default_configs(isa, dot=row_group(isa, function) == 16)
+        config = default_stage_configs(isa, function)
         if function.name in configs:
             values = dict(configs[function.name])
             source = str(values.pop("source", "given"))

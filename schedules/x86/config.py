@@ -106,17 +106,19 @@ class KernelConfigs:
         return replace(result, source=source)
 
 
-def default_configs(isa: Isa, *, dot: bool) -> KernelConfigs:
+def default_configs(isa: Isa, *, dot: bool, mean: bool = False) -> KernelConfigs:
     """Return the hand-picked configs of a level.
 
     ``dot`` says whether the scan sums four codebooks by ``vpdpbusd`` (one accumulator a tile
-    cell) or widens bytes to 16 bits (two accumulators).
+    cell) or widens bytes to 16 bits (two accumulators); ``mean``, whether it averages first, which
+    keeps partial averages in registers as well.
     """
     if isa.name == "avx2":
         return KernelConfigs(StageConfig(256, 8), TileConfig(4, 1), TileConfig(2, 2))
     if dot:
         return KernelConfigs(StageConfig(256, 6), TileConfig(4, 4), TileConfig(8, 2))
-    return KernelConfigs(StageConfig(256, 16), TileConfig(4, 2), TileConfig(8, 2))
+    tile = TileConfig(2, 2) if mean else TileConfig(4, 2)
+    return KernelConfigs(StageConfig(256, 16), tile, TileConfig(8, 2))
 
 
 def tile_space(isa: Isa, *, accumulators: int) -> list[TileConfig]:

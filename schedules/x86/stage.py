@@ -24,6 +24,7 @@ from lutcc.schedules.x86 import (
     relu,
     tree_encode,
 )
+from lutcc.schedules.x86.config import KernelConfigs, default_configs
 from lutcc.schedules.x86.context import (
     Codes,
     Columns,
@@ -152,6 +153,13 @@ def row_group(isa: Isa, function: Function) -> int:
     if all(lut_accumulate.uses_dot(isa, op) for op in scans):
         return 16
     return isa.vector_bytes
+
+
+def default_stage_configs(isa: Isa, function: Function) -> KernelConfigs:
+    """Return the hand-picked configs of a stage."""
+    scans = [op for op in function.body if op.opcode == "lut_accumulate"]
+    mean = any(lut_accumulate.is_mean(op) for op in scans)
+    return default_configs(isa, dot=row_group(isa, function) == 16, mean=mean)
 
 
 def rows_only(function: Function) -> bool:
