@@ -399,10 +399,10 @@ def _read_as_whole(main: Function, roots: Mapping[str, str]) -> set[str]:
     for op in main.body:
         for value in op.operands:
             root = roots[value.name]
-            whole = op.opcode in _DATA_MOVEMENT or (
-                op.opcode == "call" and value.type.shape[1] != matrices.get(root)
-            )
-            if root in matrices and whole:
+            if root not in matrices:
+                continue
+            same = op.opcode == "call" and value.type.shape[1:] == (matrices[root],)
+            if not same and op.opcode not in ("reshape", "repack"):
                 found.add(root)
     return found
 
