@@ -47,7 +47,8 @@ def scan_kernel(
     from tvm.script.ir_builder import tirx as builder
 
     from lutcc.codegen.build import kernel_pipeline
-    from lutcc.schedules.x86 import stage
+    from lutcc.schedules.x86 import plan
+    from lutcc.schedules.x86.blocks import BlockEmitter
     from lutcc.schedules.x86.context import BlobLayout, Columns, Scratch, StageContext
     from lutcc.schedules.x86.emit import View, bind, i64, loop, minimum
     from lutcc.schedules.x86.lut_accumulate import code_layout
@@ -56,8 +57,8 @@ def scan_kernel(
     main = module.main
     scan = next(op for op in main.body if op.opcode == "lut_accumulate")
     columns = main.returns[0].type.size(1)
-    group = stage.row_group(level, main)
-    chosen = configs or stage.default_stage_configs(level, main)
+    group = plan.row_group(level, main)
+    chosen = configs or plan.default_stage_configs(level, main)
     block = chosen.stage.row_block
     refs = {op.results[0].name: str(op.attr("ref")) for op in main.body if op.opcode == "constant"}
     codebooks = scan.operands[1].type.size(0)
@@ -89,7 +90,7 @@ def scan_kernel(
                 layout = code_layout(ctx, scan, codebooks, View(buffers[0], i64(0), "uint8"))
                 codes = replace(layout, view=layout.view.at(first * layout.codebooks))
                 out = View(buffers[2], i64(0), "float32")
-                emitter = stage.BlockEmitter(ctx, main)
+                emitter = BlockEmitter(ctx, main)
                 key = (codes.dot, codes.entries if codes.dot else 0)
                 ctx.values[main.params[0].name] = {key: codes}
                 emitter.emit_columns(emitter.steps[0], Columns(out, columns, "float32"))

@@ -15,7 +15,8 @@ from tvm.script.ir_builder import tirx as builder
 from lutcc.errors import CompileError
 from lutcc.ir.module import Function, Module, Operation, Value
 from lutcc.ir.types import Sym
-from lutcc.schedules.x86 import data_movement, stage
+from lutcc.schedules.x86 import data_movement, plan
+from lutcc.schedules.x86.blocks import BlockEmitter
 from lutcc.schedules.x86.config import KernelConfigs
 from lutcc.schedules.x86.context import (
     BlobLayout,
@@ -37,10 +38,10 @@ from lutcc.schedules.x86.emit import (
     loop,
     minimum,
     streaming_definitions,
-    when,
 )
 from lutcc.schedules.x86.emit import parallel as parallel_loop
 from lutcc.schedules.x86.isa import Isa
+from lutcc.schedules.x86.rows import RowEmitter
 
 _FLAT = 1 << 40  # extent of flat views: kernels index by byte offset, bounds are in the types
 #: Outputs of at least this many bytes bypass the caches: they would not stay in L2 anyway.
@@ -71,7 +72,7 @@ class EntryEmitter:
         self.blob_entries: list[dict[str, Any]] = []
         self.blob_nbytes = 0
         self.memory: dict[str, External | View] = {}
-        self.functions = {f.name: stage.without_repacks(f) for f in module.functions}
+        self.functions = {f.name: plan.without_repacks(f) for f in module.functions}
 
     def emit(self) -> Any:
         """Return the function."""
@@ -269,7 +270,7 @@ class EntryEmitter:
         rows_dim = function.params[0].type.shape[0]
         rows = self._dim(rows_dim)
         configs = self.configs[function.name]
-        group = stage.row_group(self.isa, function)
+        group = plan.row_group(self.isa, function)
         outputs = {}
         inner_copies = []
         for inner, outer in zip(function.returns, call.results, strict=True):
@@ -313,7 +314,7 @@ class EntryEmitter:
             def by_rows() -> None:
                 with loop(tir.Max(end - begin, i64(0))) as r:
                     ctx = context(thread, begin, i64(1))
-                    stage.RowEmitter(ctx, function).emit(bind(begin + r), inputs, outputs)
+                    RowEmitter(ctx, function).emit(bind(begin + r), inputs, outputs)
                     remember(ctx)
 
             def by_blocks() -> None:
@@ -323,10 +324,10 @@ class EntryEmitter:
                     count = minimum(i64(block), end - first)
                     supers = tir.floordiv(count + group - 1, i64(group))
                     ctx = context(thread, first, bind(supers * (group // 16)))
-                    stage.BlockEmitter(ctx, function).emit(inputs, outputs)
+                    BlockEmitter(ctx, function).emit(inputs, outputs)
                     remember(ctx)
 
-            if stage.rows_only(function):
+            if plan.rows_only(function):
                 by_rows()
             else:
                 threshold = i64(configs.stage.row_threshold)
@@ -411,6 +412,3 @@ def _read_as_whole(main: Function, roots: Mapping[str, str]) -> set[str]:
 def _detached() -> Iterator[None]:
     """Run another IR builder while one is open (the builders nest)."""
     yield
-
-
-__all__ = ["EntryEmitter", "when"]

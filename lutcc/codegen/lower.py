@@ -123,7 +123,7 @@ def stage_configs(
     module: Module, isa: Isa, configs: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, KernelConfigs]:
     """Return the configs of every stage: defaults, with the given values put in."""
-    from lutcc.schedules.x86.stage import default_stage_configs
+    from lutcc.schedules.x86.plan import default_stage_configs
 
     result = {}
     for function in stage_functions(module):

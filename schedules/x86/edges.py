@@ -267,16 +267,3 @@ def copy_row_in(source: External, row: Expr, target: View) -> None:
     with loop(source.columns) as j:
         value = source.view.load(source.index(row, j))
         target.store(j, value if source.dtype == "float32" else cast("float32", value))
-
-
-__all__ = [
-    "ColumnsSink",
-    "RowMajorSink",
-    "clamped_rows",
-    "copy_row_in",
-    "copy_row_out",
-    "load_chunks",
-    "materialise",
-    "store_partial",
-    "when",
-]

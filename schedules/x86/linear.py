@@ -53,7 +53,7 @@ def bias_and_activation(op: Operation, value: Expr, operand: Callable[[int], Exp
 
 
 def emit_row(ctx: StageContext, op: Operation, finish: Callable[[Expr, Expr], None]) -> None:
-    """Multiply one row; see :func:`lutcc.schedules.x86.lut_accumulate.emit_row`."""
+    """Multiply one row; see :func:`lutcc.schedules.x86.lut_accumulate_rows.emit_row`."""
     source = ctx.values[op.operands[0].name]
     assert isinstance(source, Row)
     weight = ctx.blob.add("linear", "float32", [ctx.ref(op.operands[1])])

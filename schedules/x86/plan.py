@@ -1,0 +1,157 @@
+"""How a stage (a fused group of row-wise operations) is cut into steps.
+
+A *step* is an encoder; or a producer of columns (scan, matrix product, load) with the elementwise
+operations that follow it applied in registers before anything is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lutcc.errors import CompileError
+from lutcc.ir.module import Function, Operation, Value
+from lutcc.schedules.x86 import (
+    add,
+    affine,
+    lut_accumulate,
+    lut_dequantize,
+    nearest_encode,
+    quantize,
+    relu,
+    tree_encode,
+)
+from lutcc.schedules.x86.config import KernelConfigs, default_configs
+from lutcc.schedules.x86.isa import Isa
+
+ENCODERS = {"tree_encode": tree_encode, "nearest_encode": nearest_encode}
+ELEMENTWISE = {
+    "lut_dequantize": lut_dequantize.apply,
+    "affine": affine.apply,
+    "relu": relu.apply,
+    "add": add.apply,
+    "quantize": quantize.apply,
+}
+#: Row-wise operations that a stage can hold.
+SUPPORTED = frozenset({*ENCODERS, *ELEMENTWISE, "lut_accumulate", "linear"})
+
+
+@dataclass(frozen=True)
+class Step:
+    """One loop nest: ``producer`` (None: load the first operand of ``chain[0]``), then ``chain``.
+
+    Attributes
+    ----------
+    producer
+        An encoder, a scan, a matrix product, or None.
+    chain
+        Elementwise operations applied to the producer's values in registers.
+    source
+        The value that a step without producer loads.
+    result
+        The value that the step stores.
+    """
+
+    producer: Operation | None
+    chain: tuple[Operation, ...]
+    source: Value | None
+    result: Value
+
+    @property
+    def name(self) -> str:
+        """The opcodes, joined."""
+        ops = ([self.producer] if self.producer else []) + list(self.chain)
+        return "+".join(op.opcode for op in ops) or "copy"
+
+
+def without_repacks(function: Function) -> Function:
+    """Return the function with every ``repack`` replaced by what it repacks.
+
+    Inside a stage the layout of each value follows from who makes and who reads it.
+    """
+    source: dict[str, Value] = {}
+
+    def real(value: Value) -> Value:
+        return source.get(value.name, value)
+
+    body = []
+    for op in function.body:
+        if op.opcode == "repack":
+            source[op.results[0].name] = real(op.operands[0])
+        else:
+            body.append(replace(op, operands=tuple(real(v) for v in op.operands)))
+    returns = tuple(real(v) for v in function.returns)
+    return replace(function, body=tuple(body), returns=returns)
+
+
+def plan_steps(function: Function) -> list[Step]:
+    """Cut a row-wise function into steps.
+
+    Raises
+    ------
+    CompileError
+        For an operation that has no x86 schedule.
+    """
+    uses = function.use_counts
+    returned = {v.name for v in function.returns}
+    body = [op for op in function.body if op.opcode != "constant"]
+    done: set[int] = set()
+    steps: list[Step] = []
+    for index, op in enumerate(body):
+        if index in done:
+            continue
+        if op.opcode not in SUPPORTED:
+            raise CompileError(
+                f"{op.opcode} has no x86 schedule",
+                where=f"@{function.name}",
+                fix="compile the torch model instead of the module, so that Relax runs this op",
+            )
+        if op.opcode in ENCODERS:
+            steps.append(Step(op, (), None, op.results[0]))
+            continue
+        is_producer = op.opcode not in ELEMENTWISE
+        chain: list[Operation] = [] if is_producer else [op]
+        result = op.results[0]
+        while uses[result.name] == 1 and result.name not in returned:
+            follower = _follower(body, result)
+            if follower is None:
+                break
+            chain.append(body[follower])
+            done.add(follower)
+            result = body[follower].results[0]
+        producer = op if is_producer else None
+        steps.append(Step(producer, tuple(chain), None if producer else op.operands[0], result))
+    return steps
+
+
+def _follower(body: Sequence[Operation], value: Value) -> int | None:
+    """Return the elementwise operation that takes ``value`` first and can join its producer."""
+    defined = {v.name: i for i, op in enumerate(body) for v in op.results}
+    producer = defined[value.name]
+    for index, op in enumerate(body):
+        if op.opcode in ELEMENTWISE and op.operands and op.operands[0].name == value.name:
+            others = [defined.get(v.name, -1) for v in op.operands[1:]]
+            return index if all(i < producer for i in others) else None
+    return None
+
+
+def row_group(isa: Isa, function: Function) -> int:
+    """Return the rows that must be done together: 16, or a byte vector for a widening scan."""
+    scans = [op for op in function.body if op.opcode == "lut_accumulate"]
+    if all(lut_accumulate.uses_dot(isa, op) for op in scans):
+        return 16
+    return isa.vector_bytes
+
+
+def default_stage_configs(isa: Isa, function: Function) -> KernelConfigs:
+    """Return the hand-picked configs of a stage."""
+    scans = [op for op in function.body if op.opcode == "lut_accumulate"]
+    mean = any(lut_accumulate.is_mean(op) for op in scans)
+    return default_configs(isa, dot=row_group(isa, function) == 16, mean=mean)
+
+
+def rows_only(function: Function) -> bool:
+    """Whether some operation of the stage has no block kernel."""
+    return any(
+        op.opcode == "lut_accumulate" and lut_accumulate.needs_rows(op) for op in function.body
+    )
