@@ -329,15 +329,15 @@ def convolution(
     b: Net, x: ir.Value, outputs: int, kernel: int, activation: str = "none", **geometry: Any
 ) -> ir.Value:
     """Look up a convolution: patches, tables, and back to images."""
-    pair = {
+    pair: dict[str, Any] = {
         key: (value, value) if isinstance(value, int) else value for key, value in geometry.items()
     }
     rows = b.op("im2col", x, kernel=(kernel, kernel), **pair)
-    _, _, height, width = x.type.shape
+    height, width = x.type.sizes(2)
     stride, padding = pair.get("stride", (1, 1)), pair.get("padding", (0, 0))
     dilation = pair.get("dilation", (1, 1))
     oh, ow = (
-        (int(size) + 2 * p - d * (kernel - 1) - 1) // s + 1
+        (size + 2 * p - d * (kernel - 1) - 1) // s + 1
         for size, s, p, d in zip((height, width), stride, padding, dilation, strict=True)
     )
     return b.op("rows_to_nchw", b.look_up(rows, 4, outputs, activation), oh=oh, ow=ow)
@@ -352,7 +352,7 @@ def test_convolutions(isa: str, batch: Any) -> None:
     g = convolution(b, h, 5, 3, padding=(2, 2), dilation=2)
     h = b.op("relu", b.op("add", g, h))
     h = convolution(b, h, 18, 3, "relu", stride=(2, 3), padding=(1, 0))
-    _, channels, height, width = h.type.shape
+    channels, height, width = h.type.sizes(1)
     flat = b.op("reshape", h, shape=(batch, channels * height * width))
     b.returns(b.look_up(flat, 6, 10), b.dense(flat, 3), h)
     symbolic = batch is N
@@ -363,7 +363,7 @@ def test_convolutions(isa: str, batch: Any) -> None:
 def test_patches(isa: str) -> None:
     b = Net(40)
     x = b.input(N, 3, 6, 5)
-    geometries = (
+    geometries: tuple[dict[str, Any], ...] = (
         {"kernel": (1, 1)},
         {"kernel": (2, 3), "stride": (3, 1), "padding": (1, 2)},
         {"kernel": (3, 2), "dilation": (2, 3), "padding": (0, 4)},
