@@ -20,6 +20,7 @@ class BlockEmitter:
         self.ctx = ctx
         self.function = function
         self.steps = plan_steps(function)
+        self.codes: dict[str, dict[tuple[bool, int], Codes]] = {}
         self.consumers: dict[str, list[Operation]] = {}
         for op in function.body:
             for value in op.operands:
@@ -42,10 +43,12 @@ class BlockEmitter:
         assert op is not None
         codebooks = step.result.type.size(1)
         layouts: dict[tuple[bool, int], Codes] = {}
-        for consumer in self.consumers.get(step.result.name, []):
-            layout = self._scan_codes(consumer, codebooks)
+        consumers = self.consumers.get(step.result.name, [])
+        scans = [op for op in consumers if op.opcode == "lut_accumulate"]
+        for scan in scans:
+            layout = self._scan_codes(scan, codebooks)
             layouts.setdefault((layout.dot, layout.entries if layout.dot else 0), layout)
-        if output is not None or not layouts:
+        if output is not None or len(scans) < len(consumers) or not layouts:
             plain = Codes(
                 self.ctx.scratch.take(self.ctx.block_rows * codebooks, "uint8"),
                 codebooks,
@@ -56,7 +59,9 @@ class BlockEmitter:
             layouts.setdefault((False, -1), plain)
         for codes in layouts.values():
             ENCODERS[op.opcode].emit_block(self.ctx, op, codes)
-        self.ctx.values[step.result.name] = layouts
+        self.codes[step.result.name] = layouts
+        if len(scans) < len(consumers):
+            self.ctx.values[step.result.name] = self._codes_as_columns(layouts[False, -1])
         if output is not None:
             self._store_codes(layouts[False, -1], output)
 
@@ -73,6 +78,16 @@ class BlockEmitter:
             sink.commit(start, group, 1)
             sink.advance(i64(0), 1)
 
+    def _codes_as_columns(self, codes: Codes) -> Columns:
+        """Return codes as float32 columns, for an encoder that reads them."""
+        width = codes.codebooks
+        view = self.ctx.scratch.take(Columns.size(self.ctx.block_rows, width), "float32")
+        target = Columns(view, width, "float32")
+        with loop(self.ctx.groups) as group, loop(width) as c:
+            raw = codes.view.load((group * width + c) * 16, 16)
+            target.view.store(target.index(group, c), cast("float32x16", raw), 16)
+        return target
+
     def _scan_codes(self, scan: Operation, codebooks: int) -> Codes:
         size = round_up(codebooks, 4) * self.ctx.block_rows
         return lut_accumulate.code_layout(
@@ -80,16 +95,19 @@ class BlockEmitter:
         )
 
     def _codes_for(self, scan: Operation) -> Codes:
-        value = scan.operands[0]
-        have = self.ctx.values[value.name]
-        if isinstance(have, External):
-            codes = self._scan_codes(scan, have.columns)
-            lut_accumulate.load_external_codes(self.ctx, have, codes)
-            return codes
+        name = scan.operands[0].name
         dot = lut_accumulate.uses_dot(self.ctx.isa, scan)
-        entries = lut_accumulate.padded_entries(scan.operands[1].type.shape[1])
-        found = have[dot, entries if dot else 0]
-        return Codes(found.view, found.codebooks, found.rows, found.dot, entries)
+        entries = lut_accumulate.padded_entries(scan.operands[1].type.size(1))
+        if name in self.codes:
+            found = self.codes[name][dot, entries if dot else 0]
+            return Codes(found.view, found.codebooks, found.rows, found.dot, entries)
+        have = self.ctx.values[name]
+        codes = self._scan_codes(scan, have.columns)
+        if isinstance(have, External):
+            lut_accumulate.load_external_codes(self.ctx, have, codes)
+        else:
+            lut_accumulate.load_column_codes(self.ctx, have, codes)
+        return codes
 
     def _as_columns(self, value: Value) -> Columns:
         have = self.ctx.values[value.name]

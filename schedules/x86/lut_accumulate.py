@@ -21,7 +21,7 @@ from typing import Any
 
 from lutcc.ir.module import Operation
 from lutcc.schedules.intrinsics import x86 as machine
-from lutcc.schedules.x86.context import Codes, External, StageContext
+from lutcc.schedules.x86.context import Codes, Columns, External, StageContext
 from lutcc.schedules.x86.edges import clamped_rows
 from lutcc.schedules.x86.emit import (
     Expr,
@@ -31,6 +31,7 @@ from lutcc.schedules.x86.emit import (
     cast,
     i64,
     loop,
+    minimum,
     registers,
     reinterpret,
     select,
@@ -39,6 +40,7 @@ from lutcc.schedules.x86.emit import (
 )
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack import CHUNK, round_up
+from lutcc.schedules.x86.tree_encode import store_codes
 
 #: 257 * 255 = 65535: so many bytes fit a 16-bit sum.
 FLUSH = 257
@@ -302,6 +304,17 @@ class WidenTile:
         first = [reinterpret("int32x16", p & mask) for p in pairs]
         second = [reinterpret("int32x16", p >> sixteen) for p in pairs]
         return [bind(v) for v in (*first, *second)]
+
+
+def load_column_codes(ctx: StageContext, source: Columns, target: Codes) -> None:
+    """Bring codes that were computed as float32 columns into the layout of a scan."""
+    step = 4 if target.dot else 1
+    with loop(ctx.groups) as group, loop(target.codebooks // step) as c:
+        parts = []
+        for j in range(step):
+            column = bind(minimum(c * step + j, source.columns - 1))
+            parts.append(cast("int32x16", source.view.load(source.index(group, column), 16)))
+        store_codes(target, group, c, parts)
 
 
 def load_external_codes(ctx: StageContext, source: External, target: Codes) -> None:

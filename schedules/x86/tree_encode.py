@@ -233,6 +233,8 @@ def emit_row(ctx: StageContext, op: Operation, row: Expr, target: Row) -> None:
                     value = cast("float32", value)
             else:
                 value = source.view.load(column)
+                if source.dtype != "float32":
+                    value = cast("float32", value)
             above = value > vals.load(c * width + node)
             node = hold(node + node + select(above, i64(1), i64(0)))
         target.view.store(c, cast("uint8", node - entries))

@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from lutcc import ir
 from lutcc.errors import CompileError
 from lutcc.schedules.x86.isa import ISAS
-from tests.schedules.harness import ISA_PARAMS, N, built, random_lut, tree_constants
+from tests.schedules.harness import ISA_PARAMS, N, built, check, random_lut, tree_constants
 
 ROWS = (1, 5, 17, 65, 300)
 IMAGES = (1, 3, 17)
@@ -455,3 +455,41 @@ def test_tables_must_be_constants(isa: str) -> None:
     b.returns(b.op("linear", x, weight, b.input(5, name="bias"), activation="none"))
     with pytest.raises(CompileError, match=r"%weight must be a constant"):
         built(b.module(), isa)
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+def test_codes_are_encoded_again(isa: str) -> None:
+    """Codes feed a scan, another encoder, and the caller, all in one stage."""
+    rng = np.random.default_rng(60)
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((N, 20), "float32"))
+    first = [b.constant(f"t{i}", a) for i, a in enumerate(tree_constants(rng, 20, 9, 16))]
+    codes = b.op("tree_encode", x, *first)
+    second = [b.constant(f"u{i}", a) for i, a in enumerate(tree_constants(rng, 9, 5, 16, "uint8"))]
+    again = b.op("tree_encode", codes, *second)
+    lut = b.constant("lut", random_lut(rng, 5, 16, 21, "uint8"))
+    other = b.constant("other", random_lut(rng, 9, 16, 18, "uint8"))
+    b.returns(b.op("lut_accumulate", again, lut), b.op("lut_accumulate", codes, other), codes)
+
+    def inputs(n: int) -> list[np.ndarray]:
+        return [np.random.default_rng(n).normal(size=(n, 20)).astype(np.float32)]
+
+    check(b.module(), isa, inputs, rows=(1, 5, 17, 65, 300))
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("entries", [16, 64])
+def test_quantised_values_as_codes(isa: str, entries: int) -> None:
+    rng = np.random.default_rng(61)
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((N, 7), "float32"))
+    scale = b.constant("scale", np.full(7, (entries - 1) / 8, np.float32))
+    zero = b.constant("zero", np.zeros(7, np.float32))
+    codes = b.op("quantize", x, scale, zero)
+    lut = b.constant("lut", random_lut(rng, 7, entries, 19, "uint8"))
+    b.returns(b.op("lut_accumulate", codes, lut))
+
+    def inputs(n: int) -> list[np.ndarray]:
+        return [np.random.default_rng(n).uniform(0, 8, (n, 7)).astype(np.float32)]
+
+    check(b.module(), isa, inputs, rows=(1, 5, 17, 65, 300))
