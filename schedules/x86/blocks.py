@@ -97,16 +97,17 @@ class BlockEmitter:
     def _codes_for(self, scan: Operation) -> Codes:
         name = scan.operands[0].name
         dot = lut_accumulate.uses_dot(self.ctx.isa, scan)
-        entries = lut_accumulate.padded_entries(scan.operands[1].type.size(1))
+        own = scan.operands[1].type.size(1)
+        entries = lut_accumulate.padded_entries(own)
         if name in self.codes:
             found = self.codes[name][dot, entries if dot else 0]
             return Codes(found.view, found.codebooks, found.rows, found.dot, entries)
         have = self.ctx.values[name]
         codes = self._scan_codes(scan, have.columns)
         if isinstance(have, External):
-            lut_accumulate.load_external_codes(self.ctx, have, codes)
+            lut_accumulate.load_external_codes(self.ctx, have, codes, own)
         else:
-            lut_accumulate.load_column_codes(self.ctx, have, codes)
+            lut_accumulate.load_column_codes(self.ctx, have, codes, own)
         return codes
 
     def _as_columns(self, value: Value) -> Columns:

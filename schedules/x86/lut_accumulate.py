@@ -29,6 +29,7 @@ from lutcc.schedules.x86.emit import (
     View,
     bind,
     cast,
+    const,
     i64,
     loop,
     minimum,
@@ -306,26 +307,33 @@ class WidenTile:
         return [bind(v) for v in (*first, *second)]
 
 
-def load_column_codes(ctx: StageContext, source: Columns, target: Codes) -> None:
-    """Bring codes that were computed as float32 columns into the layout of a scan."""
+def load_column_codes(ctx: StageContext, source: Columns, target: Codes, entries: int) -> None:
+    """Bring codes that were computed as float32 columns into the layout of a scan.
+
+    Codes that no encoder made may be too large: they count as ``entries - 1``, the last one.
+    """
     step = 4 if target.dot else 1
+    last = splat(entries - 1, "int32")
     with loop(ctx.groups) as group, loop(target.codebooks // step) as c:
         parts = []
         for j in range(step):
             column = bind(minimum(c * step + j, source.columns - 1))
-            parts.append(cast("int32x16", source.view.load(source.index(group, column), 16)))
+            code = bind(cast("int32x16", source.view.load(source.index(group, column), 16)))
+            parts.append(select(code < last, code, last))
         store_codes(target, group, c, parts)
 
 
-def load_external_codes(ctx: StageContext, source: External, target: Codes) -> None:
-    """Bring row-major codes into the layout of a scan."""
+def load_external_codes(ctx: StageContext, source: External, target: Codes, entries: int) -> None:
+    """Bring row-major codes into the layout of a scan; see :func:`load_column_codes`."""
+    last = const(entries - 1, "uint8")
     with loop(ctx.groups) as group:
         rows = clamped_rows(ctx, group)
         per_group = target.rows // 16
         with loop(target.codebooks) as c:
             column = bind(select(c < i64(source.columns), c, i64(source.columns - 1)))
             for lane, row in enumerate(rows):
-                code = source.view.load(source.index(row, column))
+                raw = source.view.load(source.index(row, column))
+                code = bind(select(raw < last, raw, last))
                 if target.dot:
                     offset = cast("uint8", (c % i64(4)) * target.entries)
                     where = (

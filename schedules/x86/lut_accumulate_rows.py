@@ -17,6 +17,7 @@ from lutcc.schedules.x86.emit import (
     cast,
     i64,
     loop,
+    minimum,
     registers,
     reinterpret,
     select,
@@ -77,7 +78,7 @@ class _RowScan:
             known = select(codebook < i64(self.real), codebook, i64(self.real - 1))
         else:
             known = codebook
-        code = cast("int64", self.codes.load(known))
+        code = minimum(cast("int64", self.codes.load(known)), self.entries - 1)
         where = (i64(codebook) * self.entries + code) * self.columns + (i64(block) + k) * 64
         return self.table.load(where, 64)
 
@@ -160,7 +161,7 @@ def _emit_row_float(
     with loop(columns // CHUNK) as chunk:
         acc.set(0, splat(0.0))
         with loop(codebooks) as c:
-            code = cast("int64", codes.load(c))
+            code = minimum(cast("int64", codes.load(c)), entries - 1)
             where = (c * entries + code) * columns + chunk * CHUNK
             acc.set(0, acc.get(0) + table.load(where, 16))
         finish(chunk * CHUNK, acc.get(0))

@@ -493,3 +493,21 @@ def test_quantised_values_as_codes(isa: str, entries: int) -> None:
         return [np.random.default_rng(n).uniform(0, 8, (n, 7)).astype(np.float32)]
 
     check(b.module(), isa, inputs, rows=(1, 5, 17, 65, 300))
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("entries", [16, 20, 64])
+def test_codes_past_the_table_read_its_last_entry(isa: str, entries: int) -> None:
+    """The interpreter refuses such codes; a kernel must not read past its tables."""
+    rng = np.random.default_rng(62)
+    b = ir.Builder("main")
+    codes = b.param("codes", ir.TensorType((N, 7), "uint8"))
+    b.returns(
+        b.op("lut_accumulate", codes, b.constant("lut", random_lut(rng, 7, entries, 19, "uint8")))
+    )
+    module = b.module()
+    _, call = built(module, isa)
+    for n in (1, 17, 65):
+        wild = rng.integers(0, 256, (n, 7)).astype(np.uint8)
+        (expected,) = ir.interpret(module, [np.minimum(wild, entries - 1)])
+        np.testing.assert_array_equal(call(wild)[0], expected)
