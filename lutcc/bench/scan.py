@@ -92,7 +92,7 @@ def scan_kernel(
                 out = View(buffers[2], i64(0), "float32")
                 emitter = BlockEmitter(ctx, main)
                 key = (codes.dot, codes.entries if codes.dot else 0)
-                ctx.values[main.params[0].name] = {key: codes}
+                emitter.codes[main.params[0].name] = {key: codes}
                 emitter.emit_columns(emitter.steps[0], Columns(out, columns, "float32"))
         function = ib.get()
     target = tvm.target.Target(level.llvm_target())

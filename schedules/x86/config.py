@@ -106,19 +106,31 @@ class KernelConfigs:
         return replace(result, source=source)
 
 
-def default_configs(isa: Isa, *, dot: bool, mean: bool = False) -> KernelConfigs:
+def default_configs(
+    isa: Isa, *, dot: bool, mean: bool = False, table_bytes: int = 0
+) -> KernelConfigs:
     """Return the hand-picked configs of a level.
 
-    ``dot`` says whether the scan sums four codebooks by ``vpdpbusd`` (one accumulator a tile
-    cell) or widens bytes to 16 bits (two accumulators); ``mean``, whether it averages first, which
-    keeps partial averages in registers as well.
+    Parameters
+    ----------
+    isa
+        The level.
+    dot
+        Whether the scan sums four codebooks by ``vpdpbusd`` (one accumulator a tile cell) or
+        widens bytes to 16 bits (two accumulators).
+    mean
+        Whether it averages first, which keeps partial averages in registers as well.
+    table_bytes
+        Size of the largest table. Tables are read once a row block: the less of them the L2 cache
+        holds, the more rows should share a reading.
     """
+    row_block = 256 if table_bytes < 768 << 10 else 512 if table_bytes < 2 << 20 else 1024
     if isa.name == "avx2":
-        return KernelConfigs(StageConfig(256, 8), TileConfig(4, 1), TileConfig(2, 2))
+        return KernelConfigs(StageConfig(row_block, 8), TileConfig(4, 1), TileConfig(2, 2))
     if dot:
-        return KernelConfigs(StageConfig(256, 6), TileConfig(4, 4), TileConfig(8, 2))
+        return KernelConfigs(StageConfig(row_block, 6), TileConfig(4, 4), TileConfig(8, 2))
     tile = TileConfig(2, 2) if mean else TileConfig(4, 2)
-    return KernelConfigs(StageConfig(256, 16), tile, TileConfig(8, 2))
+    return KernelConfigs(StageConfig(row_block, 16), tile, TileConfig(8, 2))
 
 
 def tile_space(isa: Isa, *, accumulators: int) -> list[TileConfig]:

@@ -147,7 +147,13 @@ def default_stage_configs(isa: Isa, function: Function) -> KernelConfigs:
     """Return the hand-picked configs of a stage."""
     scans = [op for op in function.body if op.opcode == "lut_accumulate"]
     mean = any(lut_accumulate.is_mean(op) for op in scans)
-    return default_configs(isa, dot=row_group(isa, function) == 16, mean=mean)
+    largest = max((_table_bytes(op) for op in scans), default=0)
+    return default_configs(isa, dot=row_group(isa, function) == 16, mean=mean, table_bytes=largest)
+
+
+def _table_bytes(scan: Operation) -> int:
+    codebooks, entries, outputs = scan.operands[1].type.sizes()
+    return codebooks * lut_accumulate.padded_entries(entries) * outputs
 
 
 def rows_only(function: Function) -> bool:

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from lutcc.bench.limits import MIXES, limit_loop, memcpy, scan_limit
+from lutcc.bench.scan import scan_kernel, scan_module
 from lutcc.errors import TargetError
 from tests.schedules.harness import ISA_PARAMS
 
@@ -58,3 +59,11 @@ def test_memcpy(nbytes: int) -> None:
     assert source.nbytes == target.nbytes == nbytes
     assert (target == 1).all()
     assert (source == 1).all()
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("accumulate", ["exact", "mean"])
+def test_the_scan_that_is_held_to_a_limit_runs(isa: str, accumulate: str) -> None:
+    module = scan_module(6, 16, 20, accumulate=accumulate, seed=0)
+    scan_kernel(module, isa, 70)()
+    assert scan_limit(isa, mean=accumulate == "mean").name in MIXES
