@@ -36,11 +36,17 @@ def tokens(text: str) -> Iterator[Token]:
     Raises
     ------
     ParseError
-        At a character that starts no word.
+        At a character that starts no word, or a string without an end.
     """
     position = 0
     while position < len(text):
         match = _TOKEN.match(text, position)
+        if match is None and text[position] == '"':
+            raise ParseError(
+                "unterminated string",
+                where=line_column(text, position),
+                fix="close it with a quotation mark; if the file was cut off, write it again",
+            )
         if match is None:
             raise ParseError(
                 f"unexpected character {text[position]!r}", where=line_column(text, position)

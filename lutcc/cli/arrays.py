@@ -1,7 +1,8 @@
-"""Reads and writes the arrays that commands are given: ``.npy`` and ``.safetensors``."""
+"""Checks the paths and reads and writes the arrays (.npy, .safetensors) that commands are given."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,20 @@ import numpy as np
 from lutcc.errors import InputError, UsageError, suggest
 
 
-def read_array(text: str, what: str, *, ndim: int | None = None) -> np.ndarray:
+def read_array(
+    text: str, what: str, *, ndim: int | None = None, finite: bool = False
+) -> np.ndarray:
     """Read ``file.npy``, ``file.safetensors`` (one tensor) or ``file.safetensors:name``.
+
+    With ``finite``, NaN and infinity are refused.
 
     Raises
     ------
     UsageError
         When there is no such file or tensor, or the file is of another kind.
     InputError
-        When the file is damaged or the array has another rank than ``ndim``.
+        When the file is damaged, the array has another rank than ``ndim``, or a value is not
+        finite.
     """
     path, name = _split(text)
     if not path.is_file():
@@ -35,6 +41,14 @@ def read_array(text: str, what: str, *, ndim: int | None = None) -> np.ndarray:
     if ndim is not None and array.ndim != ndim:
         shape = "a vector (M,)" if ndim == 1 else f"{ndim} dimensions"
         raise InputError(f"{text!r} has shape {array.shape}, not {shape}", where=what)
+    if finite:
+        from lutcc.fit.inputs import not_finite
+
+        problem = not_finite(array)
+        if problem is not None:
+            raise InputError(
+                f"{text!r}: {problem}", where=what, fix="drop or replace those values first"
+            )
     return array
 
 
@@ -60,6 +74,58 @@ def existing_file(text: str, what: str) -> Path:
     return path
 
 
+def output_file(text: str, what: str = "--output", *, replaced: bool = True) -> Path:
+    """Return a path that can be written, checked before the work whose result goes there.
+
+    ``replaced``: a new file or artifact folder takes its place (else it is written into, so that
+    the folder need not be writable when the file is there).
+
+    Raises
+    ------
+    UsageError
+        When its folder is missing or may not be written.
+    """
+    path = Path(text)
+    folder = path.parent
+    if not folder.is_dir():
+        what_is = "is no folder" if folder.exists() else "does not exist"
+        raise UsageError(
+            f"{text!r} cannot be written: the folder {str(folder)!r} {what_is}",
+            where=what,
+            fix="name another path" if folder.exists() else f"mkdir -p {folder}",
+        )
+    inside = path.exists() and not replaced
+    if inside and path.is_dir():
+        raise UsageError(f"{text!r} is a folder", where=what, fix="name a file")
+    _writable(path if inside else folder, text, what)
+    return path
+
+
+def output_folder(text: str, what: str = "--output") -> Path:
+    """Return a folder that is there or can be made, checked before the work.
+
+    Raises
+    ------
+    UsageError
+        When a file is in the way, or it may not be written.
+    """
+    path = Path(text)
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"{str(nearest)!r} is a file", where=what, fix="name a folder")
+    _writable(nearest, text, what)
+    return path
+
+
+def _writable(path: Path, text: str, what: str) -> None:
+    if not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
+        raise UsageError(
+            f"{text!r} cannot be written: no permission to write {str(path)!r}",
+            where=what,
+            fix=f"name another path, or chmod u+w {path}",
+        )
+
+
 def _split(text: str) -> tuple[Path, str | None]:
     path, colon, name = text.rpartition(":")
     if colon and path.endswith(".safetensors"):
@@ -77,6 +143,14 @@ def _nearby(path: Path) -> str:
 
 
 def _read_npy(path: Path, what: str) -> np.ndarray:
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start[:6] != b"\x93NUMPY" and start[:4] != b"PK\x03\x04":  # numpy.load takes it for a pickle
+        raise InputError(
+            f"{path} is not a valid .npy array",
+            where=what,
+            fix="numpy.save(path, array) writes one",
+        )
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:

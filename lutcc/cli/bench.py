@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from lutcc.bench.options import BenchOptions
+from lutcc.cli.arrays import output_file
 from lutcc.cli.console import Console
 from lutcc.errors import UsageError, suggest
 
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for name in args.sections:
         if name not in SECTIONS:
             raise UsageError(f"no section {name!r}", where="bench", fix=suggest(name, SECTIONS))
+    output = output_file(args.output, replaced=False) if args.output else None
     from lutcc.bench.machine import describe, one_line
     from lutcc.bench.timing import pin_to_core
     from lutcc.runtime import cpu, set_num_threads
@@ -61,8 +62,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         rows, tables = _SECTIONS[section](options, args.only, console)
         data["sections"][section] = rows
         shown += tables
-    if args.output:
-        Path(args.output).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    if output is not None:
+        output.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     console.result(data, *shown)
     return 0
 

@@ -12,7 +12,7 @@ import argparse
 import time
 from typing import Any
 
-from lutcc.cli.arrays import existing_file
+from lutcc.cli.arrays import existing_file, output_file
 from lutcc.cli.console import Console
 from lutcc.cli.models import describe_specs, kind_of, read_exported, read_module
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Compile and save."""
     path = existing_file(args.model, "MODEL")
+    output = output_file(args.output)
     kind = kind_of(path)
     import lutcc
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     with console.working(f"compiling for {args.target}"):
         artifact = lutcc.compile(model, target=args.target)
     seconds = time.perf_counter() - start
-    saved = artifact.save(args.output)
+    saved = artifact.save(output)
     isas = [variant.isa for variant in artifact.manifest.variants]
     data = {
         "output": str(saved),

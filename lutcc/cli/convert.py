@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from lutcc.cli.arrays import existing_file, read_array
+from lutcc.cli.arrays import existing_file, output_file, read_array
 from lutcc.cli.console import Console
 from lutcc.errors import ConvertError
 
@@ -34,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Convert, report what became of each layer, export."""
     recipe = existing_file(args.recipe, "--recipe")
-    rows = np.ascontiguousarray(read_array(args.calibration, "--calibration"), dtype=np.float32)
+    output = output_file(args.output, replaced=False)
+    given = read_array(args.calibration, "--calibration", finite=True)
+    rows = np.ascontiguousarray(given, dtype=np.float32)
     import torch
 
     import lutcc
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     try:
         with torch.inference_mode():
             before = model(calibration)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the user's model raises
         raise ConvertError(
             f"the model fails on calibration rows of shape {rows.shape}: {error}",
             where=args.calibration,
@@ -65,13 +66,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
         after = converted(calibration)
     with console.working("exporting"):
         exported = export_program(converted, (calibration[:2],))
-        torch.export.save(exported.program, args.output)
+        torch.export.save(exported.program, output)
     seconds = time.perf_counter() - start
     report = cast(ConversionReport, converted.conversion_report)
     deviation = float((before - before.mean(0)).square().sum())
     error = float((after - before).square().sum()) / deviation if deviation > 0 else 0.0
     data = {
-        "output": str(Path(args.output)),
+        "output": str(output),
         **report.to_dict(),
         "seconds": seconds,
         "normalized_squared_error": error,

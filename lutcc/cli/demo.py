@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 
+from lutcc.cli.arrays import output_folder
 from lutcc.cli.console import Console
-from lutcc.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +37,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lutcc.report import tables
     from lutcc.report.demo import DemoOptions, run_demo
 
-    output = Path(args.output)
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{args.output} is a file", where="--output", fix="name a folder")
+    output = output_folder(args.output)
     brief = {"seconds": 0.002, "rounds": 2, "codebooks": (16, 30)} if args.quick else {}
     options = DemoOptions(output, seed=args.seed, target=args.target, core=args.core, **brief)
     start = time.perf_counter()

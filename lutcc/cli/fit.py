@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
-from lutcc.cli.arrays import read_array
+from lutcc.cli.arrays import output_file, read_array
 from lutcc.cli.console import Console
 from lutcc.errors import InputError, UsageError
 
@@ -46,15 +45,22 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UsageError(
             f"{args.held_out} is not a share", where="--held-out", fix="0 <= SHARE < 1"
         )
-    A = read_array(args.A, "A", ndim=2)
-    B = read_array(args.B, "B", ndim=2)
+    for option, value, least in (
+        ("--ncodebooks", args.ncodebooks, 1),
+        ("--nprototypes", args.nprototypes, 2),
+    ):
+        if value < least:
+            raise UsageError(f"{value} is too few", where=option, fix=f"{least} or more")
+    output = output_file(args.output, replaced=False)
+    A = read_array(args.A, "A", ndim=2, finite=True)
+    B = read_array(args.B, "B", ndim=2, finite=True)
     B = B.T if args.transpose else B
-    bias = None if args.bias is None else read_array(args.bias, "--bias", ndim=1)
+    bias = None if args.bias is None else read_array(args.bias, "--bias", ndim=1, finite=True)
     if A.shape[1] != B.shape[0]:
         raise InputError(
             f"A has {A.shape[1]} columns, B has {B.shape[0]} rows",
             where=f"{args.A} (N, D) = {A.shape} and {args.B} (D, M) = {B.shape}",
-            fix="--transpose" if A.shape[1] == B.shape[1] else "they must agree",
+            fix=_fix_of_shapes(A.shape[1], B.shape[1], args.transpose),
         )
     held_out = int(len(A) * args.held_out)
     train, test = A[: len(A) - held_out], A[len(A) - held_out :]
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         estimator.fit(train, B, bias)
     seconds = time.perf_counter() - start
     module = estimator.to_ir()
-    Path(args.output).write_text(ir.to_text(module), encoding="utf-8")
+    output.write_text(ir.to_text(module), encoding="utf-8")
 
     errors = {"train": _error(estimator, train, B, bias, activation)}
     if held_out:
@@ -103,6 +109,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         table.add_row(f"error, {name.replace('_', ' ')}", f"{value:.4f} of the variance")
     console.result(data, table)
     return 0
+
+
+def _fix_of_shapes(ncolumns: int, other: int, transposed: bool) -> str:
+    if ncolumns != other:
+        return "the columns of A are the rows of B: fit both to the same D"
+    if transposed:
+        return "leave out --transpose: B is stored as (D, M)"
+    return "transpose B: --transpose (torch stores weights as (M, D))"
 
 
 def _error(estimator, A: np.ndarray, B: np.ndarray, bias: np.ndarray | None, activation) -> float:

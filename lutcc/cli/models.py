@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -89,9 +91,8 @@ def read_exported(path: Path) -> ExportedProgram:
 
     import lutcc.ops  # noqa: F401 - registers torch.ops.lutcc, which the graph may call
 
-    serializer = logging.getLogger("torch._export.serde.serialize")
-    level = serializer.level
-    serializer.setLevel(logging.ERROR)  # it warns of symbols that only guards used
+    silenced = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # torch logs a traceback before it raises, and unused symbols
     try:
         return torch.export.load(path)
     except Exception as error:  # torch raises whatever its zip, JSON and schema readers raise
@@ -99,10 +100,10 @@ def read_exported(path: Path) -> ExportedProgram:
         raise FrontendError(
             f"torch cannot read it: {first[0]}",
             where=str(path),
-            fix="write it with torch.export.save, with a torch not newer than this one",
+            fix="write it (again) with torch.export.save, with a torch not newer than this one",
         ) from error
     finally:
-        serializer.setLevel(level)
+        logging.disable(silenced)
 
 
 def torch_model(reference: str, weights: str | None) -> nn.Module:
@@ -116,7 +117,7 @@ def torch_model(reference: str, weights: str | None) -> nn.Module:
     UsageError
         When it cannot be found or is no factory of torch modules.
     ConvertError
-        When the weights do not fit the model.
+        When importing or calling it fails, or the weights do not fit the model.
     """
     from torch import nn
 
@@ -138,6 +139,8 @@ def torch_model(reference: str, weights: str | None) -> nn.Module:
             where=reference,
             fix="run where it can be imported, or set PYTHONPATH",
         ) from error
+    except Exception as error:  # whatever the module's own code raises
+        raise _failed(f"importing {module_name} fails", reference, error) from error
     finally:
         sys.path.remove("")
     factory = getattr(module, name, None)
@@ -145,9 +148,8 @@ def torch_model(reference: str, weights: str | None) -> nn.Module:
         raise UsageError(
             f"{module_name} has no {name!r}", where=reference, fix=suggest(name, vars(module))
         )
-    model = (
-        factory if isinstance(factory, nn.Module) else factory() if callable(factory) else factory
-    )
+    called = callable(factory) and not isinstance(factory, nn.Module)
+    model = _call(factory, reference) if called else factory
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"{reference} gives a {type(model).__name__}, not a torch module", where="MODEL",
@@ -159,6 +161,34 @@ def torch_model(reference: str, weights: str | None) -> nn.Module:
 
 
 BUILT_IN = {"digits-mlp": "lutcc.report.digits:mlp"}
+
+
+def _call(factory: Callable[[], Any], reference: str) -> Any:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # some built-in callables have no signature
+        parameters = ()
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
+    if needed:
+        raise UsageError(
+            f"the factory needs arguments: {', '.join(needed)}",
+            where=reference,
+            fix="name a function without arguments that returns the model",
+        )
+    try:
+        return factory()
+    except Exception as error:  # whatever the user's code raises
+        raise _failed("the model factory fails", reference, error) from error
+
+
+def _failed(what: str, reference: str, error: Exception) -> ConvertError:
+    first = str(error).strip().splitlines()[:1]
+    return ConvertError(
+        ": ".join([what, type(error).__name__, *first]),
+        where=reference,
+        fix="mend it there; -vv shows the traceback",
+    )
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

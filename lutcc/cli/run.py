@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 
-from lutcc.cli.arrays import existing_file, read_array, write_array
+from lutcc.cli.arrays import existing_file, output_file, read_array, write_array
 from lutcc.cli.console import Console
-from lutcc.cli.models import describe_specs
-from lutcc.errors import UsageError
+from lutcc.cli.models import describe_specs, kind_of
+from lutcc.errors import TargetError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,20 +24,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", action="append", default=[], metavar="OUT.npy")
     parser.add_argument("--isa", help="take this variant instead of the best one for this CPU")
     parser.add_argument("--threads", type=int, help="(all usable cores)")
-    parser.add_argument(
-        "--repeat", type=int, default=0, metavar="TIMES", help="time that many calls"
-    )
+    parser.add_argument("--repeat", type=int, metavar="TIMES", help="time that many calls")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Load, run, write the outputs, time."""
-    existing_file(args.artifact, "ARTIFACT")
+    _artifact_file(args.artifact)
+    if args.repeat is not None and args.repeat < 1:
+        raise UsageError(
+            f"{args.repeat} calls cannot be timed",
+            where="--repeat",
+            fix="1 or more; without --repeat nothing is timed",
+        )
+    outputs_to = [output_file(text) for text in args.output]
     arrays = [read_array(text, f"input {index}") for index, text in enumerate(args.inputs)]
-    if args.repeat < 0:
-        raise UsageError(f"{args.repeat} is negative", where="--repeat")
     from lutcc.bench.timing import Timing
     from lutcc.runtime import load
 
+    if args.isa is not None:
+        _check_variant(args.artifact, args.isa)
     start = time.perf_counter()
     artifact = load(args.artifact, isa=args.isa)
     loaded = time.perf_counter() - start
@@ -58,8 +62,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     results = artifact(*arrays)
     outputs = results if isinstance(results, tuple) else (results,)
-    for path, array in zip(args.output, outputs, strict=False):
-        write_array(Path(path), np.asarray(array))
+    for path, array in zip(outputs_to, outputs, strict=False):
+        write_array(path, np.asarray(array))
     data = {
         "isa": artifact.isa,
         "threads": artifact.num_threads,
@@ -92,3 +96,31 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     console.result(data, *lines)
     return 0
+
+
+def _artifact_file(text: str) -> None:
+    path = existing_file(text, "ARTIFACT")
+    kind = kind_of(path)
+    if kind != "artifact":
+        what = "an IR module" if kind == "ir" else "an exported torch model"
+        raise UsageError(
+            f"{text!r} is {what}, not an artifact",
+            where="ARTIFACT",
+            fix=f"compile it first: lutcc compile {text} -o {path.with_suffix('.lutcc')}",
+        )
+
+
+def _check_variant(path: str, isa: str) -> None:
+    from lutcc.runtime import Artifact
+    from lutcc.runtime.cpu import ISA_LEVELS
+
+    has = [variant.isa for variant in Artifact.read(path).manifest.variants]
+    if isa in has:
+        return
+    fix = f"--isa {' or '.join(has)}"
+    if isa in ISA_LEVELS:
+        levels = [level for level in ISA_LEVELS if level == isa or level in has]
+        fix += f"; or compile with --target {','.join(levels)}"
+    raise TargetError(
+        f"the artifact has no variant {isa!r}; it has {', '.join(has)}", where=path, fix=fix
+    )

@@ -50,7 +50,11 @@ _DATA_MOVEMENT = ("im2col", "rows_to_nchw", "relu", "add")
 
 
 class EntryEmitter:
-    """Emits one entry function of a module made of stages and data movement."""
+    """Emits one entry function of a module made of stages and data movement.
+
+    Emitting the serial function finds out how much block scratch a thread needs (``per_thread``);
+    the parallel one, and the one that allocates its own workspace, must be told.
+    """
 
     def __init__(
         self,
@@ -60,8 +64,8 @@ class EntryEmitter:
         symbol: str,
         batch: str | None,
         *,
-        parallel: bool,
-        own_workspace: bool,
+        parallel: bool = False,
+        own_workspace: bool = False,
         per_thread: int = 0,
     ) -> None:
         self.module, self.isa, self.configs = module, isa, configs
@@ -139,10 +143,8 @@ class EntryEmitter:
         }
         self.per_row = planned.per_row
         if self.own_workspace:
-            threads_size = self._measure()
-            space = builder.alloc_buffer(
-                (self.batch * self.per_row + i64(threads_size + 64),), "uint8", scope="global"
-            )
+            nbytes = self.batch * self.per_row + i64(self.per_thread + 64)
+            space = builder.alloc_buffer((nbytes,), "uint8", scope="global")
         for views in (self.memory, self.compact):
             for name, view in views.items():
                 if isinstance(view, View) and view.buffer is None:
@@ -158,22 +160,6 @@ class EntryEmitter:
         for value, target in copies:
             self._copy(value, target)
         self.blob_entries, self.blob_nbytes = self.blob.entries, self.blob.nbytes
-
-    def _measure(self) -> int:
-        """Return the block scratch that the stages need, by emitting them once apart."""
-        probe = EntryEmitter(
-            self.module,
-            self.isa,
-            self.configs,
-            self.symbol + "_probe",
-            self.batch_name,
-            parallel=False,
-            own_workspace=False,
-        )
-        with _detached():
-            probe.emit()
-        self.per_thread = probe.per_thread
-        return probe.per_thread
 
     def _match(self, value: Value, handle: Any, *, strided: bool = False) -> tuple[Any, list[Expr]]:
         """Declare an argument; returns its buffer and, for rank 2 if ``strided``, its strides."""
@@ -406,9 +392,3 @@ def _read_as_whole(main: Function, roots: Mapping[str, str]) -> set[str]:
             if not same and op.opcode not in ("reshape", "repack"):
                 found.add(root)
     return found
-
-
-@contextlib.contextmanager
-def _detached() -> Iterator[None]:
-    """Run another IR builder while one is open (the builders nest)."""
-    yield

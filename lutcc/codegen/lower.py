@@ -87,22 +87,20 @@ def lower(
     ir.verify(prepared)
     batch = _batch_symbol(prepared.main)
     chosen = stage_configs(prepared, level, configs or {})
-    serial = EntryEmitter(
-        prepared, level, chosen, entry, batch, parallel=False, own_workspace=own_workspace
-    )
+    serial = EntryEmitter(prepared, level, chosen, entry, batch)
     functions = {entry: serial.emit()}
-    if parallel and not own_workspace:
-        threaded = EntryEmitter(
+    if own_workspace or parallel:
+        symbol = entry if own_workspace else entry + "_mt"
+        functions[symbol] = EntryEmitter(
             prepared,
             level,
             chosen,
-            entry + "_mt",
+            symbol,
             batch,
-            parallel=True,
-            own_workspace=False,
+            parallel=not own_workspace,
+            own_workspace=own_workspace,
             per_thread=serial.per_thread,
-        )
-        functions[entry + "_mt"] = threaded.emit()
+        ).emit()
     main = prepared.main
     program = Program(
         isa=level.name,

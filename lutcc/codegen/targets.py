@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from lutcc.codegen.tvm_setup import import_tvm
-from lutcc.errors import TargetError, suggest
+from lutcc.errors import TargetError
 from lutcc.schedules.x86.isa import ISAS, Isa
 
 _ALIASES = {"x86-64-v3": "avx2", "x86-64-v4": "avx512"}
@@ -81,6 +82,13 @@ def _parse_one(name: str) -> Target:
     return Target(_level_of_cpu(name), name)
 
 
+def _near(name: str, cpus: list[str]) -> str:
+    """Return the targets to choose from, after the names that ``name`` may be a typo of."""
+    close = get_close_matches(name, [*cpus, *ISAS, *_ALIASES, "host"], cutoff=0.7)
+    typo = f"did you mean {', '.join(map(repr, close))}? Or " if close else ""
+    return f"{typo}use host, {', '.join(ISAS)}, or a CPU that LLVM knows, such as znver5"
+
+
 def _level_of_cpu(name: str) -> Isa:
     import_tvm()
     from tvm.target import Target as TvmTarget
@@ -92,7 +100,7 @@ def _level_of_cpu(name: str) -> Isa:
         raise TargetError(
             f"there is no target {name!r}",
             where="target",
-            fix=suggest(name, [*known, *ISAS, "host"]),
+            fix=_near(name, known),
         )
     has = {str(f) for f in codegen.llvm_get_cpu_features(TvmTarget({"kind": "llvm", "mcpu": name}))}
     wanted = {

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lutcc.doctor.requirements import declared_requirements, installed_version
+from lutcc.errors import LutccError
 
 Status = Literal["ok", "warn", "fail"]
 SELF_TEST_SECONDS = 120
@@ -133,7 +134,11 @@ def check_cpu() -> Iterator[Check]:
         fix = "mend the packages above first"
         yield Check("cpu", "fail", f"lutcc.runtime cannot be imported: {error}", fix)
         return
-    host = cpu.host()
+    try:
+        host = cpu.host()
+    except LutccError as error:  # an unknown level in the environment
+        yield Check(cpu.MAX_ISA_VARIABLE, "fail", error.what, error.fix or "")
+        return
     found = f"{host.model}: {host.isa or 'no AVX2'}"
     if host.max_isa:
         fix = f"unset {cpu.MAX_ISA_VARIABLE} to use all that the CPU has"

@@ -18,7 +18,7 @@ def as_weights(B: Any, bias: Any, ncolumns: int) -> tuple[np.ndarray | None, np.
             weights = check_array(B, dtype=np.float64, input_name="B", ensure_min_features=1)
         except ValueError as error:
             raise InputError(
-                str(error),
+                not_finite(B) or str(error),
                 where="B",
                 fix="pass finite real numbers of shape (columns of A, outputs)",
             ) from error
@@ -43,6 +43,29 @@ def as_weights(B: Any, bias: Any, ncolumns: int) -> tuple[np.ndarray | None, np.
             f"the bias {problem}", where="bias", fix=f"pass finite numbers of shape ({noutputs},)"
         )
     return weights, shift
+
+
+def not_finite(array: Any) -> str | None:
+    """Say where the first NaN or infinity of an array is; None when there is none.
+
+    Examples
+    --------
+    >>> not_finite(np.array([[1.0, np.nan]]))
+    'row 0, column 1 is NaN; 1 of 2 values is NaN or infinity'
+    """
+    try:
+        numbers = np.asarray(array)
+        bad = ~np.isfinite(numbers)
+    except (TypeError, ValueError, RuntimeError):  # no array of numbers
+        return None
+    count = int(np.count_nonzero(bad))
+    if not count:
+        return None
+    first = tuple(int(i) for i in np.argwhere(bad)[0])
+    place = f"row {first[0]}, column {first[1]}" if len(first) == 2 else f"entry {first}"
+    value = "NaN" if np.isnan(numbers[first]) else "infinity"
+    verb = "is" if count == 1 else "are"
+    return f"{place} is {value}; {count} of {numbers.size} values {verb} NaN or infinity"
 
 
 def product_metric(weights: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from lutcc.errors import InputError, NotFittedError
 from lutcc.fit import lookup
-from lutcc.fit.inputs import as_weights, code_frequencies, product_metric, to_float32
+from lutcc.fit.inputs import as_weights, code_frequencies, not_finite, product_metric, to_float32
 from lutcc.fit.nearest import fit_centroids
 from lutcc.fit.options import check_maddness_options
 from lutcc.fit.partition import contiguous_partition
@@ -402,6 +402,8 @@ class Maddness(BaseEstimator):
             X = validate_data(self, A, reset=reset, dtype=[np.float32, np.float64])
         except ValueError as error:
             raise InputError(
-                str(error), where="A", fix="pass finite real numbers of shape (rows, columns)"
+                not_finite(A) or str(error),
+                where="A",
+                fix="pass finite real numbers of shape (rows, columns)",
             ) from error
         return to_float32(X, "A")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from lutcc.bench.compare import Comparison, Subject
 from lutcc.bench.layers import verdicts
 from lutcc.bench.machine import describe
 from lutcc.bench.timing import Timing, pin_to_core
+from lutcc.codegen.targets import parse_targets
 from lutcc.data import ImageSplit
 from lutcc.data.digits import load as load_digits
 from lutcc.errors import BackendError
@@ -50,9 +52,15 @@ def run_demo(options: DemoOptions, progress: Progress) -> dict[str, Any]:
 
     Raises
     ------
+    TargetError, UsageError
+        If the target is unknown or the core cannot be used; both are looked at first.
     BackendError
         If an artifact, loaded in a fresh process, does not give what the converted model gives.
     """
+    parse_targets(options.target)
+    usable = os.sched_getaffinity(0)
+    core = pin_to_core(options.core)
+    os.sched_setaffinity(0, usable)  # all of them for the work that is not measured
     options.output.mkdir(parents=True, exist_ok=True)
     data = load_digits(seed=options.seed)
     with _one_thread():
@@ -66,7 +74,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> dict[str, Any]:
             converted[ncodebooks] = _convert_and_compile(model, data, ncodebooks, options)
         progress("compiling each layer alone")
         layers = _compile_layers(model, converted, options)
-    core = pin_to_core(options.core)
+    pin_to_core(core)
     with Comparison() as compare:
         compare.add_input("test", data.test_x)
         for rows in BATCHES:

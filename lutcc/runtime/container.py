@@ -18,6 +18,7 @@ from lutcc.errors import ArtifactError
 from lutcc.runtime.manifest import MANIFEST, MAX_MANIFEST_BYTES, FileEntry, Manifest, read_manifest
 
 _AGAIN = "copy it again, or make it again with lutcc.compile and save"
+_COMPILE = "it is a model, not an artifact: compile it first, with lutcc.compile or lutcc compile"
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -108,7 +109,7 @@ class _Zip:
             raise ArtifactError(
                 f"is no readable zip file ({error}): truncated, damaged, or no artifact",
                 where=str(path),
-                fix=_AGAIN,
+                fix=_COMPILE if path.suffix in (".ir", ".pt2") else _AGAIN,
             ) from error
         self.sizes: dict[str, int] = {}
         for info in infos:

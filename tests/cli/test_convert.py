@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,16 @@ def small():
     return nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4))
 
 not_a_factory = 3
+
+def needs_arguments(width, depth=2):
+    return nn.Linear(width, width)
+
+def raises():
+    return {}["no such key"]
+
+class FailsWhenRun(nn.Module):
+    def forward(self, x):
+        return self.nothing(x)
 """
 
 
@@ -69,6 +81,11 @@ def test_the_built_in_model(lutcc_command, folder: Path):
         (["digits-mpl"], 2, "did you mean 'digits-mlp'"),
         (["nosuchmodule:f"], 2, "no module 'nosuchmodule'"),
         (["mymodels:smal"], 2, "did you mean 'small'"),
+        (["mymodels:needs_arguments"], 2, "needs arguments: width\n"),
+        (["mymodels:raises"], 1, "mymodels:raises: the model factory fails: KeyError"),
+        (["mymodels:FailsWhenRun"], 1, "no attribute 'nothing'"),
+        (["brokenmodels:f"], 1, "importing brokenmodels fails: SyntaxError"),
+        (["mymodels:small", "-c", "nan.npy"], 1, "row 3, column 2 is NaN; 1 of 60 values"),
         (["mymodels:not_a_factory"], 2, "gives a int, not a torch module"),
         (["mymodels:small", "-r", "recip.toml"], 2, "did you mean 'recipe.toml'"),
         (["mymodels:small", "-c", "wide.npy"], 1, "wide.npy: the model fails"),
@@ -81,6 +98,8 @@ def test_the_built_in_model(lutcc_command, folder: Path):
 )
 def test_mistakes(lutcc_command, folder: Path, arguments, code, message):
     np.save("wide.npy", np.zeros((5, 13), np.float32))
+    np.save("nan.npy", np.where(np.arange(60).reshape(5, 12) == 38, np.nan, 1).astype(np.float32))
+    Path("brokenmodels.py").write_text("def f(:\n")
     save_file({"fc.weight": torch.zeros(2, 2)}, "other.safetensors")
     Path("typo.toml").write_text(RECIPE.replace("*", "haed"))
     Path("option.toml").write_text(RECIPE.replace("ncodebooks", "ncodeboks"))
@@ -94,9 +113,22 @@ def test_mistakes(lutcc_command, folder: Path, arguments, code, message):
     assert not Path("m.pt2").exists()
 
 
-def test_a_damaged_exported_program(lutcc_command, folder: Path):
-    Path("bad.pt2").write_bytes(b"PK\x03\x04" + b"0" * 100)
-    done = lutcc_command("compile", "bad.pt2", "-o", "m.lutcc")
-    assert done.code == 1
-    assert "torch cannot read it" in done.err
-    assert "Traceback" not in done.err
+def test_the_output_folder_is_checked_before_fitting(lutcc_command, folder: Path):
+    words = ["mymodels:small", "-r", "recipe.toml", "-c", "x.npy", "-o", "nodir/c.pt2"]
+    done = lutcc_command("convert", *words)
+    assert done.code == 2
+    assert "the folder 'nodir' does not exist" in done.err
+    assert "mkdir -p nodir" in done.err
+    assert "fitting" not in done.err
+
+
+@pytest.mark.parametrize("data", [b"PK\x03\x04" + b"0" * 100, b"junk"], ids=repr)
+def test_a_damaged_exported_program(folder: Path, data: bytes):
+    """In a process of its own: torch logs to the stream that it found when it was imported."""
+    Path("bad.pt2").write_bytes(data)
+    command = [sys.executable, "-m", "lutcc.cli.main", "compile", "bad.pt2", "-o", "m.lutcc", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("lutcc: bad.pt2: torch cannot read it: ")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 2

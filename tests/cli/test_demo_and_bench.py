@@ -60,7 +60,8 @@ def test_artifacts_ran_in_a_fresh_process_without_torch(demo):
 def test_every_candidate_was_measured_at_every_batch(demo):
     result, _ = demo
     labels = {row["label"] for row in result["models"]}
-    expected = {"lutcc 16", "lutcc 30", "fp32", "bf16", "bf16_cast", "int8_onednn", "int8_x86"}
+    expected = {"lutcc 16", "lutcc 30", "compiled", "fp32", "bf16", "bf16_cast", "int8_onednn"}
+    expected.add("int8_x86")
     if has_amx():
         expected |= {"bf16/amx", "bf16_cast/amx", "int8_onednn/amx"}
     assert labels == expected
@@ -118,6 +119,28 @@ def test_bench_layers_prints_every_candidate_and_who_is_faster(lutcc_command, tm
         assert set(times) >= {"lutcc", "fp32", "bf16", "bf16_cast", "int8_onednn", "int8_x86"}
         dense = min(time for label, time in times.items() if label != "lutcc")
         assert row["speedup"] == pytest.approx(dense / times["lutcc"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--core", "7777"], 2, "core 7777 is not usable"),
+        (["--target", "nosuch"], 1, "there is no target 'nosuch'"),
+        (["-o", "file"], 2, "is a file"),
+        (["-o", "file/inside"], 2, "is a file"),
+    ],
+    ids=str,
+)
+def test_demo_checks_its_options_before_training(
+    lutcc_command, tmp_path: Path, monkeypatch, words, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    done = lutcc_command("demo", "--quick", *words)
+    assert done.code == code
+    assert message in done.err
+    assert "training" not in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_no_such_kernel(lutcc_command):

@@ -115,6 +115,16 @@ def test_no_avx2(monkeypatch):
     assert found["LUTCC_MAX_ISA"].fix
 
 
+def test_an_unknown_level_is_a_failed_check(lutcc_command, monkeypatch):
+    monkeypatch.setenv("LUTCC_MAX_ISA", "bogus")
+    monkeypatch.setattr(checks, "GROUPS", (checks.check_cpu, checks.check_threads))
+    done = lutcc_command("doctor", "-q")
+    assert done.code == 1
+    assert "not ready: LUTCC_MAX_ISA" in done.out
+    assert "'bogus' is no instruction-set level" in done.out
+    assert "cores usable" in done.out
+
+
 def test_tvm_would_bind_threads(monkeypatch):
     monkeypatch.setenv("TVM_BIND_THREADS", "1")
     assert by_name(checks.check_threads())["TVM_BIND_THREADS"].status == "warn"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -177,7 +178,17 @@ def test_wrong_shape_and_dtype_name_both_sides(lutcc_command, files: Files, tmp_
         (["run", "k.lutc", "ROWS"], "did you mean 'k.lutcc'"),
         (["run", "ARTIFACT", "ROWS", "ROWS"], "2 inputs given, the artifact takes 1"),
         (["run", "ARTIFACT", "ROWS", "-o", "1.npy", "-o", "2.npy"], "2 outputs named"),
-        (["run", "ARTIFACT", "ROWS", "--repeat", "-1"], "negative"),
+        (["run", "ARTIFACT", "ROWS", "--repeat", "-1"], "cannot be timed"),
+        (["run", "ARTIFACT", "ROWS", "--repeat", "0"], "cannot be timed"),
+        (["run", "MODULE", "ROWS"], "is an IR module, not an artifact"),
+        (["run", "ARTIFACT", "ROWS", "-o", "no/such/y.npy"], "'no/such' does not exist"),
+        (["compile", "MODULE", "-o", "no/such/k.lutcc"], "mkdir -p no/such"),
+        (["fit", "ROWS", "WEIGHT", "-o", "no/such/x.ir"], "'no/such' does not exist"),
+        (["fit", "ROWS", "WEIGHT", "-o", "a.npy/x.ir"], "'a.npy' is no folder"),
+        (["fit", "ROWS", "WEIGHT", "-o", "."], "is a folder"),
+        (["fit", "ROWS", "WEIGHT", "-o", "x.ir", "-C", "0"], "--ncodebooks: 0 is too few"),
+        (["fit", "ROWS", "WEIGHT", "-o", "x.ir", "-K", "1"], "--nprototypes: 1 is too few"),
+        (["bench", "limits", "-o", "no/such/b.json"], "'no/such' does not exist"),
         (["inspect", "ROWS"], "no artifact, IR module (.ir) or exported model (.pt2)"),
         (["inspect", "ARTIFACT", "--rows", "0"], "batch size"),
         (["fit", "ROWS", "WEIGHT", "-o", "x.ir", "--held-out", "1.5"], "not a share"),
@@ -193,6 +204,7 @@ def test_wrong_shape_and_dtype_name_both_sides(lutcc_command, files: Files, tmp_
 def test_wrong_usage_exits_2(lutcc_command, files: Files, monkeypatch, arguments, message):
     monkeypatch.chdir(files.folder)
     names = {"ARTIFACT": files.artifact, "ROWS": files.rows, "WEIGHT": files.weight}
+    names["MODULE"] = files.module
     done = lutcc_command(*(names.get(word, word) for word in arguments))
     assert done.code == 2
     assert message in done.err
@@ -205,8 +217,14 @@ def test_wrong_usage_exits_2(lutcc_command, files: Files, monkeypatch, arguments
         (["fit", "ROWS", "ROWS", "-o", "x.ir"], "A has 24 columns, B has 600 rows"),
         (["fit", "ROWS", "WEIGHT", "-o", "x.ir", "-C", "25"], "ncodebooks <= 24"),
         (["fit", "ROWS", "WEIGHT", "-o", "x.ir", "--bias", "WEIGHT"], "not a vector"),
-        (["fit", "ROWS", "WEIGHT", "-o", "no/such/x.ir"], "No such file"),
-        (["compile", "ARTIFACT", "-o", "x.lutcc", "-t", "avx3"], "avx3"),
+        (
+            ["compile", "ARTIFACT", "-o", "x.lutcc", "-t", "avx3"],
+            "did you mean 'avx2'? Or use host",
+        ),
+        (
+            ["compile", "ARTIFACT", "-o", "x.lutcc", "-t", "nosuch"],
+            "To mend it: use host, avx2, avx512, avx512_vbmi_vnni, or a CPU",
+        ),
         (["run", "ARTIFACT", "ROWS", "--isa", "avx3"], "no variant 'avx3'"),
         (["run", "ARTIFACT", "ROWS", "--threads", "0"], "thread count"),
     ],
@@ -218,6 +236,58 @@ def test_failures_exit_1(lutcc_command, files: Files, monkeypatch, arguments, me
     assert done.code == 1
     assert message in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("name", ["rows", "weight"])
+def test_nan_in_the_input_is_placed(lutcc_command, files: Files, tmp_path: Path, name: str):
+    array = np.load(getattr(files, name))
+    array[3, 2] = np.nan
+    spoiled = tmp_path / "spoiled.npy"
+    np.save(spoiled, array)
+    A, B = (spoiled, files.weight) if name == "rows" else (files.rows, spoiled)
+    done = lutcc_command("fit", A, B, "-C", 6, "-o", tmp_path / "x.ir")
+    assert done.code == 1
+    assert f"spoiled.npy': row 3, column 2 is NaN; 1 of {array.size} values" in done.err
+    assert "To mend it: drop or replace" in done.err
+    assert "HistGradientBoosting" not in done.err
+
+
+@pytest.mark.parametrize("data", [b"junk" * 10, b"", b"\x80\x04N."], ids=repr)
+def test_a_file_that_is_no_array(lutcc_command, files: Files, tmp_path: Path, data: bytes):
+    junk = tmp_path / "junk.npy"
+    junk.write_bytes(data)
+    done = lutcc_command("run", files.artifact, junk)
+    assert done.code == 1
+    assert "is not a valid .npy array" in done.err
+    assert "pickle" not in done.err
+
+
+def test_a_variant_that_is_not_there(lutcc_command, files: Files, tmp_path: Path):
+    out = tmp_path / "one.lutcc"
+    assert lutcc_command("compile", files.module, "-o", out, "-t", "avx512", "-q").code == 0
+    done = lutcc_command("run", out, files.rows, "--isa", "avx2")
+    assert done.code == 1
+    assert "no variant 'avx2'; it has avx512\n" in done.err
+    assert "compile with --target avx2,avx512\n" in done.err
+
+
+def test_a_matrix_the_wrong_way_round(lutcc_command, files: Files, tmp_path: Path):
+    np.save(tmp_path / "bt.npy", np.load(files.weight).T)
+    words = ["fit", files.rows, tmp_path / "bt.npy", "-o", tmp_path / "x.ir"]
+    done = lutcc_command(*words)
+    assert done.code == 1
+    assert "transpose B: --transpose" in done.err
+    words[2] = files.weight
+    assert "leave out --transpose" in lutcc_command(*words, "--transpose").err
+
+
+def test_a_folder_that_may_not_be_written(lutcc_command, files: Files, tmp_path: Path, monkeypatch):
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda p, mode: Path(p) != tmp_path and real(p, mode))
+    done = lutcc_command("compile", files.module, "-o", tmp_path / "x.lutcc")
+    assert done.code == 2
+    assert "no permission to write" in done.err
+    assert "compiling" not in done.err
 
 
 def test_vv_shows_the_traceback(lutcc_command, files: Files):
@@ -232,6 +302,11 @@ def test_a_syntax_error_names_file_and_line(lutcc_command, files: Files, tmp_pat
     done = lutcc_command("compile", broken, "-o", tmp_path / "x.lutcc")
     assert done.code == 1
     assert "lut_accumulate" in done.err
+    text = files.module.read_text()
+    broken.write_text(text[: text.index('"') + 2])
+    done = lutcc_command("compile", broken, "-o", tmp_path / "x.lutcc")
+    assert done.code == 1
+    assert "unterminated string" in done.err
     shutil.copy(files.rows, broken)
     done = lutcc_command("compile", broken, "-o", tmp_path / "x.lutcc")
     assert done.code == 1
