@@ -82,32 +82,29 @@ def _scan_rows(options: BenchOptions) -> Iterator[Row]:
     from lutcc.bench.scan import scan_kernel, scan_module
 
     shapes = [(1024, 512, 64)] if options.quick else [(1024, 512, 64), (4096, 1024, 64)]
-    tables = (
-        [("exact", 16), ("mean", 16)]
-        if options.quick
-        else [
-            ("exact", 16),
-            ("mean", 16),
-            ("exact", 32),
-            ("exact", 64),
-            ("exact", 128),
-        ]
-    )
+    scans = [("exact", 16, False), ("exact", 16, True), ("mean", 16, False), ("mean", 16, True)]
+    if not options.quick:
+        scans += [("exact", 32, False), ("exact", 64, False), ("exact", 128, False)]
     for isa in _isas(options):
         for rows, columns, codebooks in shapes:
-            for accumulate, entries in tables:
+            for accumulate, entries, dequantize in scans:
                 module = scan_module(
-                    codebooks, entries, columns, accumulate=accumulate, seed=options.seed
+                    codebooks,
+                    entries,
+                    columns,
+                    accumulate=accumulate,
+                    seed=options.seed,
+                    dequantize=dequantize,
                 )
-                call = scan_kernel(module, isa, rows, seed=options.seed)
                 mix = scan_limit(isa, mean=accumulate == "mean", entries=entries)
                 loop, lookups = limit_loop(mix.name)
+                workload = f"{accumulate} N={rows} M={columns} C={codebooks} K={entries}"
                 yield _row(
                     options,
                     "lut_accumulate",
-                    f"{accumulate} N={rows} M={columns} C={codebooks} K={entries}",
+                    workload + (", to float32" if dequantize else ""),
                     isa,
-                    call,
+                    scan_kernel(module, isa, rows, seed=options.seed),
                     rows * columns * codebooks,
                     "G look-ups/s",
                     loop,

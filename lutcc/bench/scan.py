@@ -16,9 +16,18 @@ from lutcc.schedules.x86.pack import aligned_empty, pack_blob, round_up
 
 
 def scan_module(
-    codebooks: int, entries: int, columns: int, *, accumulate: str, seed: int
+    codebooks: int,
+    entries: int,
+    columns: int,
+    *,
+    accumulate: str,
+    seed: int,
+    dequantize: bool = False,
 ) -> ir.Module:
-    """Return a module of one scan with random tables: codes -> dequantised float32."""
+    """Return a module of one scan with random tables: codes -> int32 sums.
+
+    With ``dequantize``, the sums become float32 in registers, as inside a layer.
+    """
     rng = np.random.default_rng(seed)
     b = ir.Builder("main")
     codes = b.param("codes", ir.TensorType((ir.Sym("n"), codebooks), "uint8"))
@@ -26,9 +35,11 @@ def scan_module(
     acc = b.op(
         "lut_accumulate", codes, b.constant("lut", lut), accumulate=accumulate, upcast_every=16
     )
-    scale = b.constant("scale", rng.random(columns, np.float32))
-    offset = b.constant("offset", rng.random(columns, np.float32))
-    b.returns(b.op("lut_dequantize", acc, scale, offset))
+    if dequantize:
+        scale = b.constant("scale", rng.random(columns, np.float32))
+        offset = b.constant("offset", rng.random(columns, np.float32))
+        acc = b.op("lut_dequantize", acc, scale, offset)
+    b.returns(acc)
     return b.module()
 
 
@@ -89,11 +100,12 @@ def scan_kernel(
                 )
                 layout = code_layout(ctx, scan, codebooks, View(buffers[0], i64(0), "uint8"))
                 codes = replace(layout, view=layout.view.at(first * layout.codebooks))
-                out = View(buffers[2], i64(0), "float32")
+                dtype = main.returns[0].type.dtype
+                out = View(buffers[2], i64(0), dtype)
                 emitter = BlockEmitter(ctx, main)
                 key = (codes.dot, codes.entries if codes.dot else 0)
                 emitter.codes[main.params[0].name] = {key: codes}
-                emitter.emit_columns(emitter.steps[0], Columns(out, columns, "float32"))
+                emitter.emit_columns(emitter.steps[0], Columns(out, columns, dtype))
         function = ib.get()
     target = tvm.target.Target(level.llvm_target())
     built = tvm.tirx.build(

@@ -126,7 +126,8 @@ def default_configs(
     """
     row_block = 256 if table_bytes < 768 << 10 else 512 if table_bytes < 2 << 20 else 1024
     if isa.name == "avx2":
-        return KernelConfigs(StageConfig(row_block, 8), TileConfig(4, 1), TileConfig(2, 2))
+        tile = TileConfig(2, 2) if mean else TileConfig(4, 1)
+        return KernelConfigs(StageConfig(row_block, 8), tile, TileConfig(2, 2))
     if dot:
         return KernelConfigs(StageConfig(row_block, 6), TileConfig(4, 4), TileConfig(8, 2))
     tile = TileConfig(2, 2) if mean else TileConfig(4, 2)
