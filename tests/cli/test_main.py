@@ -92,6 +92,8 @@ def test_ctrl_c_exits_130(tmp_path: Path):
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        # a shell's background job hands down an ignored SIGINT, which Python would respect
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     process.stderr.readline()  # the first line of progress: it is at work
