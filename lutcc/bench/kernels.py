@@ -6,6 +6,7 @@ Kernel and limit take turns in one run, so that a slow moment of the machine hit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,7 @@ def bench_tree_encode(options: BenchOptions) -> list[Row]:
                         "tree_encode",
                         f"N={n} D={D} C={C} K={entries}",
                         isa,
-                        lambda a=artifact, x=x: a(x),
+                        partial(artifact, x),
                         x.nbytes,
                         "GB/s of input",
                         memcpy(x.nbytes),
@@ -162,7 +163,7 @@ def bench_nearest_encode(options: BenchOptions) -> list[Row]:
         module = _one_op("nearest_encode", ((N, D), "float32"), constants, starts=starts)
         artifact = _compiled(module, isa)
         x = rng.normal(size=(n, D)).astype(np.float32)
-        call = lambda a=artifact, x=x: a(x)  # noqa: E731
+        call = partial(artifact, x)
         work = 2.0 * n * D * K
         rows.append(
             _row(options, "nearest_encode", f"N={n} D={D} C={C} K={K}", isa, call, work, "GFLOP/s")
@@ -180,7 +181,7 @@ def bench_linear(options: BenchOptions) -> list[Row]:
             module = _one_op("linear", ((N, D), "float32"), [weight, np.zeros(M, np.float32)])
             artifact = _compiled(module, isa)
             x = rng.normal(size=(n, D)).astype(np.float32)
-            call = lambda a=artifact, x=x: a(x)  # noqa: E731
+            call = partial(artifact, x)
             work = 2.0 * n * D * M
             rows.append(_row(options, "linear", f"N={n} D={D} M={M}", isa, call, work, "GFLOP/s"))
     return rows
@@ -203,10 +204,10 @@ def _moving(
                 left = b.param("x", ir.TensorType(shape, dtype))
                 b.returns(b.op("add", left, b.param("y", ir.TensorType(shape, dtype))))
                 artifact = _compiled(b.module(), isa)
-                call = lambda a=artifact: a(x, x)  # noqa: E731
+                call = partial(artifact, x, x)
             else:
                 artifact = _compiled(_one_op(opcode, (shape, dtype), constants, **attrs), isa)
-                call = lambda a=artifact: a(x)  # noqa: E731
+                call = partial(artifact, x)
             rows.append(
                 _row(
                     options,

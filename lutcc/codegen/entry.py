@@ -119,13 +119,13 @@ class EntryEmitter:
         for value, (buffer, strides) in zip(main.params, matched_inputs, strict=True):
             self.memory[value.name] = self._declare(value, buffer, strides)
         roots = _memory_roots(main)
-        fixed = {v.name for op in main.body for v in op.results if op.opcode == "constant"}
+        constants = {v.name for op in main.body for v in op.results if op.opcode == "constant"}
         returned: dict[str, Any] = {}
         copies: list[tuple[Value, Any]] = []
         for value, (buffer, strides) in zip(main.returns, matched_outputs, strict=True):
             target = self._streamed(value, self._declare(value, buffer, strides))
             root = roots[value.name]
-            if root in returned or root in self.memory or root in fixed:
+            if root in returned or root in self.memory or root in constants:
                 copies.append((value, target))
             else:
                 returned[root] = target

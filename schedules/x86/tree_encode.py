@@ -33,7 +33,7 @@ from lutcc.schedules.x86.emit import (
     splat,
 )
 from lutcc.schedules.x86.isa import Isa
-from lutcc.schedules.x86.pack import CHUNK, chunk_starts, round_up
+from lutcc.schedules.x86.pack import CHUNK, chunk_starts
 
 
 def threshold_lookup(isa: Isa, table: View, level: int, node: Expr) -> Expr:
@@ -238,8 +238,3 @@ def emit_row(ctx: StageContext, op: Operation, row: Expr, target: Row) -> None:
             above = value > vals.load(c * width + node)
             node = hold(node + node + select(above, i64(1), i64(0)))
         target.view.store(c, cast("uint8", node - entries))
-
-
-def padded_codebooks(codebooks: int, *, dot: bool) -> int:
-    """Return how many codebooks the codes of a block hold."""
-    return round_up(codebooks, 4) if dot else codebooks
