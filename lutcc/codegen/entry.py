@@ -313,8 +313,10 @@ class EntryEmitter:
                     BlockEmitter(ctx, function).emit(inputs, outputs)
                     remember(ctx)
 
-            if plan.rows_only(function):
+            if plan.rows_only(function) or configs.stage.row_threshold >= plan.ALWAYS:
                 by_rows()
+            elif configs.stage.row_threshold <= 0:
+                by_blocks()
             else:
                 threshold = i64(configs.stage.row_threshold)
                 with branch(rows <= threshold) as (small, large):

@@ -134,17 +134,10 @@ def default_configs(
     return KernelConfigs(StageConfig(row_block, 16), tile, TileConfig(8, 2))
 
 
-def tile_space(isa: Isa, *, accumulators: int) -> list[TileConfig]:
-    """Return every register tile that leaves room for operands.
+def tile_fits(isa: Isa, tile_m: int, tile_r: int, *, accumulators: int) -> bool:
+    """Tell whether a register tile leaves room for operands.
 
     ``accumulators`` is the number of vector registers per tile cell.
     """
     budget = (28 if isa.has_avx512 else 12) // accumulators
-    return [
-        TileConfig(m, r) for m in (1, 2, 4, 8, 16) for r in (1, 2, 3, 4, 6, 8) if m * r <= budget
-    ]
-
-
-def stage_space() -> list[StageConfig]:
-    """Return the row blockings worth trying."""
-    return [StageConfig(b, t) for b in (64, 128, 256, 512, 1024) for t in (4, 8, 16, 32)]
+    return tile_m * tile_r <= budget

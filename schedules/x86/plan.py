@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from lutcc.errors import CompileError
 from lutcc.ir.module import Function, Operation, Value
+from lutcc.schedules.space import Config, Knob, Space
 from lutcc.schedules.x86 import (
     add,
     affine,
@@ -21,7 +22,7 @@ from lutcc.schedules.x86 import (
     relu,
     tree_encode,
 )
-from lutcc.schedules.x86.config import KernelConfigs, default_configs
+from lutcc.schedules.x86.config import KernelConfigs, default_configs, tile_fits
 from lutcc.schedules.x86.isa import Isa
 
 ENCODERS = {"tree_encode": tree_encode, "nearest_encode": nearest_encode}
@@ -161,3 +162,61 @@ def rows_only(function: Function) -> bool:
     return any(
         op.opcode == "lut_accumulate" and lut_accumulate.needs_rows(op) for op in function.body
     )
+
+
+#: As ``row_threshold``: each row is done alone, however many there are.
+ALWAYS = 2**31 - 1
+_TILE_M = (1, 2, 4, 8, 16)
+_TILE_R = (1, 2, 3, 4, 6, 8)
+_ROW_BLOCKS = (64, 128, 256, 512, 1024, 2048)
+
+
+def stage_space(isa: Isa, function: Function, rows: int) -> Space:
+    """Return the configs worth trying for a stage at a number of rows, as dotted knobs.
+
+    ``stage.row_threshold`` is 0 (blocks of rows) or :data:`ALWAYS` (rows alone); knobs of the other
+    way are held at their defaults.
+    """
+    default = default_stage_configs(isa, function)
+    opcodes = {op.opcode for op in function.body}
+    dot = row_group(isa, function) == 16
+    alone = rows_only(function) or rows <= default.stage.row_threshold
+    values = {
+        "stage.row_threshold": ALWAYS if alone else 0,
+        "stage.row_block": default.stage.row_block,
+    }
+    heavy = bool(opcodes & {"lut_accumulate", "linear"})
+    both = not rows_only(function) and rows > 1 and (rows <= 64 or not heavy)
+    ways = (0, ALWAYS) if both else (values["stage.row_threshold"],)
+    knobs = [Knob("stage.row_threshold", ways)]
+    blocks = [b for b in _ROW_BLOCKS if b < 2 * rows] or [values["stage.row_block"]]
+    if values["stage.row_block"] not in blocks:
+        blocks.append(values["stage.row_block"])
+    of_blocks = ["stage.row_block"]
+    knobs.append(Knob("stage.row_block", tuple(sorted(blocks))))
+    accumulators = {"accumulate": 1 if dot else 2, "linear": 1}
+    for part, opcode in (("accumulate", "lut_accumulate"), ("linear", "linear")):
+        if opcode not in opcodes:
+            continue
+        tile = getattr(default, part)
+        for field, choices in (("tile_m", _TILE_M), ("tile_r", _TILE_R)):
+            name = f"{part}.{field}"
+            values[name] = getattr(tile, field)
+            of_blocks.append(name)
+            knobs.append(Knob(name, choices))
+
+    def valid(config: Config) -> bool:
+        if config["stage.row_threshold"]:
+            return all(config[name] == values[name] for name in of_blocks)
+        return all(
+            tile_fits(
+                isa,
+                int(config[f"{part}.tile_m"]),
+                int(config[f"{part}.tile_r"]),
+                accumulators=count,
+            )
+            for part, count in accumulators.items()
+            if f"{part}.tile_m" in config
+        )
+
+    return Space(tuple(knobs), values, valid)

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from lutcc import ir
 from lutcc.errors import CompileError
-from lutcc.schedules.x86.config import default_configs, stage_space, tile_space
+from lutcc.ir.passes import run_pipeline
+from lutcc.schedules.space import nested
 from lutcc.schedules.x86.isa import isa_by_name
+from lutcc.schedules.x86.plan import stage_space
 from tests.schedules.harness import (
     ISA_PARAMS,
     ROWS,
@@ -179,23 +181,24 @@ def test_threads_give_the_same_bits(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
-def test_every_tile_of_the_space(isa: str) -> None:
-    level = isa_by_name(isa)
-    for accumulate, accumulators in (("exact", 1 if level.has_vbmi_vnni else 2), ("mean", 2)):
-        module = maddness(20, 6, 37, accumulate=accumulate, upcast_every=4)
-        space = tile_space(level, accumulators=accumulators)
-        assert default_configs(level, dot=accumulators == 1).accumulate in space
-        for tile in space[:: max(1, len(space) // 6)]:
-            configs = {"rows0": {"accumulate": tile.to_json(), "stage": {"row_threshold": 0}}}
-            check(module, isa, lambda n: floats(20, n), rows=(1, 65, 129), configs=configs)
-
-
-@pytest.mark.parametrize("isa", ISA_PARAMS)
-@pytest.mark.parametrize("stage", stage_space()[::7])
-def test_row_blocks(isa: str, stage) -> None:
-    module = maddness(20, 6, 37)
-    configs = {"rows0": {"stage": stage.to_json()}}
-    check(module, isa, lambda n: floats(20, n), rows=(1, 16, 257, 300), configs=configs)
+@pytest.mark.parametrize("accumulate", ["exact", "mean"])
+def test_configs_of_the_space(isa: str, accumulate: str) -> None:
+    """Every value of every knob, in as few configs as that takes, in some combination."""
+    module = run_pipeline(maddness(20, 6, 37, accumulate=accumulate, upcast_every=4))
+    for rows in (1, 17, 300):
+        space = stage_space(isa_by_name(isa), module.function("rows0"), rows)
+        unseen = {(k.name, v) for k in space.knobs for v in k.values}
+        for config in space.configs():
+            if unseen.isdisjoint(config.items()):
+                continue
+            unseen -= set(config.items())
+            check(
+                module,
+                isa,
+                lambda n: floats(20, n),
+                rows=(1, rows, rows + 65),
+                configs={"rows0": nested(config)},
+            )
 
 
 @pytest.mark.isa("avx2")
