@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 OUT    := out
 
-.PHONY: help demo test lint bench docs readme wheel install install-dev clean distclean
+.PHONY: help demo test lint bench docs readme tuning-logs wheel install install-dev clean distclean
 
 help:
 	@echo "make demo     train, convert, compile, run: a table and a picture in $(OUT)/demo"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench    kernels and layers against torch (ARGS='--quick' for a short run)"
 	@echo "make docs     HTML of docs/ in docs/_site"
 	@echo "make readme   measure again and rewrite the figures in README.md"
+	@echo "make tuning-logs  tune the shipped workloads for this CPU (ARGS='--budget 10m' for a shorter run)"
 	@echo "make wheel    dist/*.whl"
 	@echo "make clean    remove what these made (distclean: the environment too)"
 
@@ -54,6 +55,9 @@ docs: $(VENV)/.installed-dev
 
 readme: $(VENV)/.installed
 	$(BIN)/python -m lutcc.bench.readme README.md
+
+tuning-logs: $(VENV)/.installed
+	$(BIN)/lutcc tune tuning_logs/workloads.toml --target all --log-dir tuning_logs $(ARGS)
 
 wheel: $(VENV)/.installed-dev
 	$(PIP) wheel -q --no-deps --no-build-isolation -w dist .

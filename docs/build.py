@@ -17,7 +17,16 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 REFERENCE = DOCS / "ir-reference.md"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-PAGES = ("index", "concepts", "ir-reference", "artifact-format", "cli", "how-to-add-an-op")
+PAGES = (
+    "index",
+    "concepts",
+    "cli",
+    "tuning",
+    "tuning-logs",
+    "ir-reference",
+    "artifact-format",
+    "how-to-add-an-op",
+)
 
 
 def title_of(text: str) -> str:

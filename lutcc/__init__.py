@@ -28,6 +28,7 @@ _SUBMODULES = (
     "report",
     "runtime",
     "schedules",
+    "tuning",
 )
 _ATTRIBUTES = {
     "Artifact": ("lutcc.runtime", "Artifact"),
@@ -37,6 +38,7 @@ _ATTRIBUTES = {
     "get_num_threads": ("lutcc.runtime", "get_num_threads"),
     "load": ("lutcc.runtime", "load"),
     "set_num_threads": ("lutcc.runtime", "set_num_threads"),
+    "tune": ("lutcc.tuning.api", "tune"),
 }
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from lutcc import report as report
     from lutcc import runtime as runtime
     from lutcc import schedules as schedules
+    from lutcc import tuning as tuning
     from lutcc.compiler import compile as compile
     from lutcc.convert_model import convert as convert
     from lutcc.errors import LutccError as LutccError
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from lutcc.runtime import get_num_threads as get_num_threads
     from lutcc.runtime import load as load
     from lutcc.runtime import set_num_threads as set_num_threads
+    from lutcc.tuning.api import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,16 @@ class Console:
         self._out = _Out(highlight=False, width=wide)
         self._err = RichConsole(stderr=True, highlight=False)
 
+    @property
+    def on_terminal(self) -> bool:
+        """Whether progress goes to a terminal."""
+        return self._err.is_terminal
+
+    @property
+    def progress_console(self) -> RichConsole:
+        """Where bars and spinners are drawn."""
+        return self._err
+
     def result(self, data: Any, *renderables: RenderableType) -> None:
         """Print the outcome of the command: ``data`` under ``--json``, else the renderables."""
         if self.json:
@@ -50,6 +60,10 @@ class Console:
         """Tell more, under ``-v`` only."""
         if self.verbose and not self.quiet:
             self._err.print(message, markup=False, style="dim")
+
+    def warning(self, message: str) -> None:
+        """Print a warning on stderr, also under ``-q``."""
+        self._err.print(f"lutcc: warning: {message}", markup=False, soft_wrap=True, style="yellow")
 
     def error(self, message: str) -> None:
         """Print an error on stderr, whatever the other options say."""

@@ -14,7 +14,20 @@ from lutcc import __version__
 from lutcc.cli.console import Console
 from lutcc.errors import LutccError, UsageError
 
-COMMANDS = ("demo", "fit", "convert", "compile", "run", "bench", "inspect", "doctor")
+COMMANDS = (
+    "demo",
+    "fit",
+    "convert",
+    "compile",
+    "run",
+    "tune",
+    "logs",
+    "report",
+    "serve-rpc",
+    "bench",
+    "inspect",
+    "doctor",
+)
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -100,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> object:
-    return importlib.import_module(f"lutcc.cli.{name}")
+    return importlib.import_module(f"lutcc.cli.{name.replace('-', '_')}")
 
 
 if __name__ == "__main__":

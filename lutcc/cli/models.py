@@ -79,6 +79,15 @@ def read_module(path: Path) -> ir.Module:
         raise ParseError(error.what, where=f"{path}:{error.where or ''}", fix=error.fix) from error
 
 
+def read_model(path: Path, kind: Kind) -> Any:
+    """Read an artifact's module, an IR module or an exported program: what can be compiled."""
+    if kind == "artifact":
+        import lutcc
+
+        return lutcc.Artifact.read(path).module
+    return read_module(path) if kind == "ir" else read_exported(path)
+
+
 def read_exported(path: Path) -> ExportedProgram:
     """Load a .pt2 file.
 

@@ -152,8 +152,8 @@ def max_isa() -> str | None:
     return value
 
 
-def flags() -> frozenset[str]:
-    """Return the processor's feature flags, capped by ``LUTCC_MAX_ISA``.
+def flags(*, capped: bool = True) -> frozenset[str]:
+    """Return the processor's feature flags, capped by ``LUTCC_MAX_ISA`` unless told otherwise.
 
     Examples
     --------
@@ -161,7 +161,7 @@ def flags() -> frozenset[str]:
     >>> isinstance(cpu.flags(), frozenset)
     True
     """
-    found, cap = _machine_flags(), max_isa()
+    found, cap = _machine_flags(), max_isa() if capped else None
     if cap is None or cap == ISA_LEVELS[-1]:
         return found
     allowed = set(ISA_FEATURES.get(cap, ()))
@@ -210,6 +210,12 @@ def model_name() -> str:
     if processors and processors[0].get("model name"):
         return processors[0]["model name"]
     return platform.processor() or platform.machine() or "unknown processor"
+
+
+def vendor() -> str:
+    """Return who made the processor, as it says itself (``GenuineIntel``); empty if unknown."""
+    processors = _cpuinfo()
+    return processors[0].get("vendor_id", "") if processors else ""
 
 
 def _cgroup_quota() -> int | None:

@@ -153,6 +153,7 @@ def _task(
         isa=isa,
         mcpu=mcpu,
         calls=calls,
+        batch=batch,
     )
 
 

@@ -74,6 +74,9 @@ class Task:
         Target: instruction-set level and, if the code is for one CPU, its LLVM name.
     calls
         How often one run of the model calls it; with the time of a call, its share.
+    batch
+        The model's batch size (its rows may be a multiple of it): tasks of one batch size share
+        the time of one run.
     """
 
     name: str
@@ -83,3 +86,4 @@ class Task:
     isa: str
     mcpu: str | None = None
     calls: float = 1.0
+    batch: int = 1
