@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lutcc.codegen.build import build_module, link
 from lutcc.codegen.lower import Lowered, lower, prepare
 from lutcc.codegen.targets import Target, parse_targets
-from lutcc.errors import CompileError
+from lutcc.errors import CompileError, LogError
 from lutcc.ir.module import Module
 
 if TYPE_CHECKING:
     from lutcc.runtime import Artifact
+    from lutcc.tuning.choose import Chooser
 
 
 def compile(
@@ -37,9 +38,11 @@ def compile(
         ``host``, an instruction-set level (``avx2``, ``avx512``, ``avx512_vbmi_vnni``), a CPU name
         of LLVM, or several joined by commas.
     tuning_logs
-        Folder of tuning logs. This version has no tuner: kernels use the shipped defaults.
+        Folder of tuning logs, searched before those that ship with lutcc. Each kernel gets the best
+        config that a log has for it on the very processor, else on another one of the same level,
+        else its hand-picked default; :meth:`lutcc.Artifact.explain` says which.
     trials
-        Tuning trials to spend; must be 0 in this version.
+        Must be 0: :func:`lutcc.tune` tunes.
 
     Returns
     -------
@@ -54,6 +57,8 @@ def compile(
         If lowering or building fails.
     TargetError
         If the target is unknown.
+    LogError
+        If there is no such folder of logs, or a log is of another version of lutcc.
 
     Examples
     --------
@@ -61,54 +66,108 @@ def compile(
     >>> artifact.save("model.lutcc")                               # doctest: +SKIP
     >>> y = artifact(torch.randn(3, 64))                           # doctest: +SKIP
     """
-    if trials or tuning_logs is not None:
+    if trials:
         raise CompileError(
-            "this version has no autotuner yet",
-            where="lutcc.compile(trials=..., tuning_logs=...)",
-            fix="leave both out; kernels use the hand-picked defaults",
+            "compiling does not tune",
+            where=f"lutcc.compile(trials={trials})",
+            fix="leave trials out; first call lutcc.tune(model, ..., log_dir=DIR), then "
+            "lutcc.compile(model, ..., tuning_logs=DIR)",
         )
     targets = parse_targets(target)
+    folders = _log_folders(tuning_logs)
     if isinstance(model_or_module, Module):
-        return compile_module(model_or_module, targets)
+        return compile_module(model_or_module, targets, folders)
     from lutcc.frontend import import_torch
 
     imported = import_torch(model_or_module, example_inputs)
     if imported.module is not None:
-        return compile_module(imported.module, targets, notes=imported.notes)
-    return _compile_mixed(imported, targets)
+        return compile_module(imported.module, targets, folders, notes=imported.notes)
+    return _compile_mixed(imported, targets, folders)
 
 
 def compile_module(
     module: Module,
-    targets: list[Target],
-    configs: Mapping[str, Mapping[str, Any]] | None = None,
+    targets: Sequence[Target],
+    folders: Sequence[Path] = (),
     *,
-    notes: tuple[str, ...] = (),
+    notes: Sequence[str] = (),
 ) -> Artifact:
-    """Compile a module of lutcc's own operations: one entry function, no virtual machine."""
+    """Compile a module of lutcc's own operations: one entry function, no virtual machine.
+
+    Parameters
+    ----------
+    module
+        Verified.
+    targets
+        At most one for each level.
+    folders
+        Folders of tuning logs, the preferred first; without any, kernels use their defaults.
+    notes
+        What the import had to say.
+    """
     from lutcc.runtime import Artifact
 
     prepared = prepare(module)
     lowered: list[Lowered] = []
+    tuning: list[str] = []
     with tempfile.TemporaryDirectory(prefix="lutcc-") as folder:
         paths = {}
         for choice in targets:
-            one = lower(prepared, choice.isa.name, configs)
+            chooser = _chooser(choice, folders)
+            one = lower(prepared, choice.isa.name, chooser.stage_configs(prepared))
             path = Path(folder) / f"kernels-{choice.isa.name}.so"
             link(build_module(one, mcpu=choice.mcpu), path)
             paths[choice.isa.name] = path
             lowered.append(one)
-        extra = {"notes": list(notes), "mcpu": {t.isa.name: t.mcpu for t in targets}}
+            tuning += _tuning_notes(chooser, [str(k["source"]) for k in one.program.kernels])
+        mcpus = {t.isa.name: t.mcpu for t in targets}
+        extra = {"notes": list(notes), "tuning_notes": tuning, "mcpu": mcpus}
         return Artifact.from_programs(prepared, [one.program for one in lowered], paths, extra)
 
 
-def _compile_mixed(imported: Any, targets: list[Target]) -> Artifact:
+def _log_folders(given: str | Path | None) -> list[Path]:
+    """Return the folders to search: the given one, then the shipped one; each once."""
+    from lutcc.tuning.choose import SHIPPED_LOGS
+
+    if given is not None and not Path(given).exists():
+        raise LogError(
+            "there is no such folder of tuning logs",
+            where=str(given),
+            fix="name one that lutcc.tune has written to, or leave it out",
+        )
+    named = [] if given is None else [Path(given)]
+    return list({path.resolve(): path for path in (*named, SHIPPED_LOGS)}.values())
+
+
+def _chooser(target: Target, folders: Sequence[Path]) -> Chooser:
+    from lutcc.tuning.choose import Chooser
+    from lutcc.tuning.host import cpu_name
+
+    return Chooser(target.isa.name, cpu_name() if target.host else target.mcpu, folders)
+
+
+def _tuning_notes(chooser: Chooser, sources: Sequence[str]) -> list[str]:
+    from lutcc.tuning.choose import coverage
+
+    told = coverage(sources, chooser.target)
+    return [*chooser.notes, *([told] if told else [])]
+
+
+def _compile_mixed(imported: Any, targets: list[Target], folders: Sequence[Path]) -> Artifact:
     """Compile a model whose other layers run on TVM's Relax."""
     from lutcc.frontend.relax import build_mixed
     from lutcc.runtime import Artifact
+    from lutcc.tuning.choose import LevelChoosers
 
+    choosers = {target.isa.name: _chooser(target, folders) for target in targets}
+    mcpus = {target.isa.name: target.mcpu for target in targets}
     with tempfile.TemporaryDirectory(prefix="lutcc-") as folder:
-        built = build_mixed(imported, [t.isa.name for t in targets], Path(folder))
+        built = build_mixed(
+            imported, list(choosers), Path(folder), choice=LevelChoosers(choosers), mcpus=mcpus
+        )
+        tuning: list[str] = []
+        for isa, chooser in choosers.items():
+            tuning += _tuning_notes(chooser, [str(k["source"]) for k in built.kernels[isa]])
         return Artifact.from_relax(
             built.module_texts,
             built.so_paths,
@@ -116,5 +175,10 @@ def _compile_mixed(imported: Any, targets: list[Target]) -> Artifact:
             built.outputs,
             built.params,
             built.param_order,
-            {"kernels": built.kernels, "notes": list(built.notes)},
+            {
+                "kernels": built.kernels,
+                "notes": list(built.notes),
+                "tuning_notes": tuning,
+                "mcpu": mcpus,
+            },
         )

@@ -76,6 +76,10 @@ class CpuMismatchError(ArtifactError):
     """No variant in the artifact runs on this CPU."""
 
 
+class LogError(LutccError, ValueError):
+    """A tuning log cannot be read or written, or has records of another version."""
+
+
 class DependencyError(LutccError, ImportError):
     """A package, tool or library is missing or has a version known to fail."""
 

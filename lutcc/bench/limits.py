@@ -1,7 +1,8 @@
-"""What this core can do at best: register-only loops of the instructions that kernels are made of.
+"""What this core can do at best: loops of the instructions that kernels are made of.
 
-Each loop is the instruction mix of one kind of scan with nothing else in it: no loads, no stores,
-independent accumulators. A kernel cannot be faster; its share of the limit says what is left.
+A register-only loop is the instruction mix of one kind of scan, or of a matrix product, with
+nothing else in it: no loads, no stores, independent accumulators. A reading loop has nothing but
+loads. A kernel cannot be faster; its share of the limit says what is left.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ class Mix:
         Assembly (AT&T), ``{a}`` and ``{b}`` standing for accumulators.
     chains
         Independent accumulators, so that latency does not show.
-    lookups
-        Table look-ups per body.
+    work
+        Table look-ups per body; of :data:`PRODUCTS` floating-point operations.
     """
 
     name: str
     isa: str
     body: tuple[str, ...]
     chains: int
-    lookups: int
+    work: int
 
 
 MIXES: dict[str, Mix] = {
@@ -105,6 +106,16 @@ MIXES: dict[str, Mix] = {
     )
 }
 
+#: Bytes that one turn of a reading loop's body loads.
+READ_BLOCK = 512
+
+#: Level -> the mix of a float32 matrix product, two operations for each multiply-add.
+PRODUCTS: dict[str, Mix] = {
+    "avx2": Mix("vfmadd231ps ymm", "avx2", ("vfmadd231ps %ymm14, %ymm15, %ymm{a}",), 12, 16),
+    "avx512": Mix("vfmadd231ps zmm", "avx512", ("vfmadd231ps %zmm30, %zmm31, %zmm{a}",), 16, 32),
+}
+PRODUCTS["avx512_vbmi_vnni"] = PRODUCTS["avx512"]
+
 
 def scan_limit(isa: str, *, mean: bool, entries: int = 16) -> Mix:
     """Return the mix that bounds a scan.
@@ -122,6 +133,17 @@ def scan_limit(isa: str, *, mean: bool, entries: int = 16) -> Mix:
     return MIXES["vpshufb zmm, 16-bit sums" if level.has_avx512 else "vpshufb ymm, 16-bit sums"]
 
 
+def _zeroed(isa: Isa) -> list[str]:
+    """Return instructions that clear every vector register: denormals would slow arithmetic."""
+    if isa.has_avx512:
+        return [f"vpxord %zmm{i}, %zmm{i}, %zmm{i}" for i in range(32)]
+    return [f"vpxor %ymm{i}, %ymm{i}, %ymm{i}" for i in range(16)]
+
+
+def _clobbers(isa: Isa) -> str:
+    return ",".join(f"~{{xmm{i}}}" for i in range(32 if isa.has_avx512 else 16))
+
+
 def _loop_source(mix: Mix, isa: Isa) -> str:
     second = mix.chains if any("{b}" in line for line in mix.body) else 0
     lines = [
@@ -129,29 +151,38 @@ def _loop_source(mix: Mix, isa: Isa) -> str:
         for k in range(mix.chains)
         for line in mix.body
     ]
-    text = r"\0A".join([".p2align 6", "1:", *lines, "dec $0", "jnz 1b"])
-    count = 32 if isa.has_avx512 else 16
-    clobbers = ",".join(f"~{{xmm{i}}}" for i in range(count))
+    text = r"\0A".join([*_zeroed(isa), ".p2align 6", "1:", *lines, "dec $0", "jnz 1b"])
     return (
         "define i64 @lutcc_limit(i64 %n) {\n"
-        f'  %r = call i64 asm sideeffect "{text}", "=r,0,{clobbers},~{{flags}}"(i64 %n)\n'
+        f'  %r = call i64 asm sideeffect "{text}", "=r,0,{_clobbers(isa)},~{{flags}}"(i64 %n)\n'
         "  ret i64 %r\n}\n"
     )
 
 
-@functools.cache
-def limit_loop(name: str) -> tuple[Callable[[], None], int]:
-    """Return a function that runs the loop of a mix once, and how many look-ups that is.
+def _read_source(isa: Isa) -> str:
+    """Return a function of an address, the blocks of :data:`READ_BLOCK` bytes there, and turns."""
+    register, width = ("zmm", 64) if isa.has_avx512 else ("ymm", 32)
+    loads = [
+        f"vmovups {offset}(%r8), %{register}{offset // width % 8}"
+        for offset in range(0, READ_BLOCK, width)
+    ]
+    lines = [
+        "1:", "movq %rdi, %r8", "movq %rsi, %r9", ".p2align 6", "2:", *loads,
+        f"addq $${READ_BLOCK}, %r8", "decq %r9", "jnz 2b", "decq %rdx", "jnz 1b",
+    ]  # fmt: skip
+    text = r"\0A".join(lines)
+    words = "{i64, i64, i64}"
+    return (
+        "define i64 @lutcc_limit(i64 %base, i64 %blocks, i64 %turns) {\n"
+        f'  %r = call {words} asm sideeffect "{text}", '
+        f'"=&{{rdx}},=&{{r8}},=&{{r9}},{{rdi}},{{rsi}},0,~{{memory}},{_clobbers(isa)},~{{flags}}"'
+        "(i64 %base, i64 %blocks, i64 %turns)\n"
+        f"  %t = extractvalue {words} %r, 0\n  ret i64 %t\n}}\n"
+    )
 
-    Raises
-    ------
-    TargetError
-        If there is no mix of that name.
-    """
-    if name not in MIXES:
-        raise TargetError(f"there is no limit {name!r}", fix=suggest(name, MIXES))
-    mix = MIXES[name]
-    isa = isa_by_name(mix.isa)
+
+def _native(source: str, isa: Isa, arguments: int) -> Callable[..., None]:
+    """Build ``lutcc_limit`` of LLVM text into a function of so many integers."""
     tvm = import_tvm()
     import tvm.tirx as tir
     from tvm.script.ir_builder import IRBuilder
@@ -163,21 +194,74 @@ def limit_loop(name: str) -> tuple[Callable[[], None], int]:
         with builder.prim_func(s_tir=True):
             builder.func_name("limit")
             builder.func_attr({"global_symbol": "limit"})
-            turns = builder.arg("turns", tir.Var("turns", "int64"))
-            with builder.attr(tir.const(0, "int64"), "pragma_import_llvm", _loop_source(mix, isa)):
-                builder.evaluate(tir.call_extern("int64", "lutcc_limit", turns))
+            given = [builder.arg(f"arg{i}", tir.Var(f"arg{i}", "int64")) for i in range(arguments)]
+            with builder.attr(tir.const(0, "int64"), "pragma_import_llvm", source):
+                builder.evaluate(tir.call_extern("int64", "lutcc_limit", *given))
         function = ib.get()
     target = tvm.target.Target(isa.llvm_target())
     module = tvm.tirx.build(
         tvm.IRModule({"limit": function}), target=target, pipeline=kernel_pipeline()
     )
-    run = module["limit"]
+    return module["limit"]
+
+
+@functools.cache
+def limit_loop(name: str) -> tuple[Callable[[], None], int]:
+    """Return a function that runs the loop of a mix once, and how much work that is.
+
+    Work is look-ups, or floating-point operations of a mix of :data:`PRODUCTS`.
+
+    Raises
+    ------
+    TargetError
+        If there is no mix of that name.
+    """
+    mixes = MIXES | {mix.name: mix for mix in PRODUCTS.values()}
+    if name not in mixes:
+        raise TargetError(f"there is no limit {name!r}", fix=suggest(name, mixes))
+    mix = mixes[name]
+    isa = isa_by_name(mix.isa)
+    run = _native(_loop_source(mix, isa), isa, 1)
     turns_each = 20_000
 
     def once() -> None:
         run(turns_each)
 
-    return once, turns_each * mix.chains * mix.lookups
+    return once, turns_each * mix.chains * mix.work
+
+
+@functools.cache
+def _reader(isa: str) -> Callable[..., None]:
+    level = isa_by_name(isa)
+    return _native(_read_source(level), level, 3)
+
+
+def read_loop(isa: str, nbytes: int) -> tuple[Callable[[], None], int]:
+    """Return a function that reads ``nbytes`` again and again, and the bytes it reads in a call.
+
+    Parameters
+    ----------
+    isa
+        Level; decides how wide the loads are.
+    nbytes
+        Rounded up to 512.
+
+    Examples
+    --------
+    >>> once, read = read_loop("avx2", 4096)
+    >>> once(), read >= 4096
+    (None, True)
+    """
+    run = _reader(isa)
+    blocks = max(1, -(-nbytes // READ_BLOCK))
+    memory = np.ones(blocks * READ_BLOCK + 64, np.uint8)
+    aligned = memory[-memory.ctypes.data % 64 :]
+    turns = max(1, (1 << 22) // (blocks * READ_BLOCK))
+
+    def once() -> None:
+        run(aligned.ctypes.data, blocks, turns)
+
+    return once, blocks * READ_BLOCK * turns
 
 
 def memcpy(nbytes: int) -> Callable[[], None]:

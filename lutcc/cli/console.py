@@ -51,6 +51,13 @@ class Console:
             else:
                 self._out.print(renderable, crop=False)
 
+    def document(self, data: Any, text: str) -> None:
+        """Print ``text`` as it is, for other programs to read; ``data`` under ``--json``."""
+        if self.json:
+            self.result(data)
+        else:
+            sys.stdout.write(text)
+
     def progress(self, message: str) -> None:
         """Tell on stderr what is being done (not with ``-q``)."""
         if not self.quiet:

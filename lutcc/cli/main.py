@@ -12,6 +12,7 @@ from typing import Protocol, cast
 
 from lutcc import __version__
 from lutcc.cli.console import Console
+from lutcc.cli.options import shared_options
 from lutcc.errors import LutccError, UsageError
 
 COMMANDS = (
@@ -45,14 +46,6 @@ class Command(Protocol):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--json", action="store_true", help="print the result as one JSON document")
-    shared.add_argument("-q", "--quiet", action="store_true", help="no progress")
-    shared.add_argument("-v", "--verbose", action="count", default=0, help="more; -vv: tracebacks")
-    shared.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of all random choices (0)"
-    )
-
     parser = argparse.ArgumentParser(
         prog="lutcc", description="Compiles neural networks into look-ups and runs them."
     )
@@ -63,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         lines = (module.__doc__ or "").strip().splitlines()
         sub = commands.add_parser(
             name,
-            parents=[shared],
+            parents=[shared_options()],
             help=lines[0].rstrip(".").lower() if lines else None,
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,

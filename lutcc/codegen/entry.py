@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as builder
 from lutcc.errors import CompileError
 from lutcc.ir.module import Function, Module, Operation, Value
 from lutcc.ir.types import Sym
-from lutcc.schedules.x86 import data_movement, plan
+from lutcc.schedules.x86 import data_movement, elementwise, plan
 from lutcc.schedules.x86.blocks import BlockEmitter
 from lutcc.schedules.x86.config import KernelConfigs
 from lutcc.schedules.x86.context import (
@@ -298,9 +298,13 @@ class EntryEmitter:
             end = bind(minimum(begin + share, rows))
 
             def by_rows() -> None:
-                with loop(tir.Max(end - begin, i64(0))) as r:
+                capacity = plan.rows_at_once(function, configs)
+                count = bind(tir.Max(end - begin, i64(0)))
+                with loop(tir.floordiv(count + (capacity - 1), i64(capacity))) as r:
                     ctx = context(thread, begin, i64(1))
-                    RowEmitter(ctx, function).emit(bind(begin + r), inputs, outputs)
+                    first = bind(begin + r * capacity)
+                    now = bind(minimum(i64(capacity), end - first))
+                    RowEmitter(ctx, function, first, now, capacity).emit(inputs, outputs)
                     remember(ctx)
 
             def by_blocks() -> None:
@@ -313,7 +317,10 @@ class EntryEmitter:
                     BlockEmitter(ctx, function).emit(inputs, outputs)
                     remember(ctx)
 
-            if plan.rows_only(function) or configs.stage.row_threshold >= plan.ALWAYS:
+            if plan.elementwise_only(function):
+                ctx = context(thread, begin, i64(1))
+                elementwise.emit(ctx, function, begin, end, inputs, outputs)
+            elif plan.rows_only(function) or configs.stage.row_threshold >= plan.ALWAYS:
                 by_rows()
             elif configs.stage.row_threshold <= 0:
                 by_blocks()

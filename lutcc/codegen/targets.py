@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from lutcc.codegen.tvm_setup import import_tvm
@@ -22,10 +22,13 @@ class Target:
         The instruction-set level that decides which kernels are made.
     mcpu
         LLVM CPU to tune instruction order for, or None for the level's generic one.
+    host
+        Whether it was asked for as ``host``: tuning logs of this very processor count first.
     """
 
     isa: Isa
     mcpu: str | None = None
+    host: bool = False
 
 
 def parse_targets(text: str) -> list[Target]:
@@ -60,7 +63,7 @@ def parse_targets(text: str) -> list[Target]:
                 where="target",
                 fix="compile two artifacts, one for each CPU",
             )
-        chosen[target.isa.name] = target
+        chosen[target.isa.name] = replace(target, host=target.host or bool(other and other.host))
     return [chosen[isa] for isa in ISAS if isa in chosen]
 
 
@@ -78,7 +81,7 @@ def _parse_one(name: str) -> Target:
                 where="target 'host'",
                 fix="name the CPU that the artifact is for, e.g. --target avx2",
             )
-        return Target(ISAS[level])
+        return Target(ISAS[level], host=True)
     return Target(_level_of_cpu(name), name)
 
 

@@ -374,6 +374,7 @@ class Artifact:
             threads=self.num_threads,
             parallel_from_rows=kernel.parallel_rows if isinstance(kernel, LookupKernel) else None,
             versions={"lutcc": manifest.lutcc_version, **manifest.versions},
+            notes=_notes(manifest.extra),
         )
 
     def __repr__(self) -> str:
@@ -445,6 +446,12 @@ def load(path: str | os.PathLike[str], *, isa: str | None = None) -> Artifact:
             raise type(error)(error.what, where=where, fix=error.fix) from error
         raise
     return artifact
+
+
+def _notes(extra: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the import and the tuning logs had to say; ``extra`` may hold anything."""
+    lists = [extra.get(name) for name in ("notes", "tuning_notes")]
+    return tuple(str(note) for notes in lists if isinstance(notes, list) for note in notes)
 
 
 def _kernel_notes(variant: Variant, extra: Mapping[str, Any]) -> list[KernelNote]:

@@ -51,6 +51,7 @@ class Explanation:
     threads: int
     parallel_from_rows: int | None
     versions: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> VariantChoice | None:
@@ -94,6 +95,7 @@ class Explanation:
             "threads": self.threads,
             "parallel_from_rows": self.parallel_from_rows,
             "versions": dict(self.versions),
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
@@ -127,6 +129,7 @@ class Explanation:
             lines.append(f"work per row  {', '.join(parts) or 'none'}")
         tail = f" from {self.parallel_from_rows} rows on" if self.parallel_from_rows else ""
         lines.append(f"threads  {self.threads}{tail if self.threads > 1 else ''}")
+        lines += [f"note  {note}" for note in self.notes]
         return "\n".join(lines)
 
 

@@ -270,6 +270,7 @@ class StageSubject:
             symbol,
             arguments,
             tuple(range(first, first + len(outputs))),
+            scratch=(first - 1,),
         )
 
     def _packed(self, blob: str, nbytes: int) -> Array:

@@ -26,12 +26,15 @@ class Candidate:
         In call order: arrays (64-byte aligned where the kernel wants it) and plain ints.
     outputs
         Positions of the results among the arguments.
+    scratch
+        Positions of workspaces: arrays whose contents do not matter before a call or after it.
     """
 
     module: Any
     symbol: str
     arguments: Sequence[Any]
     outputs: tuple[int, ...]
+    scratch: tuple[int, ...] = ()
 
 
 class Subject(Protocol):

@@ -1,15 +1,18 @@
-"""Stores that bypass the caches, written in LLVM's own language (TVM has no name for them).
+"""Stores that bypass the caches, and prefetches, in LLVM's own language (TVM names neither).
 
 An output larger than the L2 cache costs twice its size in traffic when stored the usual way:
 each line is read before it is overwritten. Non-temporal stores write whole lines and read
 nothing. They need 64-byte alignment, and a fence before another thread may look.
+
+A prefetch asks for a cache line early, where no hardware can guess the address: the table entries
+that codes select.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Definitions that :func:`lutcc.codegen.entry` attaches to a function that streams.
+#: Definitions that :func:`lutcc.codegen.entry` attaches to every entry function.
 LLVM_IR = """
 define void @lutcc_store_stream(ptr %p, <16 x float> %v) alwaysinline {
   store <16 x float> %v, ptr %p, align 64, !nontemporal !0
@@ -24,7 +27,12 @@ define void @lutcc_fence() alwaysinline {
   call void @llvm.x86.sse.sfence()
   ret void
 }
+define void @lutcc_prefetch(ptr %p) alwaysinline {
+  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1)
+  ret void
+}
 declare void @llvm.x86.sse.sfence()
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 !0 = !{i32 1}
 """
 
@@ -48,3 +56,10 @@ def fence() -> Any:
     import tvm.tirx as tir
 
     return tir.call_extern("void", "lutcc_fence")
+
+
+def prefetch(address: Any) -> Any:
+    """Return the call that asks for the cache line at ``address``; it need not be valid."""
+    import tvm.tirx as tir
+
+    return tir.call_extern("void", "lutcc_prefetch", address)

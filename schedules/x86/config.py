@@ -54,6 +54,35 @@ class StageConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsConfig:
+    """How rows that are done alone are cut.
+
+    Attributes
+    ----------
+    scan_blocks
+        Blocks of 64 output columns that a scan sums in one pass over the codebooks.
+    prefetch
+        How many codebooks ahead a scan asks for table entries; 0 leaves it to the hardware.
+    linear_chunks
+        Chunks of 16 output columns that a matrix product sums in one pass over its depth.
+    linear_batch
+        Rows that share each load of a weight.
+    linear_rows
+        Rows that share weights in cache: they go through a stage with ``linear`` together.
+    """
+
+    scan_blocks: int
+    prefetch: int
+    linear_chunks: int
+    linear_batch: int
+    linear_rows: int
+
+    def to_json(self) -> dict[str, int]:
+        """Return the fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class KernelConfigs:
     """The configs of one fused group.
 
@@ -63,6 +92,8 @@ class KernelConfigs:
         Row blocking.
     accumulate, linear
         Register tiles of ``lut_accumulate`` and ``linear``.
+    rows
+        Rows done alone.
     source
         ``default``, or where the values were found.
     """
@@ -70,6 +101,7 @@ class KernelConfigs:
     stage: StageConfig
     accumulate: TileConfig
     linear: TileConfig
+    rows: RowsConfig
     source: str = "default"
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +110,7 @@ class KernelConfigs:
             "stage": self.stage.to_json(),
             "accumulate": self.accumulate.to_json(),
             "linear": self.linear.to_json(),
+            "rows": self.rows.to_json(),
         }
 
     def updated(self, values: dict[str, Any], source: str) -> Self:
@@ -90,11 +123,8 @@ class KernelConfigs:
         """
         result = self
         for part, fields in values.items():
-            if part not in ("stage", "accumulate", "linear"):
-                raise CompileError(
-                    f"unknown config part {part!r}",
-                    fix=suggest(part, ("stage", "accumulate", "linear")),
-                )
+            if part not in _PARTS:
+                raise CompileError(f"unknown config part {part!r}", fix=suggest(part, _PARTS))
             current = getattr(self, part)
             unknown = set(fields) - set(current.to_json())
             if unknown:
@@ -106,8 +136,12 @@ class KernelConfigs:
         return replace(result, source=source)
 
 
+_L2_BYTES = 2 << 20
+_PARTS = ("stage", "accumulate", "linear", "rows")
+
+
 def default_configs(
-    isa: Isa, *, dot: bool, mean: bool = False, table_bytes: int = 0
+    isa: Isa, *, dot: bool, mean: bool = False, table_bytes: int = 0, entries: int = 16
 ) -> KernelConfigs:
     """Return the hand-picked configs of a level.
 
@@ -120,18 +154,41 @@ def default_configs(
         widens bytes to 16 bits (two accumulators).
     mean
         Whether it averages first, which keeps partial averages in registers as well.
-    table_bytes
-        Size of the largest table. Tables are read once a row block: the less of them the L2 cache
-        holds, the more rows should share a reading.
+    table_bytes, entries
+        Size of the largest table, and entries for each of its codebooks.
     """
-    row_block = 256 if table_bytes < 768 << 10 else 512 if table_bytes < 2 << 20 else 1024
+    stage = StageConfig(
+        _row_block(table_bytes), _row_threshold(isa, dot=dot, nbytes=table_bytes, entries=entries)
+    )
     if isa.name == "avx2":
         tile = TileConfig(2, 2) if mean else TileConfig(4, 1)
-        return KernelConfigs(StageConfig(row_block, 8), tile, TileConfig(2, 2))
+        return KernelConfigs(stage, tile, TileConfig(2, 2), RowsConfig(2, 0, 1, 6, 48))
+    rows = RowsConfig(4, 0, 3, 8, 64)
     if dot:
-        return KernelConfigs(StageConfig(row_block, 6), TileConfig(4, 4), TileConfig(8, 2))
+        return KernelConfigs(stage, TileConfig(4, 4), TileConfig(8, 2), rows)
     tile = TileConfig(2, 2) if mean else TileConfig(4, 2)
-    return KernelConfigs(StageConfig(row_block, 16), tile, TileConfig(8, 2))
+    return KernelConfigs(stage, tile, TileConfig(8, 2), rows)
+
+
+def _row_block(table_bytes: int) -> int:
+    """Tables are read once a block: the less of them L2 holds, the more rows share a reading."""
+    return 256 if table_bytes < 768 << 10 else 512 if table_bytes < _L2_BYTES else 1024
+
+
+def _row_threshold(isa: Isa, *, dot: bool, nbytes: int, entries: int) -> int:
+    """Return where blocks begin to pay.
+
+    A block of 16 (32, 64) rows costs the same however few of them are there, and reads the whole
+    table, a row alone only the entries that its codes select: what does not fit L2, or has many
+    entries, is read in vain.
+    """
+    if nbytes >= _L2_BYTES or entries > 32:
+        return 56 if dot else 64
+    if dot:
+        return 6 if nbytes < 64 << 10 else 10 if nbytes < 768 << 10 else 20
+    if isa.name == "avx2":
+        return 24
+    return 16 if nbytes < 64 << 10 else 48
 
 
 def tile_fits(isa: Isa, tile_m: int, tile_r: int, *, accumulators: int) -> bool:

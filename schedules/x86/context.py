@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lutcc.errors import CompileError
@@ -154,11 +154,16 @@ class Codes:
 
 @dataclass(frozen=True)
 class Row:
-    """A value of the single row being done, contiguous in scratch."""
+    """A value of the rows being done, each contiguous in scratch, ``stride`` elements apart."""
 
     view: View
     columns: int
     dtype: str
+    stride: int
+
+    def at(self, row: Expr) -> Row:
+        """Return the value of one of the rows."""
+        return replace(self, view=self.view.at(i64(row) * self.stride))
 
 
 @dataclass

@@ -263,7 +263,22 @@ def copy_row_out(source: View, target: External, row: Expr) -> None:
 
 
 def copy_row_in(source: External, row: Expr, target: View) -> None:
-    """Copy one row of any strides into contiguous float32."""
-    with loop(source.columns) as j:
-        value = source.view.load(source.index(row, j))
-        target.store(j, value if source.dtype == "float32" else cast("float32", value))
+    """Copy one row of any strides into contiguous elements of ``target``'s type."""
+
+    def copy(first: Expr, lanes: int) -> None:
+        value = source.view.load(source.index(row, first), lanes)
+        if source.dtype != target.dtype:
+            value = cast(target.dtype + (f"x{lanes}" if lanes > 1 else ""), value)
+        target.store(first, value, lanes)
+
+    whole = source.columns // 16
+    with branch(equal(source.column_stride, i64(1))) as (contiguous, strided):
+        with contiguous:
+            if whole:
+                with loop(whole) as k:
+                    copy(k * 16, 16)
+            if source.columns % 16:
+                with loop(source.columns % 16) as j:
+                    copy(j + whole * 16, 1)
+        with strided, loop(source.columns) as j:
+            copy(j, 1)

@@ -132,7 +132,7 @@ def fence() -> None:
 
 @contextmanager
 def streaming_definitions() -> Iterator[None]:
-    """Open a body whose stores may bypass the caches."""
+    """Open a body with streamed stores and prefetches."""
     with builder.attr(i64(0), "pragma_import_llvm", streaming.LLVM_IR):
         yield
 
@@ -205,6 +205,10 @@ class View:
     def misalignment(self) -> Expr:
         """Return the address of element 0 modulo 64."""
         return streaming.misalignment(self._address(0))
+
+    def prefetch(self, index: int | Expr) -> None:
+        """Ask for the cache line of an element."""
+        builder.evaluate(streaming.prefetch(self._address(index)))
 
     def store_stream(self, index: int | Expr, value: Expr) -> None:
         """Store 16 lanes past the caches; the address must be a multiple of 64."""

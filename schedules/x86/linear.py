@@ -11,9 +11,12 @@ from typing import Any
 
 from lutcc.ir.module import Operation
 from lutcc.schedules.x86.context import Columns, Row, StageContext
-from lutcc.schedules.x86.emit import Expr, bind, fma, i64, loop, registers, splat
+from lutcc.schedules.x86.emit import Expr, bind, branch, cast, fma, i64, loop, registers, splat
 from lutcc.schedules.x86.pack import CHUNK, chunk_starts
 from lutcc.schedules.x86.relu import activate
+
+#: Less rows than this take wide tiles of one or two rows, whatever the config says.
+FEW_ROWS = 3
 
 
 class LinearTile:
@@ -52,29 +55,64 @@ def bias_and_activation(op: Operation, value: Expr, operand: Callable[[int], Exp
     return activate(op, value + operand(2))
 
 
-def emit_row(ctx: StageContext, op: Operation, finish: Callable[[Expr, Expr], None]) -> None:
-    """Multiply one row; see :func:`lutcc.schedules.x86.lut_accumulate_rows.emit_row`."""
+def emit_rows(
+    ctx: StageContext,
+    op: Operation,
+    rows: Expr,
+    capacity: int,
+    finish: Callable[[Expr, Expr, Expr], None],
+) -> None:
+    """Multiply ``rows`` rows (at most ``capacity``), which share loads of weights.
+
+    Some chunks of columns at a time: their weights stay in cache for all rows. ``finish(row, first
+    column, float32x16)`` takes the products; see
+    :func:`lutcc.schedules.x86.lut_accumulate_rows.emit_row`.
+    """
     source = ctx.values[op.operands[0].name]
     assert isinstance(source, Row)
     weight = ctx.blob.add("linear", "float32", [ctx.ref(op.operands[1])])
     depth, starts = source.columns, chunk_starts(op.operands[1].type.size(0))
     where = ctx.blob.add("ints", "int32", [], values=starts)
-    together = min(4, len(starts))
+    choice = ctx.configs.rows
 
-    def some(first: Expr, count: int) -> None:
-        acc = registers(count, "float32", 16)
-        for k in range(count):
-            acc.set(k, splat(0.0))
+    def tile(chunk: Expr, chunks: int, row: Expr, count: int) -> None:
+        acc = registers(chunks * count, "float32", 16)
+        for slot in range(chunks * count):
+            acc.set(slot, splat(0.0))
+        bases = [bind((i64(chunk) + k) * (depth * CHUNK)) for k in range(chunks)]
+        lines = [source.at(row + r).view for r in range(count)]
         with loop(depth) as d:
-            value = bind(splat(source.view.load(d)))
-            for k in range(count):
-                at = ((i64(first) + k) * depth + d) * CHUNK
-                acc.set(k, fma(value, weight.load(at, 16), acc.get(k)))
-        for k in range(count):
-            finish(bind(where.load(i64(first) + k).astype("int64")), acc.get(k))
+            weights = [bind(weight.load(base + d * CHUNK, 16)) for base in bases]
+            for r, line in enumerate(lines):
+                value = bind(splat(line.load(d)))
+                for k in range(chunks):
+                    slot = k * count + r
+                    acc.set(slot, fma(value, weights[k], acc.get(slot)))
+        for k in range(chunks):
+            column = bind(cast("int64", where.load(i64(chunk) + k)))
+            for r in range(count):
+                finish(bind(row + r), column, acc.get(k * count + r))
 
-    with loop(len(starts) // together) as b:
-        some(b * together, together)
-    rest = len(starts) % together
-    if rest:
-        some(i64(len(starts) - rest), rest)
+    def all_rows(chunk: Expr, chunks: int, batches: Sequence[int]) -> None:
+        done = i64(0)
+        for batch in batches:
+            whole = bind((rows - done) // i64(batch))
+            with loop(whole) as b:
+                tile(chunk, chunks, bind(done + b * batch), batch)
+            done = bind(done + whole * batch)
+
+    def product(chunks: int, batches: Sequence[int]) -> None:
+        together = min(chunks, len(starts))
+        with loop(len(starts) // together) as b:
+            all_rows(b * together, together, batches)
+        rest = len(starts) % together
+        if rest:
+            all_rows(i64(len(starts) - rest), rest, batches)
+
+    largest = min(choice.linear_batch, capacity)
+    smaller = {n for n in (largest // 2, 3, 2, 1) if 0 < n < largest}
+    with branch(rows < i64(FEW_ROWS)) as (few, many):
+        with few:  # enough independent sums to hide the latency of an addition
+            product(4, (2, 1) if ctx.isa.has_avx512 else (1,))
+        with many:
+            product(choice.linear_chunks, (largest, *sorted(smaller, reverse=True)))

@@ -46,8 +46,11 @@ def emit_row(ctx: StageContext, op: Operation, finish: Callable[[Expr, Expr], No
     table = ctx.blob.add("lut_rows", "uint8", [ctx.ref(op.operands[1])], codebooks=codebooks)
     columns = round_up(lut.size(2), 64)
     blocks = columns // 64
-    together = 4 if blocks >= 4 else blocks
-    scan = _RowScan(table, codes.view, columns, lut.size(1), real, codebooks, average)
+    choice = ctx.configs.rows
+    together = min(choice.scan_blocks, blocks)
+    scan = _RowScan(
+        table, codes.view, columns, lut.size(1), real, codebooks, average, choice.prefetch
+    )
     correction = sign_correction(op)
     with loop(blocks // together) as b:
         scan.emit(b * together, together, correction, finish)
@@ -68,19 +71,29 @@ class _RowScan:
         real: int,
         codebooks: int,
         average: int,
+        ahead: int,
     ) -> None:
         self.table, self.codes, self.columns = table, codes, columns
         self.entries, self.real, self.codebooks, self.average = entries, real, codebooks, average
+        self.ahead = ahead
 
-    def _entry(self, codebook: Expr, block: Expr, k: int) -> Expr:
-        """Load 64 outputs of the entry that the row's code selects."""
+    def _entry(self, codebook: Expr) -> Expr:
+        """Return where the outputs of the entry begin that the row's code selects."""
         if self.codebooks != self.real:
             known = select(codebook < i64(self.real), codebook, i64(self.real - 1))
         else:
             known = codebook
         code = minimum(cast("int64", self.codes.load(known)), self.entries - 1)
-        where = (i64(codebook) * self.entries + code) * self.columns + (i64(block) + k) * 64
-        return self.table.load(where, 64)
+        return bind((i64(codebook) * self.entries + code) * self.columns)
+
+    def _prefetch(self, group: Expr, block: Expr, count: int) -> None:
+        """Ask for the entries of some codebooks further on."""
+        if not self.ahead:
+            return
+        for u in range(self.average):
+            entry = self._entry(minimum(group + self.ahead + u, self.codebooks - 1))
+            for k in range(count):
+                self.table.prefetch(entry + (i64(block) + k) * 64)
 
     def _averaged(self, values: list[Expr]) -> Expr:
         one = splat(1, "uint16", 64)
@@ -121,12 +134,12 @@ class _RowScan:
                 low.set(k, zero)
                 high.set(k, zero)
             with loop(extent) as s:
+                group = bind((begin + s) * self.average)
+                self._prefetch(group, block, count)
+                entries = [self._entry(group + u) for u in range(self.average)]
                 for k in range(count):
-                    entries = [
-                        bind(self._entry((begin + s) * self.average + u, block, k))
-                        for u in range(self.average)
-                    ]
-                    value = bind(reinterpret("uint16x32", self._averaged(entries)))
+                    found = [bind(self.table.load(e + (i64(block) + k) * 64, 64)) for e in entries]
+                    value = bind(reinterpret("uint16x32", self._averaged(found)))
                     low.set(k, low.get(k) + value)
                     high.set(k, high.get(k) + (value >> eight))
 

@@ -15,6 +15,7 @@ from lutcc.schedules.space import Config, Knob, Space
 from lutcc.schedules.x86 import (
     add,
     affine,
+    linear,
     lut_accumulate,
     lut_dequantize,
     nearest_encode,
@@ -147,9 +148,22 @@ def row_group(isa: Isa, function: Function) -> int:
 def default_stage_configs(isa: Isa, function: Function) -> KernelConfigs:
     """Return the hand-picked configs of a stage."""
     scans = [op for op in function.body if op.opcode == "lut_accumulate"]
-    mean = any(lut_accumulate.is_mean(op) for op in scans)
-    largest = max((_table_bytes(op) for op in scans), default=0)
-    return default_configs(isa, dot=row_group(isa, function) == 16, mean=mean, table_bytes=largest)
+    configs = default_configs(
+        isa,
+        dot=row_group(isa, function) == 16,
+        mean=any(lut_accumulate.is_mean(op) for op in scans),
+        table_bytes=max((_table_bytes(op) for op in scans), default=0),
+        entries=max((op.operands[1].type.size(1) for op in scans), default=16),
+    )
+    if _only_products(function):
+        return replace(configs, stage=replace(configs.stage, row_threshold=ALWAYS))
+    return configs
+
+
+def _only_products(function: Function) -> bool:
+    """Whether matrix products are all the work, which rows as they lie do best at any size."""
+    opcodes = {op.opcode for op in function.body}
+    return "linear" in opcodes and not opcodes & {"lut_accumulate", *ENCODERS}
 
 
 def _table_bytes(scan: Operation) -> int:
@@ -164,59 +178,88 @@ def rows_only(function: Function) -> bool:
     )
 
 
+def rows_at_once(function: Function, configs: KernelConfigs) -> int:
+    """Return how many rows go through the stage together where blocks are not used.
+
+    Only matrix products gain: their rows share weights.
+    """
+    return configs.rows.linear_rows if any(op.opcode == "linear" for op in function.body) else 1
+
+
+def elementwise_only(function: Function) -> bool:
+    """Whether the stage is done in one straight pass over its elements."""
+    return all(op.opcode in {*ELEMENTWISE, "constant", "repack"} for op in function.body)
+
+
 #: As ``row_threshold``: each row is done alone, however many there are.
 ALWAYS = 2**31 - 1
-_TILE_M = (1, 2, 4, 8, 16)
-_TILE_R = (1, 2, 3, 4, 6, 8)
-_ROW_BLOCKS = (64, 128, 256, 512, 1024, 2048)
+#: With more rows than this, a stage with look-ups goes by blocks.
+_ALONE_AT_MOST = 128
+#: Values of each knob that are worth trying.
+_VALUES = {
+    "stage.row_block": (64, 128, 256, 512, 1024, 2048),
+    "accumulate.tile_m": (1, 2, 4, 8, 16),
+    "accumulate.tile_r": (1, 2, 3, 4, 6, 8),
+    "linear.tile_m": (1, 2, 4, 8, 16),
+    "linear.tile_r": (1, 2, 3, 4, 6, 8),
+    "rows.scan_blocks": (1, 2, 4, 8),
+    "rows.prefetch": (0, 4, 8),
+    "rows.linear_chunks": (1, 2, 3, 4, 6),
+    "rows.linear_batch": (2, 4, 6, 8, 12),
+    "rows.linear_rows": (16, 32, 64, 128),
+}
 
 
 def stage_space(isa: Isa, function: Function, rows: int) -> Space:
     """Return the configs worth trying for a stage at a number of rows, as dotted knobs.
 
     ``stage.row_threshold`` is 0 (blocks of rows) or :data:`ALWAYS` (rows alone); knobs of the other
-    way are held at their defaults.
+    way are held at their defaults. A stage of elementwise operations has nothing to choose.
     """
     default = default_stage_configs(isa, function)
     opcodes = {op.opcode for op in function.body}
     dot = row_group(isa, function) == 16
-    alone = rows_only(function) or rows <= default.stage.row_threshold
-    values = {
-        "stage.row_threshold": ALWAYS if alone else 0,
-        "stage.row_block": default.stage.row_block,
-    }
-    heavy = bool(opcodes & {"lut_accumulate", "linear"})
-    both = not rows_only(function) and rows > 1 and (rows <= 64 or not heavy)
-    ways = (0, ALWAYS) if both else (values["stage.row_threshold"],)
+    straight = elementwise_only(function)
+    must = rows_only(function) or _only_products(function) or straight or rows == 1
+    alone = must or rows <= default.stage.row_threshold
+    values = {"stage.row_threshold": ALWAYS if alone else 0}
+    ways = tuple(values.values()) if must or rows > _ALONE_AT_MOST else (0, ALWAYS)
     knobs = [Knob("stage.row_threshold", ways)]
-    blocks = [b for b in _ROW_BLOCKS if b < 2 * rows] or [values["stage.row_block"]]
-    if values["stage.row_block"] not in blocks:
-        blocks.append(values["stage.row_block"])
-    of_blocks = ["stage.row_block"]
-    knobs.append(Knob("stage.row_block", tuple(sorted(blocks))))
-    accumulators = {"accumulate": 1 if dot else 2, "linear": 1}
+    of_blocks, of_rows = [], []
+
+    def knob(name: str, most: int = ALWAYS) -> None:
+        part, _, field = name.partition(".")
+        value = getattr(getattr(default, part), field)
+        values[name] = value
+        (of_rows if part == "rows" else of_blocks).append(name)
+        knobs.append(Knob(name, tuple(sorted({v for v in _VALUES[name] if v <= most} | {value}))))
+
+    if 0 in ways:
+        knob("stage.row_block", most=2 * rows - 1)
     for part, opcode in (("accumulate", "lut_accumulate"), ("linear", "linear")):
-        if opcode not in opcodes:
-            continue
-        tile = getattr(default, part)
-        for field, choices in (("tile_m", _TILE_M), ("tile_r", _TILE_R)):
-            name = f"{part}.{field}"
-            values[name] = getattr(tile, field)
-            of_blocks.append(name)
-            knobs.append(Knob(name, choices))
+        if 0 in ways and opcode in opcodes:
+            knob(f"{part}.tile_m")
+            knob(f"{part}.tile_r")
+    if ALWAYS in ways and "lut_accumulate" in opcodes:
+        knob("rows.scan_blocks")
+        knob("rows.prefetch")
+    if ALWAYS in ways and "linear" in opcodes and rows >= linear.FEW_ROWS:
+        for field in ("linear_chunks", "linear_batch", "linear_rows"):
+            knob(f"rows.{field}")
 
     def valid(config: Config) -> bool:
-        if config["stage.row_threshold"]:
-            return all(config[name] == values[name] for name in of_blocks)
+        idle = of_blocks if config["stage.row_threshold"] else of_rows
+        if any(config[name] != values[name] for name in idle):
+            return False
+        tiles = [
+            (f"{part}.tile_m", f"{part}.tile_r", count)
+            for part, count in (("accumulate", 1 if dot else 2), ("linear", 1))
+        ]
+        tiles.append(("rows.linear_chunks", "rows.linear_batch", 1))
         return all(
-            tile_fits(
-                isa,
-                int(config[f"{part}.tile_m"]),
-                int(config[f"{part}.tile_r"]),
-                accumulators=count,
-            )
-            for part, count in accumulators.items()
-            if f"{part}.tile_m" in config
+            tile_fits(isa, int(config[m]), int(config[r]), accumulators=count)
+            for m, r, count in tiles
+            if m in config
         )
 
     return Space(tuple(knobs), values, valid)

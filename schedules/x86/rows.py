@@ -1,93 +1,162 @@
-"""A stage over one row: for small batches, where a block of rows would be mostly padding."""
+"""A stage over rows as they lie: for small batches, where blocks would be mostly padding.
+
+Matrix products share each load of a weight among the rows of a batch, and so pay at any size.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from lutcc.ir.module import Function, Operation, Value
 from lutcc.schedules.x86 import edges, linear, lut_accumulate_rows
 from lutcc.schedules.x86.context import External, Row, StageContext
-from lutcc.schedules.x86.emit import Expr, i64, loop
+from lutcc.schedules.x86.emit import Expr, bind, cast, i64, loop
 from lutcc.schedules.x86.pack import CHUNK, round_up
 from lutcc.schedules.x86.plan import ELEMENTWISE, ENCODERS, Step, plan_steps
 
+#: Takes the index of a row, a first column, and 16 values.
+Put = Callable[[Expr, Expr, Expr], None]
+
 
 class RowEmitter:
-    """Emits the body of one single row."""
+    """Emits the body of some rows, each done alone but for the weights that they share.
 
-    def __init__(self, ctx: StageContext, function: Function) -> None:
-        self.ctx = ctx
-        self.function = function
-        self.steps = plan_steps(function)
+    Parameters
+    ----------
+    ctx, function
+        The stage.
+    first, count
+        The rows.
+    capacity
+        The largest ``count``.
+    """
 
-    def emit(self, row: Expr, inputs: dict[str, External], outputs: dict[str, External]) -> None:
-        """Emit all steps for ``row``."""
+    def __init__(
+        self, ctx: StageContext, function: Function, first: Expr, count: Expr, capacity: int
+    ) -> None:
+        self.ctx, self.function = ctx, function
+        self.first, self.count, self.capacity = first, count, capacity
+        self.read = {value.name for op in function.body for value in op.operands}
+
+    def emit(self, inputs: dict[str, External], outputs: dict[str, External]) -> None:
+        """Emit all steps."""
         self.ctx.values.update(inputs)
-        for step in self.steps:
+        for step in plan_steps(self.function):
             result = step.result
-            columns = result.type.size(1)
-            dtype = {"uint8": "float32"}.get(result.type.dtype, result.type.dtype)
             op = step.producer
             if op is not None and op.opcode in ENCODERS:
-                target = Row(self.ctx.scratch.take(columns, "uint8"), columns, "uint8")
-                ENCODERS[op.opcode].emit_row(self.ctx, op, row, target)
+                target = self._take(result.type.size(1), "uint8")
+                with self._each_row() as (index, row):
+                    ENCODERS[op.opcode].emit_row(self.ctx, op, row, target.at(index))
             else:
-                size = round_up(columns, 64)
-                target = Row(self.ctx.scratch.take(size, dtype), columns, dtype)
-                self._columns(step, row, target)
+                dtype = {"uint8": "float32"}.get(result.type.dtype, result.type.dtype)
+                last = result.name in outputs and result.name not in self.read
+                if last and op is not None and op.opcode == "linear":
+                    self._columns(step, self._direct(outputs[result.name]))
+                    continue
+                target = self._take(result.type.size(1), dtype)
+                self._columns(step, self._scratch(target))
             self.ctx.values[result.name] = target
             if result.name in outputs:
-                self._store(target, outputs[result.name], row)
+                self._store(result, outputs[result.name])
         for value in self.function.params:
             if value.name in outputs:
-                self._store(self._as_row(value, row), outputs[value.name], row)
+                self._materialise(value)
+                self._store(value, outputs[value.name])
 
-    def _store(self, source: Row, output: External, row: Expr) -> None:
-        if source.dtype == "uint8":
-            with loop(output.columns) as c:
-                output.view.store(i64(row) * output.columns + c, source.view.load(c))
+    def _take(self, columns: int, dtype: str) -> Row:
+        stride = round_up(columns, 64)
+        view = self.ctx.scratch.take(stride * self.capacity, dtype)
+        return Row(view, columns, dtype, stride)
+
+    @contextmanager
+    def _each_row(self) -> Iterator[tuple[Expr, Expr]]:
+        """Open a loop over the rows: yields index and row, while values are those of that row."""
+        if self.capacity == 1:
+            yield i64(0), self.first
             return
-        edges.copy_row_out(source.view, output, row)
+        every = dict(self.ctx.values)
+        with loop(self.count) as index:
+            for name, value in every.items():
+                if isinstance(value, Row):
+                    self.ctx.values[name] = value.at(index)
+            yield index, bind(self.first + index)
+        self.ctx.values.update(every)
 
-    def _as_row(self, value: Value, row: Expr, *, codes: bool = False) -> Row:
+    def _store(self, value: Value, output: External) -> None:
+        with self._each_row() as (_, row):
+            source = self.ctx.values[value.name]
+            if source.dtype == "uint8":
+                with loop(output.columns) as c:
+                    output.view.store(i64(row) * output.columns + c, source.view.load(c))
+            else:
+                edges.copy_row_out(source.view, output, row)
+
+    def _materialise(self, value: Value, *, codes: bool = False) -> None:
+        """Bring the rows of an external value into scratch."""
         have = self.ctx.values[value.name]
         if isinstance(have, External):
-            dtype = "uint8" if codes else "float32"
-            view = self.ctx.scratch.take(round_up(have.columns, 64), dtype)
-            if codes:
-                with loop(have.columns) as j:
-                    view.store(j, have.view.load(have.index(row, j)))
-            else:
-                edges.copy_row_in(have, row, view)
-            have = Row(view, have.columns, dtype)
-            self.ctx.values[value.name] = have
-        return have
+            target = self._take(have.columns, "uint8" if codes else "float32")
+            with self._each_row() as (index, row):
+                edges.copy_row_in(have, row, target.at(index).view)
+            self.ctx.values[value.name] = target
 
-    def _columns(self, step: Step, row: Expr, target: Row) -> None:
-        def finish(first: Expr, value: Expr) -> None:
-            for op in ([step.producer] if step.producer else []) + list(step.chain):
-                value = self._apply(op, value, first, row)
-            target.view.store(first, value, 16)
+    @staticmethod
+    def _scratch(target: Row) -> Put:
+        """Return what stores 16 columns of a row in scratch."""
+        return lambda index, first, value: target.at(index).view.store(first, value, 16)
 
-        for op in step.chain:
-            if op.opcode == "add":
-                self._as_row(op.operands[1], row)
+    def _direct(self, target: External) -> Put:
+        """Return what stores 16 columns of a row where they are returned."""
+
+        def put(index: Expr, first: Expr, value: Expr) -> None:
+            value = cast("uint8x16", value) if target.dtype == "uint8" else value
+            at = target.index(bind(self.first + index), first)
+            edges.store_partial(target.view, bind(at), value, min(target.columns, CHUNK))
+
+        return put
+
+    def _columns(self, step: Step, put: Put) -> None:
         op = step.producer
-        if op is None:
-            assert step.source is not None
-            source = self._as_row(step.source, row)
-            with loop(round_up(source.columns, CHUNK) // CHUNK) as k:
-                finish(k * CHUNK, source.view.load(k * CHUNK, 16))
-        elif op.opcode == "linear":
-            self._as_row(op.operands[0], row)
-            linear.emit_row(self.ctx, op, finish)
-        else:
-            self._as_row(op.operands[0], row, codes=True)
-            lut_accumulate_rows.emit_row(self.ctx, op, finish)
+        for other in step.chain:
+            if other.opcode == "add":
+                self._materialise(other.operands[1])
+        source = step.source if op is None else op.operands[0]
+        assert source is not None
+        self._materialise(source, codes=op is not None and op.opcode == "lut_accumulate")
+        values = dict(self.ctx.values)
 
-    def _apply(self, op: Operation, value: Expr, first: Expr, row: Expr) -> Expr:
-        def operand(index: int) -> Expr:
-            other = op.operands[index]
+        def finish_row(index: Expr, first: Expr, value: Expr) -> None:
+            for each in ([op] if op else []) + list(step.chain):
+                value = self._apply(each, value, index, first, values)
+            put(index, first, value)
+
+        if op is not None and op.opcode == "linear":
+            linear.emit_rows(self.ctx, op, self.count, self.capacity, finish_row)
+            return
+        with self._each_row() as (index, _):
+
+            def finish(first: Expr, value: Expr) -> None:
+                finish_row(index, first, value)
+
+            if op is not None:
+                lut_accumulate_rows.emit_row(self.ctx, op, finish)
+            else:
+                row = self.ctx.values[source.name]
+                with loop(round_up(row.columns, CHUNK) // CHUNK) as k:
+                    finish(k * CHUNK, row.view.load(k * CHUNK, 16))
+
+    def _apply(
+        self, op: Operation, value: Expr, index: Expr, first: Expr, values: dict[str, Any]
+    ) -> Expr:
+        """Return ``op`` of 16 columns of row ``index``, from ``first`` on."""
+
+        def operand(number: int) -> Expr:
+            other = op.operands[number]
             if op.opcode == "add":
-                return self._as_row(other, row).view.load(first, 16)
+                return values[other.name].at(index).view.load(first, 16)
             vector = self.ctx.blob.add("vector", "float32", [self.ctx.ref(other)])
             return vector.load(first, 16)
 

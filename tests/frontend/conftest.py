@@ -79,16 +79,16 @@ def run_relax(tmp_path: Any) -> Callable[..., list[list[np.ndarray]]]:
 
 
 @pytest.fixture
-def te_region() -> Callable[[str, Module, str], Any]:
+def te_region() -> Callable[[str, Module, str, object], Any]:
     """Return a region compiler that writes plain loops, to test the frontend by itself."""
     return _te_region
 
 
-def _te_region(name: str, module: Module, isa: str) -> Any:
+def _te_region(name: str, module: Module, isa: str, choice: object = None) -> Any:
     from tvm import te, tirx
 
     from lutcc.frontend.relax.kernels import RegionKernel, with_whole_rows
-    from lutcc.frontend.relax.pipeline import default_rules
+    from lutcc.frontend.relax.nests import loop_nest
 
     module = with_whole_rows(module)
     n = tirx.Var("n", "int64")
@@ -121,8 +121,9 @@ def _te_region(name: str, module: Module, isa: str) -> Any:
     function = te.create_prim_func(
         [*arguments, *(values[v.name] for v in module.main.returns)], index_dtype_override="int64"
     )
-    schedule = next(s for s in (rule(function) for rule in default_rules(isa)) if s is not None)
-    function = schedule.mod["main"].without_attr("global_symbol")
+    nest = loop_nest(function, isa)
+    assert nest is not None
+    function = nest.scheduled.without_attr("global_symbol")
     return RegionKernel(function, np.concatenate(parts).astype(np.float32), ({"stage": name},))
 
 

@@ -16,11 +16,16 @@ from lutcc.codegen.tvm_setup import import_tvm
 tvm = import_tvm()
 from tvm import relax, tirx  # noqa: E402
 
-from lutcc.frontend.relax.build import TARGETS  # noqa: E402
 from lutcc.frontend.relax.fast_math import legalizers  # noqa: E402
-from lutcc.frontend.relax.loop_schedule import schedule_each_block, schedule_rows  # noqa: E402
-from lutcc.frontend.relax.matmul_schedule import default_config, schedule_matmul  # noqa: E402
-from lutcc.frontend.relax.pipeline import relax_pipeline  # noqa: E402
+from lutcc.frontend.relax.nests import loop_nest  # noqa: E402
+from lutcc.frontend.relax.pipeline import (  # noqa: E402
+    build_loops,
+    fuse_module,
+    loop_pipeline,
+    schedule_module,
+)
+from lutcc.frontend.relax.product import find_product  # noqa: E402
+from lutcc.schedules.x86.isa import isa_by_name  # noqa: E402
 
 N = tirx.Var("n", "int64")
 
@@ -51,9 +56,18 @@ def _function(shapes, build):
     return function
 
 
+def _knobs(function, isa="avx2"):
+    """Return what the knobs of a loop nest begin with: which rule schedules it."""
+    nest = loop_nest(function, isa)
+    assert nest is not None
+    return {name.split(".")[0] for name in nest.default}
+
+
 def _run(module, arrays, isa="avx2"):
     executable = tvm.compile(
-        relax_pipeline(isa)(module), target=tvm.target.Target(dict(TARGETS[isa]))
+        schedule_module(fuse_module(module), isa).module,
+        target=tvm.target.Target(isa_by_name(isa).llvm_target()),
+        tir_pipeline=loop_pipeline(),
     )
     machine = relax.VirtualMachine(executable, tvm.cpu())
     return machine["main"](*(tvm.runtime.tensor(a.numpy()) for a in arrays)).numpy()
@@ -97,15 +111,14 @@ def test_matmul_rule_applies_with_fused_consumers_and_symbolic_sizes():
         return relax.op.nn.relu(relax.op.add(relax.op.matmul(a, b), c))
 
     function = _function(((N, 50, 20), (N, 20, 30), (30,)), biased)
-    assert schedule_matmul(function, default_config("avx512")) is not None
+    assert _knobs(function, "avx512") == {"many"}
     a, b, c = torch.randn(3, 50, 20), torch.randn(3, 20, 30), torch.randn(30)
     _compare(((N, 50, 20), (N, 20, 30), (30,)), biased, (a, b, c), torch.relu(a @ b + c))
 
 
 def test_matmul_rule_leaves_other_functions():
-    assert schedule_matmul(_function(((N, 8),), relax.op.exp), default_config("avx2")) is None
-    total = _function(((N, 8),), lambda x: relax.op.sum(x, 1))
-    assert schedule_matmul(total, default_config("avx2")) is None
+    assert _knobs(_function(((N, 8),), relax.op.exp)) == {"loops"}
+    assert _knobs(_function(((N, 8),), lambda x: relax.op.sum(x, 1))) == {"rows"}
 
 
 @pytest.mark.parametrize(("width", "axis"), [(128, -1), (197, -1), (7, -1), (33, 1), (1, -1)])
@@ -151,13 +164,9 @@ def test_row_rule_applies_to_softmax_and_layer_norm():
     def norm(x, w, b):
         return relax.op.nn.layer_norm(x, w, b, axes=[-1])
 
-    assert (
-        schedule_rows(_function(((N, 64),), lambda x: relax.op.nn.softmax(x, -1)), 16) is not None
-    )
-    assert schedule_rows(_function(((N, 64), (64,), (64,)), norm), 16) is not None
-    over_columns = _function(((N, 16, 32),), lambda x: relax.op.sum(x, 1))
-    assert schedule_rows(over_columns, 16) is None
-    assert schedule_each_block(over_columns, 16) is not None
+    assert _knobs(_function(((N, 64),), lambda x: relax.op.nn.softmax(x, -1))) == {"rows"}
+    assert _knobs(_function(((N, 64), (64,), (64,)), norm)) == {"rows"}
+    assert _knobs(_function(((N, 16, 32),), lambda x: relax.op.sum(x, 1))) == {"loops"}
 
 
 @pytest.mark.parametrize(
@@ -217,18 +226,3 @@ def test_other_functions(shapes, build, reference):
     _compare(shapes, build, arrays, reference(*arrays))
 
 
-def test_tuned_functions_are_left_alone():
-    seen = []
-
-    def tuned(module):
-        for symbol, function in module.functions_items():
-            if isinstance(function, tirx.PrimFunc):
-                seen.append(symbol.name_hint)
-                module[symbol] = function.with_attr("tirx.is_scheduled", True)
-        return module
-
-    module = _module(((N, 8),), relax.op.exp)
-    plain = relax_pipeline("avx2", tuned)(module)["exp"]
-    assert seen == ["exp"]
-    assert "parallel" not in plain.script()
-    assert "parallel" in relax_pipeline("avx2")(module)["exp"].script()

@@ -8,7 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SOURCES = {"lutcc": "lutcc", "ir": "lutcc.ir", "schedules": "lutcc.schedules"}
-LINKS = (("lutcc", "ir"), ("lutcc", "schedules"))
+LINKS = (("lutcc", "ir"), ("lutcc", "schedules"), ("lutcc", "tuning_logs"))
+#: Packages that hold data only.
+DATA = {"tuning_logs": "lutcc.tuning_logs"}
 
 
 def packages_on_disk() -> dict[str, Path]:

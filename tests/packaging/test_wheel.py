@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.project import PROJECT, ROOT, packages_on_disk
+from tests.packaging.project import DATA, PROJECT, ROOT, packages_on_disk
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "lutcc", "ir", "schedules"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "lutcc", "ir", "schedules", *DATA):
         # cp -a keeps the links; building in the checkout itself would leave a build folder there.
         subprocess.run(["cp", "-a", str(ROOT / name), str(source)], check=True)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
@@ -77,8 +77,17 @@ def test_contents(wheel: Path):
     got = {name for name in names if name.endswith(".py")}
     assert got == expected
     assert "lutcc/py.typed" in names
-    headers = {f"lutcc/{p.relative_to(ROOT / 'lutcc')}" for p in (ROOT / "lutcc").rglob("*.h")}
-    assert headers <= set(names)
+    data = {
+        f"lutcc/{path.relative_to(ROOT / 'lutcc')}"
+        for kind in ("h", "css", "html", "schema.json")
+        for path in (ROOT / "lutcc").rglob(f"*.{kind}")
+    }
+    assert "lutcc/tuning/record.schema.json" in data
+    assert data <= set(names)
+    logs = {f"lutcc/{p.relative_to(ROOT)}" for p in (ROOT / "tuning_logs").rglob("*.*")}
+    shipped = {name for name in logs if name.endswith((".md", ".jsonl")) and "/." not in name}
+    assert shipped == {name for name in names if name.startswith("lutcc/tuning_logs/")}
+    assert "lutcc/tuning_logs/README.md" in shipped
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [
         n for n in names if n.split("/")[0] not in ("lutcc", f"lutcc-{version()}.dist-info")
@@ -115,7 +124,18 @@ def test_every_module_imports(python: Path, tmp_path: Path):
     )
     ran = run(python, "-c", script, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert set(PROJECT["tool"]["setuptools"]["packages"]) - {"lutcc"} <= set(ran.stdout.split())
+    packages = set(PROJECT["tool"]["setuptools"]["packages"]) - {"lutcc", *DATA.values()}
+    assert packages <= set(ran.stdout.split())
+
+
+def test_shipped_logs_and_schema_are_found(python: Path, tmp_path: Path):
+    script = (
+        "from lutcc.tuning.choose import SHIPPED_LOGS; from lutcc.tuning.schema import schema; "
+        "print(schema()['title']); print((SHIPPED_LOGS / 'README.md').read_text())"
+    )
+    ran = run(python, "-c", script, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("One line of a lutcc tuning log\n# Tuning logs")
 
 
 def test_doctor(python: Path, tmp_path: Path):

@@ -10,24 +10,14 @@ from typing import Any
 
 from lutcc import ir
 from lutcc.codegen.tvm_setup import import_tvm
-from lutcc.errors import CompileError, FrontendError, TargetError, suggest
+from lutcc.errors import CompileError, FrontendError
 from lutcc.frontend.graph import Port
 from lutcc.frontend.relax.kernels import RegionCompiler, compile_region
-from lutcc.frontend.relax.pipeline import Tuned, loop_pipeline, relax_pipeline
+from lutcc.frontend.relax.pipeline import Choice, fuse_module, loop_pipeline, schedule_module
 from lutcc.frontend.relax.program import refuse_unknown_ops, to_relax
 from lutcc.frontend.torch_import import Imported
 from lutcc.ir.types import Array
-
-TARGETS: Mapping[str, Mapping[str, Any]] = {
-    "avx2": {"kind": "llvm", "mcpu": "x86-64-v3"},
-    "avx512": {"kind": "llvm", "mcpu": "x86-64-v4", "mattr": ["-prefer-256-bit"]},
-    "avx512_vbmi_vnni": {
-        "kind": "llvm",
-        "mcpu": "x86-64-v4",
-        "mattr": ["+avx512vbmi", "+avx512vnni", "-prefer-256-bit"],
-    },
-}
-"""LLVM target of each ISA level."""
+from lutcc.schedules.x86.isa import isa_by_name
 
 
 @dataclass(frozen=True)
@@ -47,7 +37,7 @@ class MixedBuild:
     inputs, outputs
         Ports in call order.
     kernels
-        Records of the regions' kernels for each ISA level.
+        Records of the kernels of regions and exact layers for each ISA level.
     notes
         What the import had to say.
     """
@@ -91,7 +81,8 @@ def build_mixed(
     out_dir: str | os.PathLike[str],
     *,
     compile_region: RegionCompiler = compile_region,
-    tuned: Tuned | None = None,
+    choice: Choice | None = None,
+    mcpus: Mapping[str, str | None] | None = None,
 ) -> MixedBuild:
     """Compile a mixed model for each ISA level into ``out_dir/kernels-<isa>.so``.
 
@@ -100,13 +91,16 @@ def build_mixed(
     imported
         Result of :func:`lutcc.frontend.import_torch` with ``kind == "mixed"``.
     isas
-        Names of ISA levels, see :data:`TARGETS`.
+        Names of ISA levels, see :data:`lutcc.schedules.x86.isa.ISAS`.
     out_dir
         An existing folder.
     compile_region
         Makes the kernels of a region.
-    tuned
-        Pass with tuned schedules for the exact layers; what it leaves gets a default schedule.
+    choice
+        Knows the tuned configs of regions and exact layers; without it all get defaults.
+    mcpus
+        LLVM CPU to tune code for, for each ISA level; the level still decides which instructions
+        are used.
 
     Raises
     ------
@@ -129,16 +123,13 @@ def build_mixed(
             where="build_mixed",
             fix="compile imported.module with lutcc.compile",
         )
-    for isa in isas:
-        if isa not in TARGETS:
-            raise TargetError(
-                f"unknown ISA level {isa!r}", where="build_mixed", fix=suggest(isa, TARGETS)
-            )
+    targets = {isa: isa_by_name(isa).llvm_target((mcpus or {}).get(isa)) for isa in isas}
     import_tvm()
     refuse_unknown_ops(imported.graph, imported.regions)
-    params, programs, kernels = _Params(), {}, {}
+    params, programs = _Params(), {}
+    kernels: dict[str, list[Mapping[str, Any]]] = {}
     for isa in isas:
-        regions = {r.name: compile_region(r.name, r.module, isa) for r in imported.regions}
+        regions = {r.name: compile_region(r.name, r.module, isa, choice) for r in imported.regions}
         programs[isa] = to_relax(imported.graph, imported.regions, regions)
         kernels[isa] = [record for region in regions.values() for record in region.kernels]
         for name, array in programs[isa].params.items():
@@ -148,7 +139,9 @@ def build_mixed(
         names = [params.names[isa, name] for name in program.params]
         whole = _with_params(program.module, len(imported.inputs), names, params.arrays)
         paths[isa] = Path(out_dir) / f"kernels-{isa}.so"
-        _build(relax_pipeline(isa, tuned), whole, isa, paths[isa])
+        scheduled = schedule_module(fuse_module(whole), isa, choice)
+        kernels[isa].extend(scheduled.kernels)
+        _build(scheduled.module, targets[isa], paths[isa])
     texts = {r.name: ir.to_text(r.module, elide_constants=True) for r in imported.regions}
     return MixedBuild(
         paths, params.arrays, texts, imported.inputs, imported.outputs, kernels, imported.notes
@@ -174,19 +167,19 @@ def _with_params(module: Any, inputs: int, own: Sequence[str], arrays: Mapping[s
     return module
 
 
-def _build(pipeline: Any, module: Any, isa: str, path: Path) -> None:
+def _build(module: Any, llvm: Mapping[str, Any], path: Path) -> None:
     from lutcc.codegen.build import link
 
     tvm = import_tvm()
-    target = tvm.target.Target(dict(TARGETS[isa]))
+    target = tvm.target.Target(dict(llvm))
     try:
         with target:
-            executable = tvm.compile(pipeline(module), target=target, tir_pipeline=loop_pipeline())
+            executable = tvm.compile(module, target=target, tir_pipeline=loop_pipeline())
     except Exception as error:  # TVM raises many classes; all mean that the build failed
         last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise CompileError(
             f"TVM could not build the exact layers: {last[0]}",
-            where=f"{isa}, {path.name}",
+            where=path.name,
             fix="run 'lutcc doctor'; if all is well there, report the model's layers",
         ) from error
     link(executable, path)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from lutcc.ir.module import Function, Module, Operation, Value
 from lutcc.ir.types import Array, Attr, Dim, Sym
+
+if TYPE_CHECKING:
+    from lutcc.frontend.relax.pipeline import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +35,25 @@ class RegionKernel:
     kernels: tuple[Mapping[str, Any], ...]
 
 
-RegionCompiler: TypeAlias = Callable[[str, Module, str], RegionKernel]
-"""(region name, module, isa) -> kernel."""
+RegionCompiler: TypeAlias = Callable[[str, Module, str, "Choice | None"], RegionKernel]
+"""(region name, module, isa, who chooses configs) -> kernel."""
 
 
-def compile_region(name: str, module: Module, isa: str) -> RegionKernel:
+def compile_region(
+    name: str, module: Module, isa: str, choice: Choice | None = None
+) -> RegionKernel:
     """Lower a region's module for one ISA level and pack its constants.
+
+    Parameters
+    ----------
+    name
+        Of the region; part of the kernel's symbol.
+    module
+        Of the region.
+    isa
+        Instruction-set level.
+    choice
+        Knows the tuned configs of the region's stages; without it they get defaults.
 
     Raises
     ------
@@ -48,12 +64,14 @@ def compile_region(name: str, module: Module, isa: str) -> RegionKernel:
     --------
     >>> kernel = compile_region("region0", module, "avx2")
     """
-    from lutcc.codegen.lower import lower
+    from lutcc.codegen.lower import lower, prepare
     from lutcc.frontend.relax.pipeline import KERNEL
     from lutcc.schedules.x86.pack import pack_blob
 
     entry = f"lutcc_{name}"
-    lowered = lower(with_whole_rows(module), isa, parallel=False, own_workspace=True, entry=entry)
+    prepared = prepare(with_whole_rows(module))
+    configs = None if choice is None else choice.stage_configs(prepared, isa)
+    lowered = lower(prepared, isa, configs, parallel=False, own_workspace=True, entry=entry)
     blob = pack_blob(lowered.program.to_json(), dict(lowered.module.constants))
     function = lowered.functions[entry].without_attr("global_symbol").with_attr(KERNEL, True)
     kernels = tuple(

@@ -1,25 +1,49 @@
-"""Default schedules around the products: softmax and norms, elementwise ops, reductions."""
+"""Schedules around the products: softmax and norms, elementwise ops, reductions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lutcc.codegen.tvm_setup import import_tvm
+from lutcc.frontend.relax.product import is_intermediate, is_reduction
+from lutcc.schedules.space import Config, Knob, Space
 
 _MIN_LANES = 4
+_LANES = (4, 8, 16, 32, 64, 128)
 
 
-def schedule_rows(func: Any, lanes: int) -> Any | None:
+def rows_space(isa: str) -> Space:
+    """Return the configs of :func:`schedule_rows`.
+
+    ``rows.reduce``: partial results of a reduction. ``rows.map``: elements of an elementwise block
+    that are done together.
+    """
+    lanes = 8 if isa == "avx2" else 16
+    knobs = (Knob("rows.reduce", _LANES), Knob("rows.map", _LANES))
+    return Space(knobs, {"rows.reduce": lanes, "rows.map": lanes})
+
+
+def blocks_space(isa: str) -> Space:
+    """Return the configs of :func:`schedule_each_block`.
+
+    ``loops.lanes``: elements that are done together.
+    """
+    lanes = 8 if isa == "avx2" else 16
+    return Space((Knob("loops.lanes", _LANES),), {"loops.lanes": lanes})
+
+
+def schedule_rows(func: Any, isa: str, config: Config) -> Any | None:
     """Schedule a chain of row-wise reductions and elementwise blocks (softmax), or return None.
 
     One loop runs over the rows, in parallel, and everything happens inside it, so that a row stays
-    in cache. Reductions keep ``lanes`` partial results and add these up at the end; elementwise
-    blocks are vectorised.
+    in cache. Reductions keep partial results and add these up at the end; elementwise blocks are
+    vectorised.
 
     Examples
     --------
-    >>> schedule = schedule_rows(module["softmax"], 16)
+    >>> function = schedule_rows(module["softmax"], "avx2", rows_space("avx2").default)
     """
+    reduce, lanes = int(config["rows.reduce"]), int(config["rows.map"])
     import_tvm()
     from tvm import s_tir
     from tvm.s_tir.dlight.analysis import normalize_prim_func
@@ -40,7 +64,7 @@ def schedule_rows(func: Any, lanes: int) -> Any | None:
     partials: list[Any] = []
     stages: list[Any] = []
     for block in blocks:
-        partial = _keep_lanes(sch, block, lanes)
+        partial = _keep_lanes(sch, block, reduce)
         if partial is not None:
             partials.append(partial)
             stages.append(partial)
@@ -53,12 +77,12 @@ def schedule_rows(func: Any, lanes: int) -> Any | None:
     for partial in partials:
         _vectorise_lanes(sch, partial)
     for block in stages:
-        if not any(_is_reduction(v) for v in sch.get(block).iter_vars):
+        if not any(is_reduction(v) for v in sch.get(block).iter_vars):
             _vectorise(sch, block, lanes)
-    return sch
+    return sch.mod["main"]
 
 
-def schedule_each_block(func: Any, lanes: int) -> Any | None:
+def schedule_each_block(func: Any, isa: str, config: Config) -> Any | None:
     """Schedule each spatial or reduction block as a parallel nest, vectorised at the end.
 
     Elementwise blocks are inlined into what reads them. Returns None if ``func`` holds a block of
@@ -66,8 +90,9 @@ def schedule_each_block(func: Any, lanes: int) -> Any | None:
 
     Examples
     --------
-    >>> schedule = schedule_each_block(module["max_pool2d"], 16)
+    >>> function = schedule_each_block(module["max_pool2d"], "avx2", blocks_space("avx2").default)
     """
+    lanes = int(config["loops.lanes"])
     import_tvm()
     from tvm import s_tir
     from tvm.s_tir.dlight.analysis import normalize_prim_func
@@ -86,14 +111,14 @@ def schedule_each_block(func: Any, lanes: int) -> Any | None:
     root = sch.get_sblock("root")
     for block in sch.get_child_blocks(root):
         _schedule_block(sch, block, lanes)
-    return sch
+    return sch.mod["main"]
 
 
 def _schedule_block(sch: Any, block: Any, lanes: int) -> None:
     loops = sch.get_loops(block)
     if not loops:
         return
-    kinds = [_is_reduction(var) for var in sch.get(block).iter_vars]
+    kinds = [is_reduction(var) for var in sch.get(block).iter_vars]
     spatial = [loop for loop, reduce in zip(loops, kinds, strict=True) if not reduce]
     reduction = [loop for loop, reduce in zip(loops, kinds, strict=True) if reduce]
     if not spatial:
@@ -137,7 +162,7 @@ def _inline_trivial(sch: Any, blocks: list[Any], leading: int) -> list[Any]:
     kept = []
     for block in blocks[:-1]:
         statement = sch.get(block)
-        spatial = not any(_is_reduction(v) for v in statement.iter_vars)
+        spatial = not any(is_reduction(v) for v in statement.iter_vars)
         per_row = len(statement.iter_vars) <= leading
         if spatial and (per_row or len(sch.get_consumers(block)) == 1) and _try_inline(sch, block):
             continue
@@ -157,7 +182,7 @@ def _try_inline(sch: Any, block: Any) -> bool:
 
 def _keep_lanes(sch: Any, block: Any, lanes: int) -> Any | None:
     """Cut a reduction in two, and return its first part, with a result per lane, if it pays."""
-    if not any(_is_reduction(v) for v in sch.get(block).iter_vars):
+    if not any(is_reduction(v) for v in sch.get(block).iter_vars):
         return None
     loop = sch.get_loops(block)[-1]
     extent = _extent(sch, loop)
@@ -174,7 +199,7 @@ def _vectorise_lanes(sch: Any, partial: Any) -> None:
     """Move the lanes of a partial reduction, which stands in the row loop, innermost."""
     variables = sch.get(partial).iter_vars
     loops = sch.get_loops(partial)[-len(variables) :]
-    reduction = [loop for loop, v in zip(loops, variables, strict=True) if _is_reduction(v)]
+    reduction = [loop for loop, v in zip(loops, variables, strict=True) if is_reduction(v)]
     lane = loops[0]
     sch.reorder(*reduction, lane)
     sch.vectorize(lane)
@@ -199,27 +224,16 @@ def _rows_first(sch: Any, block: Any, leading: int) -> bool:
     """Tell whether the leading indices of a block's buffers are those of its row loops."""
     statement = sch.get(block)
     rows = [v.var for v in statement.iter_vars[:leading]]
-    reduces = any(_is_reduction(v) for v in statement.iter_vars)
+    reduces = any(is_reduction(v) for v in statement.iter_vars)
     for region in (*statement.reads, *statement.writes):
         indices = [r.min for r in region.region]
-        if not (reduces or _is_intermediate(sch, region.source)):
+        if not (reduces or is_intermediate(sch, region.source)):
             continue  # such as a layer norm's weight
         if len(indices) < leading or not all(
             i.same_as(v) for i, v in zip(indices, rows, strict=False)
         ):
             return False
     return True
-
-
-def _is_intermediate(sch: Any, buffer: Any) -> bool:
-    root = sch.get(sch.get_sblock("root"))
-    return any(buffer.same_as(b) for b in root.alloc_buffers)
-
-
-def _is_reduction(var: Any) -> bool:
-    from tvm import tirx
-
-    return var.iter_type == tirx.IterVar.CommReduce
 
 
 def _extent(sch: Any, loop: Any) -> int | None:

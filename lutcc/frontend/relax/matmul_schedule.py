@@ -1,4 +1,4 @@
-"""Default schedule for ``C[s, i, j] += A[s, i, k] * B[s, k, j]`` in any layout."""
+"""Schedules for products: four ways to read B, each with a register tile of its own."""
 
 from __future__ import annotations
 
@@ -6,145 +6,183 @@ from dataclasses import dataclass
 from typing import Any
 
 from lutcc.codegen.tvm_setup import import_tvm
+from lutcc.frontend.relax.product import normalise, product_block
 
 
 @dataclass(frozen=True, slots=True)
 class MatmulConfig:
-    """Register tile of the product: ``rows`` x (``vectors`` * ``lanes``) accumulators.
+    """How a product is computed.
 
     Attributes
     ----------
+    pack
+        ``panels``: columns of B are packed into panels as wide as a tile, so that the inner loop
+        reads them in order whatever B's layout is. ``none``: the tile reads B's rows in place.
+        ``stream``: B is read once, row by row, and added to results in cache: for few rows of A.
+        ``dot``: sums run along vectors of k: for a B that is stored transposed.
     lanes
         float32 elements of one vector register.
     rows
-        Rows of A per tile; their elements are broadcast.
+        Rows of A per tile (not ``stream``).
     vectors
-        Vectors of columns of B per tile.
+        Accumulators per row of the tile: vectors of columns, or (``dot``) columns.
+    order
+        ``panels``: all rows of A for one panel of B, then the next; ``tiles``: all of B for one
+        tile of rows, then the next. (``none``, ``dot``)
+    group
+        Panels packed together; a tile's rows of A are read once for all of them. (``panels``)
+    columns
+        Columns of B done together. (``stream``)
+    unroll
+        Rows of B added per pass over the results. (``stream``)
     """
 
+    pack: str
     lanes: int
-    rows: int
-    vectors: int
+    rows: int = 1
+    vectors: int = 1
+    order: str = "panels"
+    group: int = 1
+    columns: int = 0
+    unroll: int = 1
 
 
-def default_config(isa: str) -> MatmulConfig:
-    """Return the hand-picked tile: 12 of AVX2's 16 registers as accumulators, 16 of AVX-512's 32.
+def schedule_matmul(func: Any, config: MatmulConfig) -> Any:
+    """Return the schedule of a PrimFunc in which :func:`find_product` found a product.
 
-    Examples
-    --------
-    >>> default_config("avx2")
-    MatmulConfig(lanes=8, rows=6, vectors=2)
-    """
-    return MatmulConfig(8, 6, 2) if isa == "avx2" else MatmulConfig(16, 8, 2)
+    Sizes may be symbolic. A is read in place, or copied with padding where its rows do not fill the
+    tiles. Consumers (bias, scale, residual) run on the tile while it is in registers.
 
-
-def schedule_matmul(func: Any, config: MatmulConfig) -> Any | None:
-    """Schedule a matmul-like PrimFunc, or return None if ``func`` is none.
-
-    Columns of B are packed into panels of one tile's width, once per panel and batch item, so that
-    the inner loop reads them in order whatever B's layout is. A is read in place, or copied with
-    padding where its rows do not fill the tiles. Sizes may be symbolic. Consumers (bias, scale,
-    residual) run on the tile while it is in registers.
+    Raises
+    ------
+    tvm.s_tir.ScheduleError
+        If a primitive refuses the loop nest.
 
     Examples
     --------
-    >>> schedule = schedule_matmul(module["matmul"], default_config("avx512"))
+    >>> schedule = schedule_matmul(module["matmul"], MatmulConfig("panels", 16, 8, 2))
     """
     import_tvm()
     from tvm import s_tir
-    from tvm.s_tir.dlight.gpu.matmul import get_reduction_blocks
 
     sch = s_tir.Schedule(func)
-    root = sch.get_sblock("root")
-    blocks = sch.get_child_blocks(root)
-    reductions = get_reduction_blocks(sch, blocks)
-    if not reductions or not _multiplies(sch.get(reductions[0])):
-        return None
-    main = reductions[0]
-    if not _normalise(sch, main):
-        return None
-    return _tile(sch, main, config)
+    main = product_block(sch)
+    normalise(sch, main)
+    ways = {"panels": _panels, "none": _in_place, "stream": _stream, "dot": _dot}
+    ways[config.pack](sch, main, config)
+    return sch
 
 
-def _multiplies(block: Any) -> bool:
-    """Tell whether the block's body is ``C = C + A * B`` in float32."""
-    from tvm import tirx
-
-    store = block.body
-    if not isinstance(store, tirx.BufferStore) or not isinstance(store.value, tirx.Add):
-        return False
-    product = store.value.b
-    if str(store.buffer.dtype) != "float32" or not isinstance(product, tirx.Mul):
-        return False
-    return all(_is_float32_load(side) for side in (product.a, product.b))
-
-
-def _is_float32_load(expr: Any) -> bool:
-    from tvm.ir import TensorLoad
-
-    return isinstance(expr, TensorLoad) and str(expr.source.dtype) == "float32"
-
-
-def _normalise(sch: Any, main: Any) -> bool:
-    """Bring the block to operands (s, i, k) and (s, k, j), result (s, i, j), if it can."""
-    from tvm.s_tir.dlight.gpu.matmul import IterKind, detect_iter_traits, make_iter_fusion_index_map
-
-    traits = detect_iter_traits(sch.get(main))
-    if traits is None:
-        return False
-    s, i, j, k = IterKind.kIter_S, IterKind.kIter_I, IterKind.kIter_J, IterKind.kIter_K
-    a, b, c, whole = traits
-    maps = [
-        make_iter_fusion_index_map(t, o)
-        for t, o in ((a, [s, i, k]), (b, [s, k, j]), (c, [s, i, j]))
-    ]
-    for (kind, index), index_map in zip(
-        (("read", 0), ("read", 1), ("write", 0)), maps, strict=True
-    ):
-        copy = sch.reindex(main, (kind, index))
-        sch.transform_layout(copy, ("read" if kind == "write" else "write", 0), index_map)
-    sch.transform_block_layout(main, make_iter_fusion_index_map(whole, [s, i, j, k]))
-    return True
-
-
-def _tile(sch: Any, main: Any, config: MatmulConfig) -> Any:
+def _panels(sch: Any, main: Any, config: MatmulConfig) -> None:
     from tvm import tirx
 
     width = config.lanes * config.vectors
     sch.pad_einsum(main, [1, config.rows, width, 1])
-    copies = [_inlined_producer(sch, main, operand) for operand in (0, 1)]
-    copy_a, copy_b = copies
-    result = _inlined_consumers(sch, main)
+    copy_a, copy_b, result = _around(sch, main)
     sch.transform_layout(
         main, ("read", 1), lambda s, k, j: (s, tirx.floordiv(j, width), k, tirx.floormod(j, width))
     )
     batch, i, j, k = sch.get_loops(main)
     tiles, row = sch.split(i, [None, config.rows])
-    panels, vector, lane = sch.split(j, [None, config.vectors, config.lanes])
-    sch.reorder(batch, panels, tiles, k, row, vector, lane)
-    sch.set_scope(main, 0, "local")
-    if "pad" in sch.get(copy_a).name_hint:
-        sch.compute_at(copy_a, tiles, preserve_unit_loops=True)
-        _vectorise_last(sch, copy_a, config.lanes)
-    else:
-        sch.compute_inline(copy_a)
-    sch.reverse_compute_at(result, tiles, preserve_unit_loops=True)
+    groups, panel, vector, lane = sch.split(j, [None, config.group, config.vectors, config.lanes])
+    sch.reorder(batch, groups, tiles, panel, k, row, vector, lane)
+    _place_a(sch, copy_a, tiles, config.lanes)
+    sch.reverse_compute_at(result, panel, preserve_unit_loops=True)
     _vectorise_last(sch, result, config.lanes)
-    panel = sch.fuse(batch, panels)
-    sch.compute_at(copy_b, panel, preserve_unit_loops=True)
-    sch.parallel(panel)
+    together = sch.fuse(batch, groups)
+    sch.compute_at(copy_b, together, preserve_unit_loops=True)
+    sch.parallel(together)
     depth, column = _panel_loops(sch, copy_b)
-    sch.reorder(depth, column)
+    packed, column = sch.split(column, [None, width])
+    sch.reorder(packed, depth, column)
     sch.vectorize(column)
+    _registers(sch, main, (row, vector), lane, k)
+
+
+def _in_place(sch: Any, main: Any, config: MatmulConfig) -> None:
+    sch.pad_einsum(main, [1, config.rows, 1, 1])
+    copy_a, copy_b, result = _around(sch, main)
+    sch.compute_inline(copy_b)
+    batch, i, j, k = sch.get_loops(main)
+    tiles, row = sch.split(i, [None, config.rows])
+    panels, vector, lane = sch.split(j, [None, config.vectors, config.lanes])
+    outer, inner = (panels, tiles) if config.order == "panels" else (tiles, panels)
+    sch.reorder(batch, outer, inner, k, row, vector, lane)
+    _place_a(sch, copy_a, tiles, config.lanes)
+    sch.reverse_compute_at(result, inner, preserve_unit_loops=True)
+    _vectorise_last(sch, result, config.lanes)
+    sch.parallel(sch.fuse(batch, outer))
+    _registers(sch, main, (row, vector), lane, k)
+
+
+def _stream(sch: Any, main: Any, config: MatmulConfig) -> None:
+    copy_a, copy_b, result = _around(sch, main)
+    sch.compute_inline(copy_a)
+    sch.compute_inline(copy_b)
+    batch, i, j, k = sch.get_loops(main)
+    blocks, vector, lane = sch.split(j, [None, config.columns // config.lanes, config.lanes])
+    outer, inner = sch.split(k, [None, config.unroll])
+    sch.reorder(batch, blocks, outer, vector, i, inner, lane)
+    sch.reverse_compute_at(result, blocks, preserve_unit_loops=True)
+    _vectorise_last(sch, result, config.lanes)
+    sch.parallel(sch.fuse(batch, blocks))
+    sch.vectorize(lane)
+    sch.unroll(inner)
+    init = sch.decompose_reduction(main, outer)
+    sch.vectorize(sch.get_loops(init)[-1])
+
+
+def _dot(sch: Any, main: Any, config: MatmulConfig) -> None:
+    sch.pad_einsum(main, [1, config.rows, 1, 1])
+    copy_a, copy_b, result = _around(sch, main)
+    sch.compute_inline(copy_b)
+    *_, k = sch.get_loops(main)
+    _, lane = sch.split(k, [None, config.lanes])
+    partial = sch.rfactor(lane, factor_axis=3)
+    batch, i, j, lane = sch.get_loops(main)
+    tiles, row = sch.split(i, [None, config.rows])
+    panels, column = sch.split(j, [None, config.vectors])
+    outer, inner = (panels, tiles) if config.order == "panels" else (tiles, panels)
+    sch.reorder(batch, outer, inner, row, column, lane)
+    sch.reverse_compute_at(result, inner, preserve_unit_loops=True)
+    sch.compute_at(partial, inner, preserve_unit_loops=True)
+    _place_a(sch, copy_a, tiles, config.lanes)
+    sch.parallel(sch.fuse(batch, outer))
+    sch.set_scope(main, 0, "local")
+    for loop in (row, column, lane):
+        sch.unroll(loop)
+    # the partial sums of a tile: one vector per row and column
+    lane, _, row, column, k = sch.get_loops(partial)[-5:]
+    sch.reorder(k, row, column, lane)
+    _registers(sch, partial, (row, column), lane, k)
+
+
+def _around(sch: Any, main: Any) -> tuple[Any, Any, Any]:
+    """Return the blocks that hand over A and B, and the one that takes the result."""
+    copies = [_inlined_producer(sch, main, operand) for operand in (0, 1)]
+    return copies[0], copies[1], _inlined_consumers(sch, main)
+
+
+def _place_a(sch: Any, copy: Any, tiles: Any, lanes: int) -> None:
+    """Read A in place, or copy it tile by tile where it is padded."""
+    if "pad" in sch.get(copy).name_hint:
+        sch.compute_at(copy, tiles, preserve_unit_loops=True)
+        _vectorise_last(sch, copy, lanes)
+    else:
+        sch.compute_inline(copy)
+
+
+def _registers(sch: Any, block: Any, tile: tuple[Any, Any], lane: Any, k: Any) -> None:
+    """Keep the tile that ``block`` sums over ``k`` in registers, set to zero before."""
+    sch.set_scope(block, 0, "local")
+    sch.vectorize(lane)
+    for loop in reversed(tile):
+        sch.unroll(loop)
+    init = sch.decompose_reduction(block, k)
+    *_, row, vector, lane = sch.get_loops(init)
     sch.vectorize(lane)
     sch.unroll(vector)
     sch.unroll(row)
-    init = sch.decompose_reduction(main, k)
-    *_, init_row, init_vector, init_lane = sch.get_loops(init)
-    sch.vectorize(init_lane)
-    sch.unroll(init_vector)
-    sch.unroll(init_row)
-    return sch
 
 
 def _inlined_producer(sch: Any, main: Any, operand: int) -> Any:

@@ -1,61 +1,91 @@
-"""Relax to machine code: fusion, default schedules for every loop nest, the virtual machine."""
+"""Relax to machine code: fusion, a schedule for every loop nest, the virtual machine."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from lutcc.codegen.tvm_setup import import_tvm
+from lutcc.errors import CompileError
+from lutcc.frontend.relax.canonical import describe
 from lutcc.frontend.relax.fast_math import legalizers
-from lutcc.frontend.relax.loop_schedule import schedule_each_block, schedule_rows
-from lutcc.frontend.relax.matmul_schedule import default_config, schedule_matmul
+from lutcc.frontend.relax.nests import Nest, loop_nest
+from lutcc.ir.module import Module
+from lutcc.schedules.space import Config, KnobValue
+from lutcc.schedules.x86.isa import isa_by_name
+from lutcc.tuning.choose import UNTUNED
 
 KERNEL = "lutcc.kernel"
 """Attribute of the PrimFuncs that lutcc's own code generator made."""
 
-Tuned: TypeAlias = Callable[[Any], Any]
-"""A pass that schedules the PrimFuncs it has a tuned schedule for, and marks them
-``tirx.is_scheduled``."""
+
+class Choice(Protocol):
+    """Says which tuned config a kernel gets."""
+
+    def stage_configs(self, module: Module, isa: str) -> Mapping[str, Mapping[str, Any]]:
+        """Return the configs of a prepared module's stages, as :func:`lower` takes them."""
+        ...
+
+    def relax_config(self, kernel_id: str, isa: str) -> tuple[Config, str] | None:
+        """Return the config of an exact layer's loop nest and where it was found, or None.
+
+        ``kernel_id`` is that of its workload.
+        """
+        ...
 
 
-def relax_pipeline(isa: str, tuned: Tuned | None = None) -> Callable[[Any], Any]:
-    """Return the passes from an imported Relax module to a scheduled one.
+@dataclass(frozen=True)
+class ScheduledModule:
+    """A Relax module whose loop nests are scheduled.
 
-    Parameters
+    Attributes
     ----------
-    isa
-        ISA level that the default schedules are for.
-    tuned
-        Runs on the fused, unscheduled functions; what it leaves gets a default schedule. This is
-        where tuned schedules come in.
+    module
+        See there.
+    kernels
+        One record per loop nest (stage, ops, config, source), for ``artifact.explain()``.
+    """
+
+    module: Any
+    kernels: tuple[Mapping[str, Any], ...]
+
+
+def fuse_module(module: Any) -> Any:
+    """Return an imported Relax module with its operations fused into unscheduled PrimFuncs.
 
     Examples
     --------
-    >>> module = relax_pipeline("avx512")(program.module)
+    >>> fused = fuse_module(program.module)
     """
     tvm = import_tvm()
     from tvm import relax
 
-    def run(module: Any) -> Any:
-        fused = tvm.transform.Sequential(
-            [
-                relax.transform.DecomposeOpsForInference(),
-                relax.transform.CanonicalizeBindings(),
-                relax.transform.LegalizeOps(legalizers()),
-                relax.transform.RewriteDataflowReshape(),
-                relax.transform.AnnotateTIROpPattern(),
-                relax.transform.FoldConstant(),
-                relax.transform.FuseOps(),
-                relax.transform.FuseTIR(),
-                relax.transform.DeadCodeElimination(),
-            ]
-        )(module)
-        if tuned is not None:
-            fused = tuned(fused)
-        return schedule_module(fused, isa)
+    return tvm.transform.Sequential(
+        [
+            relax.transform.DecomposeOpsForInference(),
+            relax.transform.CanonicalizeBindings(),
+            relax.transform.LegalizeOps(legalizers()),
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(),
+        ]
+    )(module)
 
-    return run
+
+def unscheduled(module: Any) -> dict[str, Any]:
+    """Return the PrimFuncs of a fused module that are not lutcc's own kernels, by name."""
+    from tvm import tirx
+
+    return {
+        symbol.name_hint: function
+        for symbol, function in module.functions_items()
+        if isinstance(function, tirx.PrimFunc) and not function.attrs.get("tirx.is_scheduled")
+    }
 
 
 @functools.cache
@@ -87,46 +117,65 @@ def loop_pipeline() -> str:
     return "lutcc_relax"
 
 
-def schedule_module(module: Any, isa: str) -> Any:
-    """Give every PrimFunc that has none a default schedule: the first rule that applies.
+def schedule_module(module: Any, isa: str, choice: Choice | None = None) -> ScheduledModule:
+    """Schedule every PrimFunc of a fused module: with a tuned config where there is one.
 
     Examples
     --------
-    >>> scheduled = schedule_module(fused, "avx2")
+    >>> scheduled = schedule_module(fuse_module(program.module), "avx2")
     """
-    from tvm import tirx
-
-    rules = default_rules(isa)
-    updated = {}
-    for symbol, function in module.functions_items():
-        if not isinstance(function, tirx.PrimFunc) or function.attrs.get("tirx.is_scheduled"):
-            continue
-        for rule in rules:
-            schedule = rule(function)
-            if schedule is not None:
-                updated[symbol] = schedule.mod["main"].with_attr("tirx.is_scheduled", True)
-                break
-    for symbol, function in updated.items():
-        module[symbol] = function
-    return module
+    records = []
+    for name, function in unscheduled(module).items():
+        nest = loop_nest(function, isa)
+        config, source, scheduled = {}, UNTUNED, None
+        if nest is not None:
+            config, source, scheduled = _scheduled(nest, choice)
+            module[name] = scheduled.with_attr("tirx.is_scheduled", True)
+        ops = [describe(name, function)]
+        records.append({"stage": name, "ops": ops, "config": config, "source": source})
+    return ScheduledModule(module, tuple(records))
 
 
-def default_rules(isa: str) -> list[Callable[[Any], Any | None]]:
-    """Return the default schedules in the order they are tried; None means: does not apply."""
-    config = default_config(isa)
-    return [
-        lambda function: _try(schedule_matmul, function, config),
-        lambda function: _try(schedule_rows, function, config.lanes),
-        lambda function: _try(schedule_each_block, function, config.lanes),
-    ]
+def _scheduled(nest: Nest, choice: Choice | None) -> tuple[dict[str, KnobValue], str, Any]:
+    """Return the config, its source and the function: what was tuned, the default elsewhere.
+
+    A config that is not in the space comes from another version's log; it does not count.
+    """
+    config, sources = nest.default, dict.fromkeys(nest.spaces, UNTUNED)
+    for part, space in nest.spaces.items():
+        found = None if choice is None else choice.relax_config(nest.kernel_id(part), nest.isa)
+        if found is not None and found[0] in space:
+            config.update(found[0])
+            sources[part] = found[1]
+    if set(sources.values()) == {UNTUNED}:
+        return config, UNTUNED, nest.scheduled
+    function = nest.schedule(config)
+    if function is None:
+        return nest.default, UNTUNED, nest.scheduled
+    if len(set(sources.values())) == 1:
+        return config, next(iter(sources.values())), function
+    return config, "; ".join(f"{part}: {source}" for part, source in sources.items()), function
 
 
-def _try(rule: Callable[[Any, Any], Any | None], function: Any, argument: Any) -> Any | None:
-    """Apply a rule; a primitive that refuses a loop nest means that the rule does not apply."""
-    from tvm.error import InternalError
-    from tvm.s_tir import ScheduleError
+def build_loops(function: Any, isa: str, mcpu: str | None = None) -> Any:
+    """Compile one PrimFunc, scheduled or not, as ``kernel``; return TVM's executable.
 
+    Raises
+    ------
+    CompileError
+        If TVM cannot build it.
+    """
+    tvm = import_tvm()
+    target = tvm.target.Target(isa_by_name(isa).llvm_target(mcpu))
+    named = function.with_attrs({"global_symbol": "kernel", "tirx.is_scheduled": True})
     try:
-        return rule(function, argument)
-    except (ScheduleError, InternalError):
-        return None
+        return tvm.tirx.build(
+            tvm.IRModule({"kernel": named}), target=target, pipeline=loop_pipeline()
+        )
+    except Exception as error:  # TVM raises many classes; all mean that the build failed
+        last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise CompileError(
+            f"TVM could not build a loop nest: {last[0]}",
+            where=isa,
+            fix="run 'lutcc doctor'; if all is well there, report the model's layers",
+        ) from error

@@ -1,0 +1,110 @@
+"""The tuning report as one page that stands alone: no scripts, no links to anything outside."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from lutcc.errors import DependencyError
+from lutcc.report import tuning_figures as figures
+from lutcc.report.tuning_data import LEAST_GAIN, Kernel, Target
+from lutcc.report.tuning_names import digits, duration, gain, knob_value
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_SHOWN_MESSAGES = 8
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of a target as SVG: tuning curves, all trials, roofline."""
+
+    curves: str
+    trials: str
+    roofline: str
+
+
+def page(targets: tuple[Target, ...], *, sources: list[str], made: str) -> str:
+    """Return the page's HTML.
+
+    Parameters
+    ----------
+    targets
+        At least one.
+    sources
+        The logs that were read.
+    made
+        When the page was made.
+
+    Raises
+    ------
+    DependencyError
+        Without matplotlib or Jinja.
+    """
+    drawn = [
+        Figures(figures.curves_svg(t), figures.trials_svg(t), figures.roofline_svg(t))
+        for t in targets
+    ]
+    template = _environment().from_string(_asset("tuning.html"))
+    return template.render(
+        targets=list(zip(targets, drawn, strict=True)),
+        sources=sources,
+        made=made,
+        least=LEAST_GAIN - 1,
+        css=_asset("tuning.css"),
+        light=[(name, pair[0]) for name, pair in figures.COLOURS.items()],
+        dark=[(name, pair[1]) for name, pair in figures.COLOURS.items()],
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("lutcc.report") / name).read_text(encoding="utf-8")
+
+
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
+    except ImportError as error:
+        raise DependencyError(
+            "Jinja, which fills in the page, is not installed",
+            where="report tuning",
+            fix="pip install lutcc[report]",
+        ) from error
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "duration": _or_dash(duration),
+        "digits": _or_dash(digits),
+        "gain": _or_dash(gain),
+        "percent": _or_dash("{:.0%}".format),
+        "count": "{:,}".format,
+        "svg": Markup,  # drawn here; its texts are escaped by what drew it
+        "css": Markup,
+        "knob": knob_value,
+        "colour": figures.colour,
+        "failures": failures_of,
+        "width": _bar,
+    }
+    return environment
+
+
+def _or_dash(write: Any) -> Any:
+    return lambda value: "–" if value is None else write(value)
+
+
+def _bar(share: float | None, whole: float = 1.0) -> str:
+    """Return the width of a bar in percent of its cell."""
+    return f"{100 * min(1.0, max(0.0, (share or 0) / whole)):.1f}%"
+
+
+def failures_of(kernel: Kernel) -> list[tuple[str, str, int]]:
+    """Return (status, message, how often) of a kernel's failures, the most frequent first."""
+    counts = Counter((r.outcome.status, r.outcome.message) for r in kernel.failures)
+    return [
+        (status, message, count) for (status, message), count in counts.most_common(_SHOWN_MESSAGES)
+    ]
