@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lutcc.codegen.build import build_module, link
 from lutcc.codegen.lower import Lowered, lower, prepare
 from lutcc.codegen.targets import Target, parse_targets
-from lutcc.errors import CompileError, LogError
+from lutcc.errors import LogError
 from lutcc.ir.module import Module
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def compile(
         config that a log has for it on the very processor, else on another one of the same level,
         else its hand-picked default; :meth:`lutcc.Artifact.explain` says which.
     trials
-        Must be 0: :func:`lutcc.tune` tunes.
+        Tune first, with so many trials per kernel (:func:`lutcc.tune`, which has more options); the
+        log goes to ``tuning_logs``, by default the folder of that name.
 
     Returns
     -------
@@ -67,12 +68,10 @@ def compile(
     >>> y = artifact(torch.randn(3, 64))                           # doctest: +SKIP
     """
     if trials:
-        raise CompileError(
-            "compiling does not tune",
-            where=f"lutcc.compile(trials={trials})",
-            fix="leave trials out; first call lutcc.tune(model, ..., log_dir=DIR), then "
-            "lutcc.compile(model, ..., tuning_logs=DIR)",
-        )
+        from lutcc.tuning.api import tune
+
+        tuning_logs = "tuning_logs" if tuning_logs is None else tuning_logs
+        tune(model_or_module, example_inputs, target=target, log_dir=tuning_logs, trials=trials)
     targets = parse_targets(target)
     folders = _log_folders(tuning_logs)
     if isinstance(model_or_module, Module):

@@ -9,18 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
 from lutcc.schedules.space import Config, Knob, Space, config_id
 from lutcc.tuning.records import Record
 from lutcc.tuning.search import ExhaustiveSearch, MetaScheduleSearch, RandomSearch, Search
-from lutcc.tuning.task import Task
+from lutcc.tuning.task import Subject, Task
 from lutcc.tuning.workload import Workload
 
 #: Trials that a session asks for at once.
 BATCH = 4
+
+_NO_SUBJECT = cast(Subject, None)  # a replay builds nothing
 
 MakeSearch: TypeAlias = Callable[[Task, Sequence[Any], Sequence[Record], int], Search]
 
@@ -79,7 +81,7 @@ class Table:
     @property
     def task(self) -> Task:
         """The task to hand to a search; its subject is never asked."""
-        return Task(self.name, self.workload, self.space, _NoSubject(), self.isa)
+        return Task(self.name, self.workload, self.space, _NO_SUBJECT, self.isa)
 
     def score(self, config: Config) -> float | None:
         """Return 1 / relative time, or None where the config failed."""
@@ -94,15 +96,6 @@ class Table:
 
 def _order(value: Any) -> tuple[bool, Any]:
     return isinstance(value, str), value
-
-
-class _NoSubject:
-    """Stands in for what builds candidates."""
-
-    def inputs(self, seed: int) -> Any:
-        raise AssertionError("a replay builds nothing")
-
-    reference = candidate = compare = inputs
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,9 @@ class Display:
 
     def __init__(self, console: Console, budget: float | None) -> None:
         self.console, self.budget = console, budget
-        self._start = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self._first: float | None = None  # the first trial began: before, defaults are measured
+        self._start = self._last
         self._kernels: dict[str, Progress] = {}
         self._bar: Bar | None = None
         self._total: TaskID | None = None
@@ -113,7 +115,9 @@ class Display:
         done, wanted = sum(p.tried for p in kernels), sum(max(p.wanted, p.tried) for p in kernels)
         trials, failures = sum(p.trials for p in kernels), sum(p.failures for p in kernels)
         now = time.monotonic()
-        rate = trials / max(now - self._start, 1e-9)
+        if self._first is None:
+            self._first = now
+        rate = max(trials - 1, 1) / max(now - self._first, 0.5)
         left = (wanted - done) / rate
         if self.budget is not None:
             left = min(left, max(self.budget - (now - self._start), 0.0))

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lutcc.errors import DependencyError
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
 from lutcc.report import tuning_figures as figures
 from lutcc.report.tuning_data import LEAST_GAIN, Kernel, Target
 from lutcc.report.tuning_names import digits, duration, gain, knob_value
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 _SHOWN_MESSAGES = 8
 
@@ -42,7 +41,7 @@ def page(targets: tuple[Target, ...], *, sources: list[str], made: str) -> str:
     Raises
     ------
     DependencyError
-        Without matplotlib or Jinja.
+        Without matplotlib.
     """
     drawn = [
         Figures(figures.curves_svg(t), figures.trials_svg(t), figures.roofline_svg(t))
@@ -65,15 +64,6 @@ def _asset(name: str) -> str:
 
 
 def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise DependencyError(
-            "Jinja, which fills in the page, is not installed",
-            where="report tuning",
-            fix="pip install lutcc[report]",
-        ) from error
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -24,6 +24,10 @@ from lutcc.tuning.schema import InvalidRecord, from_line, to_line
 _LOCK_SECONDS = 60.0
 
 
+#: A config is taken in place of the default if its relative time is below this.
+WORTHWHILE = 0.99
+
+
 @dataclass(frozen=True)
 class Problem:
     """A line of a log that is wrong: its number, from 1, and why."""
@@ -286,7 +290,7 @@ def best(records: Iterable[Record]) -> dict[str, Record]:
     without any, all trials do. A config that was measured several times counts by the median of its
     relative times, of final phases if it has any. Sessions that started from another default config
     than the latest one cannot be compared with it and are left out. What does not beat the default
-    is not better: then the record of the default is the best. Workloads without a successful record
+    by one per cent does not count as better: then the record of the default is the best. Workloads without a successful record
     are left out. ``relative`` of the best is that median, of the default 1.
 
     Parameters
@@ -327,6 +331,6 @@ def _best_of(records: Sequence[Record]) -> Record | None:
         return statistics.median(r.relative for r in measured[key] if r.relative is not None)
 
     winner = min(measured, key=relative, default=None)
-    if winner is not None and relative(winner) < 1.0:
+    if winner is not None and relative(winner) < WORTHWHILE:
         return replace(measured[winner][-1], relative=relative(winner))
     return replace(defaults[-1], relative=1.0) if defaults else None

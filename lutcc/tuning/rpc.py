@@ -25,7 +25,7 @@ DEFAULT_PORT = 9190
 DEFAULT_KEY = "lutcc"
 FACTS, PREPARE = "lutcc.tuning.facts", "lutcc.tuning.prepare"
 _CONNECT_S = 5.0
-_RETRY_S = 10.0
+_RETRY_S = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -92,8 +92,10 @@ def connect(text: str, *, threads: int) -> tuple[Any, dict[str, Any]]:
             session = _from_tracker(address)
         else:
             session = tvm.rpc.connect(address.host, address.port, address.key)
+    except BackendError:
+        raise
     except (RuntimeError, OSError) as error:
-        message = str(error).strip().splitlines()[-1]
+        message = _last(error)
         if "key" in message:
             raise BackendError(
                 f"the server does not answer to the key {address.key!r}",
@@ -160,21 +162,26 @@ def _from_tracker(address: Address) -> Any:
     from tvm.rpc import connect_tracker
 
     tracker = connect_tracker(address.host, address.port)
-    queues: Mapping[str, Any] = tracker.summary()["queue_info"]
-    servers = {info["key"].removeprefix("server:") for info in tracker.summary()["server_info"]}
-    if address.key not in servers:
-        raise BackendError(
-            f"the tracker has no server of the key {address.key!r}",
-            where=str(address),
-            fix=f"its keys are: {', '.join(sorted(servers)) or 'none yet'}",
-        )
-    if not queues.get(address.key, {}).get("free"):
+    deadline = time.monotonic() + _RETRY_S
+    while True:  # a server that has just ended a session takes a moment to report
+        summary: Mapping[str, Any] = tracker.summary()
+        if summary["queue_info"].get(address.key, {}).get("free"):
+            return tracker.request(address.key, max_retry=1)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    keys = {info["key"].removeprefix("server:") for info in summary["server_info"]}
+    if address.key in keys:
         raise BackendError(
             f"all servers of the key {address.key!r} are taken",
             where=str(address),
             fix="wait until one is free, or start another",
         )
-    return tracker.request(address.key, max_retry=1)
+    raise BackendError(
+        f"the tracker has no server of the key {address.key!r}",
+        where=str(address),
+        fix=f"its keys are: {', '.join(sorted(keys)) or 'none yet'}",
+    )
 
 
 # -- the server --------------------------------------------------------------------------------

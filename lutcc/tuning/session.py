@@ -332,9 +332,10 @@ class Session:
         if not configs:
             progress.exhausted = True
             return
-        for config in configs:
+        for index, config in enumerate(configs):
             if self._out_of_time():
                 return
+            self.runner.prefetch(task, configs[index + 1 :])
             outcome = self.runner.measure(task, config, progress.best)
             relative = None
             if outcome.ratio is not None:

@@ -107,9 +107,7 @@ def lessons(found: Sequence[Relative]) -> list[Known]:
     ]
 
 
-def transferred(
-    task: Task, found: Sequence[Relative], count: int
-) -> list[dict[str, KnobValue]]:
+def transferred(task: Task, found: Sequence[Relative], count: int) -> list[dict[str, KnobValue]]:
     """Return configs of the task's space that are the best of related workloads, nearest first.
 
     Each workload in turn gives its best, then each its second, and so on.

@@ -83,6 +83,24 @@ class RowsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodeConfig:
+    """How an encoder reads row-major input in blocks of rows.
+
+    Attributes
+    ----------
+    singles
+        Where at most this many of 16 neighbouring columns are compared, each is read by itself;
+        else the 16 columns of 16 rows are transposed.
+    """
+
+    singles: int
+
+    def to_json(self) -> dict[str, int]:
+        """Return the fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class KernelConfigs:
     """The configs of one fused group.
 
@@ -94,6 +112,8 @@ class KernelConfigs:
         Register tiles of ``lut_accumulate`` and ``linear``.
     rows
         Rows done alone.
+    encode
+        Encoders.
     source
         ``default``, or where the values were found.
     """
@@ -102,6 +122,7 @@ class KernelConfigs:
     accumulate: TileConfig
     linear: TileConfig
     rows: RowsConfig
+    encode: EncodeConfig
     source: str = "default"
 
     def to_json(self) -> dict[str, Any]:
@@ -111,6 +132,7 @@ class KernelConfigs:
             "accumulate": self.accumulate.to_json(),
             "linear": self.linear.to_json(),
             "rows": self.rows.to_json(),
+            "encode": self.encode.to_json(),
         }
 
     def updated(self, values: dict[str, Any], source: str) -> Self:
@@ -137,7 +159,7 @@ class KernelConfigs:
 
 
 _L2_BYTES = 2 << 20
-_PARTS = ("stage", "accumulate", "linear", "rows")
+_PARTS = ("stage", "accumulate", "linear", "rows", "encode")
 
 
 def default_configs(
@@ -160,14 +182,15 @@ def default_configs(
     stage = StageConfig(
         _row_block(table_bytes), _row_threshold(isa, dot=dot, nbytes=table_bytes, entries=entries)
     )
+    encode = EncodeConfig(2)
     if isa.name == "avx2":
         tile = TileConfig(2, 2) if mean else TileConfig(4, 1)
-        return KernelConfigs(stage, tile, TileConfig(2, 2), RowsConfig(2, 0, 1, 6, 48))
+        return KernelConfigs(stage, tile, TileConfig(2, 2), RowsConfig(2, 0, 1, 6, 48), encode)
     rows = RowsConfig(4, 0, 3, 8, 64)
     if dot:
-        return KernelConfigs(stage, TileConfig(4, 4), TileConfig(8, 2), rows)
+        return KernelConfigs(stage, TileConfig(4, 4), TileConfig(8, 2), rows, encode)
     tile = TileConfig(2, 2) if mean else TileConfig(4, 2)
-    return KernelConfigs(stage, tile, TileConfig(8, 2), rows)
+    return KernelConfigs(stage, tile, TileConfig(8, 2), rows, encode)
 
 
 def _row_block(table_bytes: int) -> int:

@@ -107,6 +107,29 @@ def load_chunks(
                 scalar()
 
 
+def load_singles(
+    ctx: StageContext,
+    source: External,
+    group: Expr,
+    columns: Sequence[int],
+    target: View,
+    slots: Sequence[int],
+) -> None:
+    """Load some columns of one row group, one by one, into ``target`` [slot][16 rows]."""
+    rows = clamped_rows(ctx, group)
+    lines = [bind(row * source.row_stride) for row in rows]
+    where = ctx.blob.add("ints", "int32", [], values=list(columns))
+    places = ctx.blob.add("ints", "int32", [], values=list(slots))
+    with loop(len(columns)) as k:
+        across = bind(cast("int64", where.load(k)) * source.column_stride)
+        place = bind(cast("int64", places.load(k)) * 16)
+        for lane, line in enumerate(lines):
+            value = source.view.load(line + across)
+            target.store(
+                place + lane, value if source.dtype == "float32" else cast("float32", value)
+            )
+
+
 def materialise(ctx: StageContext, source: External) -> Columns:
     """Bring a whole block of an external value into 16-row columns."""
     starts = chunk_starts(source.columns)

@@ -7,8 +7,7 @@ FLOPs of one output column block: this encoder costs as much as a dense layer wi
 from __future__ import annotations
 
 from lutcc.ir.module import Operation
-from lutcc.schedules.x86.context import Codes, Columns, External, Row, StageContext
-from lutcc.schedules.x86.edges import load_chunks
+from lutcc.schedules.x86.context import Codes, External, Row, StageContext
 from lutcc.schedules.x86.emit import (
     Expr,
     View,
@@ -24,7 +23,7 @@ from lutcc.schedules.x86.emit import (
     splat,
 )
 from lutcc.schedules.x86.pack import round_up
-from lutcc.schedules.x86.tree_encode import store_codes, used_columns
+from lutcc.schedules.x86.tree_encode import loaded_columns, store_codes
 
 _TILE = 16
 
@@ -74,23 +73,11 @@ def _codes16(tables: _Tables, columns: View, codebook: Expr) -> Expr:
 def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
     """Encode a block into ``target``."""
     source = ctx.values[op.operands[0].name]
-    if isinstance(source, External):
-        used = used_columns(ctx.array(op.operands[3]), source.columns)
-        slots = used.slots
-        columns = ctx.scratch.take(used.count * 16, "float32")
-    else:
-        used, columns, slots = None, None, list(range(source.columns))
-    tables = _Tables(ctx, op, slots)
+    columns = loaded_columns(ctx, source, ctx.array(op.operands[3]))
+    tables = _Tables(ctx, op, columns.used.slots if columns else list(range(source.columns)))
     codebooks = len(op.attr("starts")) - 1
     with loop(ctx.groups) as group:
-        if isinstance(source, External):
-            assert columns is not None
-            assert used is not None
-            load_chunks(ctx, source, group, used.starts, columns, used.places)
-            at = columns
-        else:
-            assert isinstance(source, Columns)
-            at = source.view.at(source.index(group, 0))
+        at = columns.load(group) if columns else source.view.at(source.index(group, 0))
         if target.dot:
             found = local(4 * 16, "int32")
             with loop(target.codebooks // 4) as quad:

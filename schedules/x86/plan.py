@@ -198,6 +198,7 @@ _ALONE_AT_MOST = 128
 #: Values of each knob that are worth trying.
 _VALUES = {
     "stage.row_block": (64, 128, 256, 512, 1024, 2048),
+    "encode.singles": (0, 1, 2, 3, 4, 6),
     "accumulate.tile_m": (1, 2, 4, 8, 16),
     "accumulate.tile_r": (1, 2, 3, 4, 6, 8),
     "linear.tile_m": (1, 2, 4, 8, 16),
@@ -236,6 +237,8 @@ def stage_space(isa: Isa, function: Function, rows: int) -> Space:
 
     if 0 in ways:
         knob("stage.row_block", most=2 * rows - 1)
+    if 0 in ways and opcodes & set(ENCODERS):
+        knob("encode.singles")
     for part, opcode in (("accumulate", "lut_accumulate"), ("linear", "linear")):
         if 0 in ways and opcode in opcodes:
             knob(f"{part}.tile_m")

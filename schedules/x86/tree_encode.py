@@ -7,6 +7,7 @@ row-major input, a 16x16 transpose of each chunk of 16 columns that holds a spli
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from lutcc.ir.module import Operation
 from lutcc.schedules.intrinsics.x86 import VPERMI2PS_512, VPERMPS_256, VPERMPS_512
 from lutcc.schedules.x86.context import Codes, Columns, External, Row, StageContext
-from lutcc.schedules.x86.edges import load_chunks
+from lutcc.schedules.x86.edges import load_chunks, load_singles
 from lutcc.schedules.x86.emit import (
     Expr,
     View,
@@ -97,9 +98,11 @@ class UsedColumns:
     Attributes
     ----------
     starts
-        First column of each chunk of 16 that holds a column that is read.
+        First column of each chunk of 16 that is read as a whole.
     places
         Slot of each column of each chunk; columns that are not read share the last slot.
+    singles
+        Columns that are read one by one.
     slots
         Slot of each column that is read (others: 0).
     count
@@ -108,31 +111,66 @@ class UsedColumns:
 
     starts: list[int]
     places: list[int]
+    singles: list[int]
     slots: list[int]
     count: int
 
 
-def used_columns(read: np.ndarray, columns: int) -> UsedColumns:
+def used_columns(read: np.ndarray, columns: int, singles: int) -> UsedColumns:
     """Return what to load of ``columns`` columns when only those in ``read`` are compared.
+
+    Chunks with at most ``singles`` of those are not read as a whole.
 
     Examples
     --------
-    >>> used = used_columns(np.array([[0, 40]]), 64)
-    >>> used.starts, used.count
-    ([0, 32], 3)
+    >>> used = used_columns(np.array([[0, 40, 41]]), 64, singles=1)
+    >>> used.starts, used.singles, used.count
+    ([32], [0], 4)
     """
     wanted = [int(c) for c in np.unique(read)]
     slot = {column: k for k, column in enumerate(wanted)}
     waste = len(wanted)
     starts = chunk_starts(columns)
     owner = {c: s for s in reversed(starts) for c in range(s, min(s + CHUNK, columns))}
-    needed = sorted({owner[c] for c in wanted})
+    per_chunk = Counter(owner[c] for c in wanted)
+    needed = sorted(start for start, count in per_chunk.items() if count > singles)
+    alone = [c for c in wanted if per_chunk[owner[c]] <= singles]
     places = [
         slot.get(s + j, waste) if owner.get(s + j) == s else waste
         for s in needed
         for j in range(CHUNK)
     ]
-    return UsedColumns(needed, places, [slot.get(c, 0) for c in range(columns)], waste + 1)
+    return UsedColumns(needed, places, alone, [slot.get(c, 0) for c in range(columns)], waste + 1)
+
+
+@dataclass(frozen=True)
+class LoadedColumns:
+    """The columns of an external value that an encoder reads, for one row group at a time."""
+
+    ctx: StageContext
+    source: External
+    used: UsedColumns
+    target: View
+
+    def load(self, group: Expr) -> View:
+        """Load the columns of a row group; slot ``s`` is at element ``16 s``."""
+        used = self.used
+        if used.starts:
+            load_chunks(self.ctx, self.source, group, used.starts, self.target, used.places)
+        if used.singles:
+            slots = [used.slots[c] for c in used.singles]
+            load_singles(self.ctx, self.source, group, used.singles, self.target, slots)
+        return self.target
+
+
+def loaded_columns(
+    ctx: StageContext, source: External | Columns, read: np.ndarray
+) -> LoadedColumns | None:
+    """Return what loads the columns in ``read``, or None where they lie in scratch already."""
+    if isinstance(source, Columns):
+        return None
+    used = used_columns(read, source.columns, ctx.configs.encode.singles)
+    return LoadedColumns(ctx, source, used, ctx.scratch.take(used.count * 16, "float32"))
 
 
 def store_codes(codes: Codes, group: Expr, codebook: Expr, parts: Sequence[Expr]) -> None:
@@ -181,24 +219,13 @@ def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
     splitdims = ctx.array(op.operands[1])
     entries = op.operands[2].type.shape[1]
     depth = splitdims.shape[1]
-    if isinstance(source, External):
-        used = used_columns(splitdims, source.columns)
-        slots = used.slots
-        columns = ctx.scratch.take(used.count * 16, "float32")
-    else:
-        used, columns, slots = None, None, list(range(source.columns))
+    columns = loaded_columns(ctx, source, splitdims)
+    slots = columns.used.slots if columns else list(range(source.columns))
     dims, vals = _tables(ctx, op, slots, target.codebooks)
     width = max(entries, 16)
     step = 4 if target.dot else 1
     with loop(ctx.groups) as group:
-        if isinstance(source, External):
-            assert columns is not None
-            assert used is not None
-            load_chunks(ctx, source, group, used.starts, columns, used.places)
-            at = columns
-        else:
-            assert isinstance(source, Columns)
-            at = source.view.at(source.index(group, 0))
+        at = columns.load(group) if columns else source.view.at(source.index(group, 0))
         with loop(target.codebooks // step) as c:
             parts = [
                 encode_codebook(

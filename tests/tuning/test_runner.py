@@ -25,7 +25,7 @@ from lutcc.tuning.task import Task
 from tests.tuning import subjects
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 4.0
+TIMEOUT_S = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_final_times_all_against_the_first(runner: LocalRunner, task: Task) -> N
 
 
 def test_cold_caches_are_slower_than_hot_ones(runner: LocalRunner) -> None:
-    """The tables of this layer, 256 KiB, fit the second cache level and come from memory if cold."""
+    """The tables of this layer fit the second cache level; if cold, they come from memory."""
     isa = cpu.best_isa() or "avx2"
     medians = {}
     for cache in ("hot", "cold"):
@@ -139,11 +139,10 @@ def test_wrong_results_are_not_timed(runner: LocalRunner, task: Task, name: str)
     [
         ("raise", "compile_error", "RuntimeError: the telling line"),
         ("raise_lutcc", "compile_error", "stage: registers have run out"),
-        ("build_abort", "crash", "while it was built: SIGABRT: about to abort"),
         ("build_llvm_error", "crash", "LLVM ERROR"),
-        ("build_hang", "timeout", "while it was built: no answer within 4 s"),
+        ("build_hang", "timeout", "while it was built: no answer within 2 s"),
         ("run_strlen", "crash", "SIGSEGV"),
-        ("run_sleep", "timeout", "no answer within 4 s"),
+        ("run_sleep", "timeout", "no answer within 2 s"),
         ("crash_when_timed", "crash", "SIGABRT"),
     ],
 )
@@ -173,6 +172,7 @@ def test_a_bad_candidate_among_prefetched_ones_spoils_no_other(
     runner.prefetch(fresh, configs)
     outcomes = [runner.measure(fresh, c, fresh.space.default) for c in configs]
     assert [o.status for o in outcomes] == ["crash", "ok", "compile_error", "ok"]
+    assert outcomes[0].message == "while it was built: SIGABRT: about to abort"
 
 
 def test_an_incumbent_that_fails_leaves_no_ratio(runner: LocalRunner, task: Task) -> None:

@@ -30,7 +30,8 @@ def space() -> Space:
 
 def task(name: str, *, seconds: float = 1e-3, calls: float = 1, batch: int = 1) -> Task:
     workload = Workload("stage", name, f"kernel of {name}", rows=batch, dims={"rows": batch})
-    return Task(name, workload, space(), _Seconds(seconds), "avx2", calls=calls, batch=batch)
+    subject: Any = _Seconds(seconds)
+    return Task(name, workload, space(), subject, "avx2", calls=calls, batch=batch)
 
 
 class _Seconds:
@@ -68,6 +69,9 @@ class FakeRunner:
             raise KeyboardInterrupt
         self.measured.append((task.name, config))
         return self.outcome(task, config, incumbent)
+
+    def prefetch(self, task: Task, configs: Sequence[Config]) -> None:
+        assert all(config in task.space for config in configs)
 
     def final(self, task: Task, configs: Sequence[Config]) -> list[Outcome]:
         return [self.outcome(task, config, configs[0]) for config in configs]

@@ -12,6 +12,7 @@ from lutcc.errors import CompileError
 from lutcc.frontend.relax.canonical import describe
 from lutcc.frontend.relax.fast_math import legalizers
 from lutcc.frontend.relax.nests import Nest, loop_nest
+from lutcc.frontend.relax.transposed import absorb_transposes
 from lutcc.ir.module import Module
 from lutcc.schedules.space import Config, KnobValue
 from lutcc.schedules.x86.isa import isa_by_name
@@ -62,10 +63,14 @@ def fuse_module(module: Any) -> Any:
     tvm = import_tvm()
     from tvm import relax
 
+    before = [
+        relax.transform.DecomposeOpsForInference(),
+        relax.transform.CanonicalizeBindings(),
+    ]
+    module = absorb_transposes(tvm.transform.Sequential(before)(module))
     return tvm.transform.Sequential(
         [
-            relax.transform.DecomposeOpsForInference(),
-            relax.transform.CanonicalizeBindings(),
+            relax.transform.DeadCodeElimination(),
             relax.transform.LegalizeOps(legalizers()),
             relax.transform.RewriteDataflowReshape(),
             relax.transform.AnnotateTIROpPattern(),
