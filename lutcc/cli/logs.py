@@ -106,7 +106,7 @@ def _best(args: argparse.Namespace, console: Console) -> int:
 
 
 def _best_table(records: Sequence[Record], group: Sequence[Record]) -> Table:
-    from lutcc.report.tuning_names import duration, gain, short_name
+    from lutcc.tuning.names import duration, gain, short_name
 
     table = _table("kernel", "rows", "time", "gain", "measured", "what differs from the default")
     for record in records:
@@ -125,7 +125,7 @@ def _best_table(records: Sequence[Record], group: Sequence[Record]) -> Table:
 
 def _changes(record: Record, group: Sequence[Record]) -> str:
     """Return ``knob old→new`` of all that a config changes of its session's default."""
-    from lutcc.report.tuning_names import changed_knobs
+    from lutcc.tuning.names import changed_knobs
 
     defaults = [
         r.config
@@ -148,7 +148,7 @@ def _gained(record: Record | None) -> bool:
 
 
 def _facts(records: Sequence[Record]) -> list[dict[str, Any]]:
-    from lutcc.report.tuning_names import short_name
+    from lutcc.tuning.names import short_name
 
     return [
         {
@@ -243,7 +243,7 @@ def _side(record: Record | None) -> dict[str, Any] | None:
 
 
 def _diff_table(differences: Sequence[Difference]) -> Table:
-    from lutcc.report.tuning_names import changed_knobs, short_name
+    from lutcc.tuning.names import changed_knobs, short_name
 
     table = _table("level", "kernel", "rows", "gain in A", "gain in B", "from A to B")
     for d in differences:
@@ -265,7 +265,7 @@ def _diff_table(differences: Sequence[Difference]) -> Table:
 
 
 def _gain(record: Record | None) -> str:
-    from lutcc.report.tuning_names import gain
+    from lutcc.tuning.names import gain
 
     if record is None:
         return "none"
@@ -341,7 +341,7 @@ def _order(item: Record | Difference) -> tuple[str, str, int]:
 
 
 def _rows(item: Record | Difference) -> str:
-    from lutcc.report.tuning_names import rows_of
+    from lutcc.tuning.names import rows_of
 
     work = item.workload
     notes = [f"{work.threads} threads"] if work.threads > 1 else []

@@ -126,7 +126,7 @@ def _table(target: Target) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from lutcc.report.tuning_names import duration, gain
+    from lutcc.tuning.names import duration, gain
 
     total = target.total
     title = f"{target.name}: " + (

@@ -14,36 +14,17 @@ from rich.table import Table
 
 from lutcc.cli.console import Console
 from lutcc.schedules.space import Config
+from lutcc.tuning.names import changed_knobs, duration, full_names, gain
 from lutcc.tuning.session import Event, Progress, Summary
 
 #: Seconds between two plain lines.
 QUIET_SECONDS = 5.0
 
 
-def human(seconds: float) -> str:
-    """Return a time with three digits and a unit.
-
-    Examples
-    --------
-    >>> human(1.234e-6), human(0.05), human(200)
-    ('1.23 us', '50.0 ms', '3 min 20 s')
-    """
-    if seconds >= 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale:
-            return f"{seconds / scale:#.3g} {unit}".replace(". ", " ")
-    return f"{seconds / 1e-9:.0f} ns"
-
-
 def changes(default: Config, best: Config) -> str:
-    """Return what a config changes: ``row_block 256 -> 512``."""
-    parts = [
-        f"{name} {default[name]} -> {value}"
-        for name, value in best.items()
-        if default.get(name) != value
-    ]
-    return ", ".join(parts) or "nothing"
+    """Return what a config changes: ``stage.row_block 256 → 512``."""
+    changed = changed_knobs(default, best)
+    return ", ".join(f"{name} {before} → {after}" for name, before, after in changed) or "nothing"
 
 
 class Display:
@@ -97,18 +78,21 @@ class Display:
         if event.kind == "warning":
             self.console.warning(event.message)
         elif event.kind == "task" and progress is not None:
-            self.console.detail(f"{progress.task.name}: default {human(progress.default_s)}")
+            self.console.detail(f"{self._name(progress)}: default {duration(progress.default_s)}")
         elif event.kind == "final" and progress is not None:
-            self.console.detail(f"{progress.task.name}: {_verdict(progress)}")
+            self.console.detail(f"{self._name(progress)}: {_verdict(progress)}")
         elif event.kind == "trial" and progress is not None:
             assert event.record is not None
             outcome = event.record.outcome
             if outcome.status != "ok":
                 self.console.detail(
-                    f"{progress.task.name}: {outcome.status} with {dict(event.record.config)}: "
+                    f"{self._name(progress)}: {outcome.status} with {dict(event.record.config)}: "
                     f"{outcome.message}"
                 )
             self._update(progress)
+
+    def _name(self, progress: Progress) -> str:
+        return full_names([progress.task.workload])[0]
 
     def _update(self, progress: Progress) -> None:
         kernels = self._kernels.values()
@@ -122,8 +106,8 @@ class Display:
         if self.budget is not None:
             left = min(left, max(self.budget - (now - self._start), 0.0))
         rest = (
-            f"{progress.task.name}: best {1 / progress.relative:.2f}x the default, "
-            f"{rate:.1f} trials/s, {failures} failed, {human(max(left, 1))} left"
+            f"{self._name(progress)}: best {gain(progress.relative)} the default, "
+            f"{rate:.1f} trials/s, {failures} failed, {duration(max(left, 1))} left"
         )
         if self._bar is not None and self._total is not None:
             self._bar.update(self._total, completed=done, total=wanted, rest=rest)
@@ -138,7 +122,7 @@ def _verdict(progress: Progress) -> str:
     if not progress.tuned:
         return "no config beats the default"
     changed = changes(progress.task.space.default, progress.best)
-    return f"{1 / progress.relative:.2f}x the default ({changed})"
+    return f"{gain(progress.relative)} the default ({changed})"
 
 
 def summary_table(summary: Summary) -> Iterator[RenderableType]:
@@ -148,24 +132,25 @@ def summary_table(summary: Summary) -> Iterator[RenderableType]:
     for name in ("default", "tuned", "gain", "trials", "failed"):
         table.add_column(name, justify="right")
     table.add_column("changed")
-    for p in summary.kernels:
+    names = full_names([p.task.workload for p in summary.kernels])
+    for name, p in zip(names, summary.kernels, strict=True):
         if p.broken:
-            table.add_row(p.task.name, "-", "-", "-", "-", "-", p.broken)
+            table.add_row(name, "-", "-", "-", "-", "-", p.broken)
             continue
         table.add_row(
-            p.task.name,
-            human(p.default_s),
-            human(p.default_s * p.relative),
-            f"{1 / p.relative:.2f}x",
+            name,
+            duration(p.default_s),
+            duration(p.default_s * p.relative),
+            gain(p.relative),
             f"{p.tried}",
             f"{p.failures}",
             changes(p.task.space.default, p.best) if p.tuned else "nothing: the default is best",
         )
     yield table
-    gain = summary.speedup()
+    speedup = summary.speedup()
     yield (
-        f"{summary.trials} trials in {human(max(summary.seconds, 1))}, {summary.failures} failed"
-        + (f"; {gain:.2f}x the default, by each kernel's share of the time" if gain else "")
+        f"{summary.trials} trials in {duration(max(summary.seconds, 1))}, {summary.failures} failed"
+        + (f"; {speedup:.2f}× the default, by each kernel's share of the time" if speedup else "")
     )
     yield f"log: {summary.log}"
 

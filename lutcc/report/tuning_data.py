@@ -10,15 +10,13 @@ from functools import cached_property
 from statistics import geometric_mean, quantiles
 
 from lutcc.errors import LogError
-from lutcc.report.tuning_names import FAMILIES, changed_knobs, family, full_names, rows_of
 from lutcc.schedules.space import Config
 from lutcc.tuning.limits import Bound, Limits
 from lutcc.tuning.logfile import best
+from lutcc.tuning.names import FAMILIES, changed_knobs, family, full_names, rows_of
 from lutcc.tuning.records import Place, Record
 from lutcc.tuning.workload import Workload
 
-#: A smaller speed-up than this is not called one: the same code differs by as much from day to day.
-LEAST_GAIN = 1.02
 STATUSES = ("ok", "compile_error", "wrong_result", "timeout", "crash")
 
 
@@ -57,7 +55,7 @@ class Kernel:
 
     @property
     def family(self) -> str:
-        """One of :data:`~lutcc.report.tuning_names.FAMILIES`."""
+        """One of :data:`~lutcc.tuning.names.FAMILIES`."""
         return family(self.workload)
 
     @property
@@ -69,13 +67,8 @@ class Kernel:
 
     @property
     def tuned(self) -> bool:
-        """Whether another config than the default is chosen."""
+        """Whether another config than the default is chosen: one worth it, says the log."""
         return self.chosen is not None and self.chosen.config != self.default_config
-
-    @property
-    def faster(self) -> bool:
-        """Whether the chosen config is faster by enough to be called so: :data:`LEAST_GAIN`."""
-        return self.tuned and self.relative is not None and self.relative <= 1 / LEAST_GAIN
 
     @property
     def confirmed(self) -> bool:
@@ -140,7 +133,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Group:
-    """Kernels with something in common: how many, how many are :attr:`Kernel.faster`, mean gain.
+    """Kernels with something in common: how many, how many were tuned, and the mean gain.
 
     ``gain`` is the geometric mean of the default's time over the chosen config's.
     """
@@ -206,11 +199,6 @@ class Target:
     def unchanged(self) -> list[Kernel]:
         """Kernels that keep the default config."""
         return [k for k in self.measured if not k.tuned]
-
-    @property
-    def hardly(self) -> list[Kernel]:
-        """Kernels whose chosen config gains too little to be called faster."""
-        return [k for k in self.measured if k.tuned and not k.faster]
 
     @property
     def broken(self) -> list[Kernel]:
@@ -367,7 +355,7 @@ def _group(label: str, kernels: Sequence[Kernel]) -> Group | None:
     gains = [1 / k.relative for k in kernels if k.relative]
     if not gains:
         return None
-    return Group(label, len(gains), sum(k.faster for k in kernels), geometric_mean(gains))
+    return Group(label, len(gains), sum(k.tuned for k in kernels), geometric_mean(gains))
 
 
 def _groups(

@@ -12,7 +12,7 @@ from typing import Any
 
 from lutcc.errors import DependencyError
 from lutcc.report.tuning_data import Kernel, Target
-from lutcc.report.tuning_names import FAMILIES, duration, gain
+from lutcc.tuning.names import FAMILIES, duration, gain
 
 #: Name of a colour -> on white paper, on a dark screen. Pages refer to them by name.
 COLOURS: dict[str, tuple[str, str]] = {

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lutcc.report.tuning_data import Kernel, Target
-from lutcc.report.tuning_names import rows_of
+from lutcc.tuning.names import rows_of
 
 
 def to_json(target: Target) -> dict[str, Any]:
@@ -55,7 +55,6 @@ def _kernel(kernel: Kernel) -> dict[str, Any]:
         "best_s": kernel.best_s,
         "relative": kernel.relative,
         "tuned": kernel.tuned,
-        "faster": kernel.faster,
         "confirmed": kernel.confirmed,
         "config": dict(chosen.config) if chosen else None,
         "changes": [

@@ -11,8 +11,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from lutcc.report import tuning_figures as figures
-from lutcc.report.tuning_data import LEAST_GAIN, Kernel, Target
-from lutcc.report.tuning_names import digits, duration, gain, knob_value
+from lutcc.report.tuning_data import Kernel, Target
+from lutcc.tuning.logfile import WORTHWHILE
+from lutcc.tuning.names import digits, duration, gain, knob_value
 
 _SHOWN_MESSAGES = 8
 
@@ -52,7 +53,7 @@ def page(targets: tuple[Target, ...], *, sources: list[str], made: str) -> str:
         targets=list(zip(targets, drawn, strict=True)),
         sources=sources,
         made=made,
-        least=LEAST_GAIN - 1,
+        least=1 - WORTHWHILE,
         css=_asset("tuning.css"),
         light=[(name, pair[0]) for name, pair in figures.COLOURS.items()],
         dark=[(name, pair[1]) for name, pair in figures.COLOURS.items()],

@@ -9,6 +9,7 @@ tvm_ffi looks for it there.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import importlib.util
@@ -16,6 +17,7 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +46,23 @@ class _TorchHider:
             raise ModuleNotFoundError("torch is not imported on behalf of tvm_ffi", name="torch")
 
 
+@contextlib.contextmanager
+def torch_hidden() -> Iterator[None]:
+    """Import packages that take torch along where they find it, without torch.
+
+    Nothing is hidden if torch is there already.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    hider = _TorchHider()
+    sys.meta_path.insert(0, hider)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(hider)
+
+
 def tvm_ffi() -> ModuleType:
     """Return the module ``tvm_ffi``, imported without pulling in torch.
 
@@ -55,10 +74,7 @@ def tvm_ffi() -> ModuleType:
     loaded = sys.modules.get("tvm_ffi")
     if loaded is not None and hasattr(loaded, "load_module"):
         return loaded
-    with _lock:
-        hider = None if "torch" in sys.modules else _TorchHider()
-        if hider is not None:
-            sys.meta_path.insert(0, hider)
+    with _lock, torch_hidden():
         try:
             return importlib.import_module("tvm_ffi")
         except (ImportError, OSError) as error:
@@ -66,9 +82,6 @@ def tvm_ffi() -> ModuleType:
                 f"the package tvm_ffi cannot be imported ({error})",
                 fix="pip install apache-tvm-ffi==0.1.14.post1; `lutcc doctor` checks the rest",
             ) from error
-        finally:
-            if hider is not None:
-                sys.meta_path.remove(hider)
 
 
 def runtime_library_path() -> Path | None:

@@ -7,7 +7,7 @@ together; one that a config does not have is NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -24,6 +24,7 @@ Features: TypeAlias = dict[str, float]
 #: processor of these levels has. The trees place their own thresholds.
 L1_BYTES = 32 << 10
 L2_BYTES = 1 << 20
+_ROW_COLUMNS = 64  # output columns of one register of bytes
 
 
 def features_of(workload: Workload, isa: str, config: Config) -> Features:
@@ -108,6 +109,7 @@ def _of_stage(found: Features, workload: Workload, isa: str, config: Config) -> 
     alone = int(config.get("stage.row_threshold", 0)) >= dims.rows
     found["stage.alone"] = float(alone)
     if alone:
+        found |= _of_rows_alone(dims, config)
         return
     block = min(float(config.get("stage.row_block", 256)), dims.rows)
     found |= _of_rows(dims, block)
@@ -115,6 +117,38 @@ def _of_stage(found: Features, workload: Workload, isa: str, config: Config) -> 
         found |= _of_scan(dims, block, config)
     if dims.depth and "linear.tile_m" in config:
         found |= _of_product(dims, block, config)
+
+
+def _of_rows_alone(dims: _Dims, config: Config) -> Features:
+    """Return how rows that are done one by one (a product: some together) are cut."""
+    found: Features = {}
+    tables = dims.codebooks * dims.entries * dims.outputs
+    if dims.codebooks and "rows.scan_blocks" in config:
+        blocks = math.ceil(dims.outputs / _ROW_COLUMNS)
+        together = min(float(config["rows.scan_blocks"]), blocks) or 1.0
+        found |= {
+            "alone.passes": _log(blocks // together + blocks % together),
+            "alone.rest": blocks % together,
+            "alone.registers": 2 * together / dims.registers,
+            "alone.entry_bytes": _log(together * _ROW_COLUMNS),
+            "alone.tables/L1": _log(tables) - math.log2(L1_BYTES),
+            "alone.tables/L2": _log(tables) - math.log2(L2_BYTES),
+            "alone.ahead": _log(float(config["rows.prefetch"]) * together * _ROW_COLUMNS),
+        }
+    if dims.depth and "rows.linear_chunks" in config:
+        chunks, batch = float(config["rows.linear_chunks"]), float(config["rows.linear_batch"])
+        together = min(float(config["rows.linear_rows"]), dims.rows)
+        found |= _of_tile("product", chunks, batch, together, dims.registers)
+        found |= {
+            "product.column_tail": math.ceil(dims.width / CHUNK) % chunks,
+            "product.row_tail": dims.rows % together / dims.rows,
+            "product.blocks": _log(math.ceil(dims.rows / together)),
+            "product.panel/L1": _log(4 * CHUNK * chunks * dims.depth) - math.log2(L1_BYTES),
+            "product.rows/L1": _log(4 * together * dims.depth) - math.log2(L1_BYTES),
+            "product.rows/L2": _log(4 * together * dims.depth) - math.log2(L2_BYTES),
+            "product.weights/L2": _log(4 * dims.width * dims.depth) - math.log2(L2_BYTES),
+        }
+    return found
 
 
 def _of_rows(dims: _Dims, block: float) -> Features:
@@ -211,6 +245,3 @@ class FeatureTable:
                 if name in self._column:
                     result[i, self._column[name]] = value
         return result
-
-
-Extractor: TypeAlias = Callable[[Workload, str, Config], Features]

@@ -290,8 +290,9 @@ def best(records: Iterable[Record]) -> dict[str, Record]:
     without any, all trials do. A config that was measured several times counts by the median of its
     relative times, of final phases if it has any. Sessions that started from another default config
     than the latest one cannot be compared with it and are left out. What does not beat the default
-    by one per cent does not count as better: then the record of the default is the best. Workloads without a successful record
-    are left out. ``relative`` of the best is that median, of the default 1.
+    by one per cent does not count as better: then the record of the default is the best. Workloads
+    without a successful record are left out. ``relative`` of the best is that median, of the
+    default 1.
 
     Parameters
     ----------

@@ -101,6 +101,7 @@ class Child:
             os.close(end)
         self._requests = Connection(to_child, readable=False)
         self._answers = Connection(from_child, writable=False)
+        self._printed = 0
         self._setup: int | None = self.send("setup", self._options)
 
     def start(self) -> None:
@@ -158,7 +159,7 @@ class Child:
         return number
 
     def receive(self, wait: float, limit: float) -> tuple[int, str, Any]:
-        """Return the next answer: number of the request, kind, value.
+        """Return the next answer: number of the request, kind, value (of ``started``: when).
 
         A child that does not answer within ``wait`` seconds is killed: it has had ``limit``. So is
         one whose parent is interrupted meanwhile, as nobody will read its answer.
@@ -167,12 +168,15 @@ class Child:
             if not self._answers.poll(wait):
                 self.kill()
                 raise ChildFailed("timeout", f"no answer within {limit:g} s")
-            return pickle.loads(self._answers.recv_bytes())
+            number, kind, value = pickle.loads(self._answers.recv_bytes())
         except (EOFError, OSError):
             raise ChildFailed("crash", self._post_mortem()) from None
         except KeyboardInterrupt:
             self.kill()
             raise
+        if kind == "started":
+            value, self._printed = value
+        return number, kind, value
 
     def waiting(self) -> bool:
         """Whether an answer can be read at once (or the child has died)."""
@@ -197,7 +201,8 @@ class Child:
         except subprocess.TimeoutExpired:
             code = 0
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        lines = self._log.read_text(errors="replace").strip().splitlines()
+        text = self._log.read_bytes()[self._printed :].decode(errors="replace")
+        lines = text.strip().splitlines()
         self.kill()
         return ": ".join([how, *(line.strip()[:200] for line in lines[-_LAST_LINES:])])
 

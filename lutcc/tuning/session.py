@@ -203,7 +203,6 @@ class Session:
         self.warnings: list[str] = []
         self._versions = versions()
         self._outcomes: list[Outcome] = []
-        self._current: Progress | None = None
 
     # -- the whole session -----------------------------------------------------------------
 
@@ -225,6 +224,9 @@ class Session:
             self._finals()
         except KeyboardInterrupt:
             interrupted = True
+        for progress in self.kernels:
+            if progress.search is not None:
+                self._conclude(progress)
         return Summary(
             session=self.id,
             place=self.place,
@@ -245,14 +247,19 @@ class Session:
     def _learn_history(self) -> None:
         """Take in the log: results of these workloads on this processor; others are related."""
         self._by_workload = {p.task.workload.id: p for p in self.kernels}
-        self._read = 0
         self._history: dict[str, list[Record]] = {key: [] for key in self._by_workload}
+        self._confirmed: dict[str, list[Config]] = {}
+        earlier: list[Record] = []
         for record in self.log.read():
             mine = self._by_workload.get(record.workload.id)
             if mine is None:
                 self.related.append(record)
-            elif self.options.resume:
+                continue
+            earlier.append(record)
+            if self.options.resume:
                 self._history[record.workload.id].append(record)
+        for key, record in best(earlier).items():
+            self._confirmed[key] = [record.config]
         self._seen = self._size()
 
     def _size(self) -> int:
@@ -279,7 +286,6 @@ class Session:
             return
         task = progress.task
         outcome = self.runner.open(task)
-        self._current = progress
         self._append(progress, task.space.default, outcome, 1.0, "default")
         if outcome.status != "ok" or outcome.timing is None:
             progress.broken = f"{outcome.status}: {outcome.message}"
@@ -368,13 +374,14 @@ class Session:
             by_id = {config_id(c): c for c in self._configs(progress)}
             default = config_id(task.space.default)
             finalists = [by_id[k] for _, k in ranked if k in by_id and k != default][:FINALISTS]
+            for config in self._confirmed.get(task.workload.id, []):  # none is dropped unmeasured
+                if config in task.space and config not in (task.space.default, *finalists):
+                    finalists.append(config)
             outcomes = self.runner.final(task, [task.space.default, *finalists])
             for config, outcome in zip((task.space.default, *finalists), outcomes, strict=True):
                 self._append(progress, config, outcome, outcome.ratio, "final")
             self._conclude(progress)
             self.on_event(Event("final", progress))
-        for progress in self.kernels:
-            self._conclude(progress)
 
     def _conclude(self, progress: Progress) -> None:
         """Take for best what a compiler that reads the log will take."""

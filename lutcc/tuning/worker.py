@@ -22,14 +22,17 @@ from lutcc.errors import LutccError
 from lutcc.tuning.process import told
 
 _F_SETSIG = 10  # Linux; Python has no name for it
+_LONG_LOG = 1 << 20
 
 
 def setup(options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """Bind this process to its cores, import TVM, and return (facts, who answers from now on)."""
     os.sched_setaffinity(0, options["cores"])
     from lutcc.codegen.tvm_setup import import_tvm
+    from lutcc.runtime.ffi import torch_hidden
 
-    import_tvm()
+    with torch_hidden():  # TVM takes it along, a second and more
+        import_tvm()
     if options["role"] == "build":
         from lutcc.tuning.building import Builder
 
@@ -59,6 +62,17 @@ def die_with_parent(lifeline: int) -> None:
         os._exit(1)
 
 
+def printed() -> int:
+    """Return how much has been printed to the log, which is emptied now and then."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    size = os.fstat(sys.stderr.fileno()).st_size
+    if size < _LONG_LOG:
+        return size
+    os.ftruncate(sys.stderr.fileno(), 0)
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
     """Answer requests until the parent closes the pipe."""
     requests, answers, lifeline = (int(text) for text in arguments)
@@ -75,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
             number, method, given = pickle.loads(incoming.recv_bytes())
         except EOFError:
             return 0
-        outgoing.send((number, "started", time.monotonic()))
+        outgoing.send((number, "started", (time.monotonic(), printed())))
         try:
             if method == "setup":
                 value, actor = setup(*given)

@@ -182,7 +182,7 @@ def default_configs(
     stage = StageConfig(
         _row_block(table_bytes), _row_threshold(isa, dot=dot, nbytes=table_bytes, entries=entries)
     )
-    encode = EncodeConfig(2)
+    encode = EncodeConfig(4)
     if isa.name == "avx2":
         tile = TileConfig(2, 2) if mean else TileConfig(4, 1)
         return KernelConfigs(stage, tile, TileConfig(2, 2), RowsConfig(2, 0, 1, 6, 48), encode)

@@ -197,14 +197,14 @@ ALWAYS = 2**31 - 1
 _ALONE_AT_MOST = 128
 #: Values of each knob that are worth trying.
 _VALUES = {
-    "stage.row_block": (64, 128, 256, 512, 1024, 2048),
-    "encode.singles": (0, 1, 2, 3, 4, 6),
-    "accumulate.tile_m": (1, 2, 4, 8, 16),
-    "accumulate.tile_r": (1, 2, 3, 4, 6, 8),
-    "linear.tile_m": (1, 2, 4, 8, 16),
-    "linear.tile_r": (1, 2, 3, 4, 6, 8),
-    "rows.scan_blocks": (1, 2, 4, 8),
-    "rows.prefetch": (0, 4, 8),
+    "stage.row_block": (128, 256, 512, 1024, 2048),
+    "encode.singles": (0, 2, 4, 8),
+    "accumulate.tile_m": (2, 4, 8, 16),
+    "accumulate.tile_r": (1, 2, 3, 4, 8),
+    "linear.tile_m": (2, 4, 8),
+    "linear.tile_r": (1, 2, 3, 4),
+    "rows.scan_blocks": (2, 4, 8),
+    "rows.prefetch": (0, 8),
     "rows.linear_chunks": (1, 2, 3, 4, 6),
     "rows.linear_batch": (2, 4, 6, 8, 12),
     "rows.linear_rows": (16, 32, 64, 128),

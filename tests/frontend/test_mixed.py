@@ -55,9 +55,7 @@ def test_gelu_mlp_on_sequences(assert_compiled):
     assert_compiled(_gelu_mlp(), torch.randn(2, 4, 6), torch.randn(1, 4, 6))
 
 
-@pytest.mark.parametrize(
-    "isa", [pytest.param(name, marks=pytest.mark.isa(name)) for name in ISAS]
-)
+@pytest.mark.parametrize("isa", [pytest.param(name, marks=pytest.mark.isa(name)) for name in ISAS])
 def test_every_isa_level(assert_compiled, isa):
     assert_compiled(_gelu_mlp(), torch.randn(5, 6), isas=(isa,))
 

@@ -9,10 +9,6 @@ from hypothesis import strategies as st
 
 from lutcc import ir
 from lutcc.errors import CompileError
-from lutcc.ir.passes import run_pipeline
-from lutcc.schedules.space import nested
-from lutcc.schedules.x86.isa import isa_by_name
-from lutcc.schedules.x86.plan import stage_space
 from tests.schedules.harness import (
     ISA_PARAMS,
     ROWS,
@@ -178,27 +174,6 @@ def test_threads_give_the_same_bits(isa: str) -> None:
     module = maddness(64, 16, 48)
     rows = (1, 15, 33, 255, 256, 257, 1000)
     check(module, isa, lambda n: floats(64, n), rows=rows, threads=2)
-
-
-@pytest.mark.parametrize("isa", ISA_PARAMS)
-@pytest.mark.parametrize("accumulate", ["exact", "mean"])
-def test_configs_of_the_space(isa: str, accumulate: str) -> None:
-    """Every value of every knob, in as few configs as that takes, in some combination."""
-    module = run_pipeline(maddness(20, 6, 37, accumulate=accumulate, upcast_every=4))
-    for rows in (1, 17, 300):
-        space = stage_space(isa_by_name(isa), module.function("rows0"), rows)
-        unseen = {(k.name, v) for k in space.knobs for v in k.values}
-        for config in space.configs():
-            if unseen.isdisjoint(config.items()):
-                continue
-            unseen -= set(config.items())
-            check(
-                module,
-                isa,
-                lambda n: floats(20, n),
-                rows=(1, rows, rows + 65),
-                configs={"rows0": nested(config)},
-            )
 
 
 @pytest.mark.isa("avx2")

@@ -218,3 +218,12 @@ def test_no_budget_left_is_no_error(tmp_path: Path) -> None:
 def test_wrong_options(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         SessionOptions(**options)
+
+
+def test_what_an_earlier_session_confirmed_is_measured_again_not_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    first, _ = session(path, [task("x")], trials=1000)
+    assert dict(first.kernels[0].best) == {"a": 5, "b": 4}
+    short, runner = session(path, [task("x")], trials=4, resume=False, seed=3, transfer=False)
+    assert {"a": 5, "b": 4} not in [dict(config) for _, config in runner.measured]
+    assert dict(short.kernels[0].best) == {"a": 5, "b": 4}
