@@ -43,8 +43,8 @@ def _op(op: str, rows: int, **sizes: int | str) -> Callable[[str], Task]:
     return make
 
 
-def _attention(part: str, rows: int) -> Callable[[str], Task]:
-    """Return a maker of the largest task of a transformer layer whose name starts with ``part``."""
+def _attention(op: str, rows: int) -> Callable[[str], Task]:
+    """Return a maker of the largest loop nest called ``op`` of a transformer layer."""
 
     def make(isa: str) -> Task:
         import torch
@@ -53,11 +53,11 @@ def _attention(part: str, rows: int) -> Callable[[str], Task]:
         from lutcc.tuning.relax_tasks import relax_tasks
 
         torch.manual_seed(0)
-        layer = torch.nn.TransformerEncoderLayer(96, 4, 384, batch_first=True, dropout=0.0)
-        imported = import_torch(layer.eval(), (torch.randn(2, 24, 96),))
+        layer = torch.nn.TransformerEncoderLayer(192, 4, 384, batch_first=True, dropout=0.0)
+        imported = import_torch(layer.eval(), (torch.randn(2, 64, 192),))
         tasks = relax_tasks(imported, isa, rows=(rows,))
         return max(
-            (task for task in tasks if task.workload.op.startswith(part)),
+            (task for task in tasks if task.workload.op == op),
             key=lambda task: (task.workload.cost.get("flops", 0), task.name),
         )
 
@@ -81,8 +81,9 @@ WORKLOADS: dict[str, Callable[[str], Task]] = {
     "encode 4096x512/64": _op("tree_encode", 4096, D=512, C=64),
     "linear 128x256x512": _op("linear", 128, D=256, M=512),
     "linear 4096x100x37": _op("linear", 4096, D=100, M=37),
-    "dense 16x24x96x384": _attention("matmul", 16),
-    "attention 16x24x96": _attention("softmax", 16),
+    "attention matmul 32x64x64x48": _attention("matmul", 8),
+    "attention softmax 2048x64": _attention("softmax", 8),
+    "layer_norm 512x192": _attention("layer_norm", 8),
 }
 
 

@@ -27,7 +27,9 @@ L2_BYTES = 1 << 20
 _ROW_COLUMNS = 64  # output columns of one register of bytes
 
 
-def features_of(workload: Workload, isa: str, config: Config) -> Features:
+def features_of(
+    workload: Workload, isa: str, config: Config, default: Config | None = None
+) -> Features:
     """Return the features of one config of a workload.
 
     Parameters
@@ -38,6 +40,8 @@ def features_of(workload: Workload, isa: str, config: Config) -> Features:
         Instruction-set level of the kernel.
     config
         Any knobs; those of a stage give more features than knobs that nobody knows.
+    default
+        The hand-picked config, where it is known: how far the config is from it tells much.
 
     Examples
     --------
@@ -47,6 +51,8 @@ def features_of(workload: Workload, isa: str, config: Config) -> Features:
     (8.0, 0.75)
     """
     found = _of_knobs(config)
+    if default is not None:
+        found |= _from_default(config, default)
     found |= {f"dims.{name}": _log(value) for name, value in workload.dims.items()}
     found |= {f"cost.{name}": _log(value) for name, value in workload.cost.items()}
     found["isa.width"] = float(isa_by_name(isa).vector_bytes)
@@ -55,6 +61,8 @@ def features_of(workload: Workload, isa: str, config: Config) -> Features:
     found["cold"] = float(workload.cache == "cold")
     if workload.kind == "stage":
         _of_stage(found, workload, isa, config)
+    else:
+        found |= _of_matmul(workload, isa, config)
     return found
 
 
@@ -81,6 +89,17 @@ def _of_knobs(config: Config) -> Features:
             if first.rpartition(".")[0] == second.rpartition(".")[0]:
                 found[f"{first}*{second}"] = logs[first] + logs[second]
                 found[f"{first}/{second}"] = logs[first] - logs[second]
+    return found
+
+
+def _from_default(config: Config, default: Config) -> Features:
+    """Return the doublings that each number is away from the default, and how many knobs differ."""
+    found: Features = {"default.differing": 0.0}
+    for name, value in sorted(config.items()):
+        usual = default.get(name)
+        found["default.differing"] += value != usual
+        if isinstance(value, int) and isinstance(usual, int):
+            found[f"default.{name}"] = _log(value) - _log(usual)
     return found
 
 
@@ -211,6 +230,26 @@ def _of_product(dims: _Dims, block: float, config: Config) -> Features:
         "linear.weights/L1": _log(4 * CHUNK * dims.depth) - math.log2(L1_BYTES),
         "linear.weights/L2": _log(4 * dims.width * dims.depth) - math.log2(L2_BYTES),
         "linear.column_tail": -dims.width % CHUNK / dims.width,
+    }
+
+
+def _of_matmul(workload: Workload, isa: str, config: Config) -> Features:
+    """Return what the register tile of a product outside lutcc's own kernels costs."""
+    knobs = {name.rpartition(".")[2]: value for name, value in config.items()}
+    i, j, k = (float(workload.dims.get(name, 0)) for name in "ijk")
+    if not (i and j and k and isinstance(knobs.get("rows"), int)):
+        return {}
+    rows, vectors = float(knobs["rows"]), float(knobs.get("vectors", 1))
+    level = isa_by_name(isa)
+    width = vectors * level.vector_bytes / 4
+    panel = 4 * width * k
+    return _of_tile("matmul", vectors, rows, i, 32 if level.has_avx512 else 16) | {
+        "matmul.row_tail": i % rows / i,
+        "matmul.column_tail": -j % width / j,
+        "matmul.panels": _log(math.ceil(j / width)),
+        "matmul.panel/L1": _log(panel) - math.log2(L1_BYTES),
+        "matmul.group/L2": _log(panel * float(knobs.get("group", 1))) - math.log2(L2_BYTES),
+        "matmul.b/L2": _log(4 * j * k) - math.log2(L2_BYTES),
     }
 
 

@@ -224,7 +224,8 @@ class MetaScheduleSearch:
         return [dict(self._task.space.default), *(config for config in drawn if config)]
 
     def _features(self, config: Config) -> Features:
-        return features_of(self._task.workload, self._task.isa, config)
+        task = self._task
+        return features_of(task.workload, task.isa, config, task.space.default)
 
     def _encode(self, configs: Sequence[Config]) -> np.ndarray:
         """Return the model's rows of configs, each computed once."""

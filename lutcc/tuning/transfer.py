@@ -34,12 +34,15 @@ class Relative:
         See :func:`distance`.
     results
         (config, relative time or None where it failed), one for each config.
+    default
+        The default config of that time, if it is among the records.
     """
 
     workload: Workload
     isa: str
     distance: float
     results: tuple[tuple[Config, float | None], ...]
+    default: Config | None = None
 
     def best(self, count: int) -> list[Config]:
         """Return the fastest configs, the fastest first."""
@@ -89,7 +92,8 @@ def relatives(task: Task, records: Iterable[Record]) -> list[Relative]:
         workload = members[0].workload
         far = distance(task.workload, task.isa, workload, place.isa)
         results = tuple(last.values())[-RECORDS:]
-        found.append(Relative(workload, place.isa, far, results))
+        default = next((r.config for r in reversed(members) if r.phase == "default"), None)
+        found.append(Relative(workload, place.isa, far, results, default))
     found.sort(key=lambda r: (r.distance, r.workload.id, r.isa))
     return found[:NEAREST]
 
@@ -98,7 +102,7 @@ def lessons(found: Sequence[Relative]) -> list[Known]:
     """Return what the cost model learns of related workloads; the nearer, the more it counts."""
     return [
         Known(
-            [features_of(r.workload, r.isa, config) for config, _ in r.results],
+            [features_of(r.workload, r.isa, config, r.default) for config, _ in r.results],
             [None if relative is None else 1 / relative for _, relative in r.results],
             1 / (1 + r.distance),
         )

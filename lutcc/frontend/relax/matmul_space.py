@@ -135,7 +135,7 @@ def _fits(product: Product, registers: int, part: str, config: MatmulConfig) -> 
     if config.pack == "stream":
         return config.columns > 0
     if config.pack == "dot":
-        return _divides(config.vectors, product.j) and tile >= min(4, product.j or 4)
+        return _divides(config.vectors, product.j) and tile >= _dot_columns(product)
     width = config.lanes * config.vectors
     if config.pack == "none":
         return _divides(width, product.j) and 2 * tile >= registers // 2
@@ -179,8 +179,7 @@ def _default(product: Product, isa: str, part: str) -> MatmulConfig:
     """Return the hand-picked config: B is packed only where that pays."""
     lanes = _full(isa)
     if part == "few" and _can(product, isa, "dot"):
-        columns = next(c for c in (4, 2, 1) if _divides(c, product.j))
-        return MatmulConfig("dot", lanes, rows=1, vectors=columns)
+        return MatmulConfig("dot", lanes, rows=1, vectors=_dot_columns(product))
     if part == "few" and _can(product, isa, "stream"):
         assert product.j is not None
         lanes = _lanes(product, isa, "stream")
@@ -190,3 +189,8 @@ def _default(product: Product, isa: str, part: str) -> MatmulConfig:
     rows = max(r for r in _ROWS if r <= min(product.i or 8, 6 if isa == "avx2" else 8))
     vectors = 1 if product.j is not None and product.j <= lanes else 2
     return MatmulConfig("panels", lanes, rows=rows, vectors=vectors)
+
+
+def _dot_columns(product: Product) -> int:
+    """Return columns of B per tile, enough that their sums do not wait for each other."""
+    return next(c for c in (4, 2, 1) if c == 1 or _divides(c, product.j))
