@@ -17,7 +17,7 @@ from lutcc.tuning.features import Features, FeatureTable
 WORST = -1.5
 
 _BOTH: Mapping[str, object] = {"nthread": 1, "verbosity": 0}  # few rows, and always the same trees
-_OWN = {**_BOTH, "max_depth": 6, "eta": 0.3, "min_child_weight": 0.5, "tree_method": "exact"}
+_OWN = {**_BOTH, "max_depth": 3, "eta": 0.3, "min_child_weight": 0.5, "tree_method": "exact"}
 _OWN_ROUNDS = 60
 _PRIOR = {**_BOTH, "max_depth": 7, "eta": 0.15, "subsample": 0.8, "tree_method": "hist"}
 _PRIOR_ROUNDS = 150

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from lutcc.codegen.tvm_setup import import_tvm
 from lutcc.errors import BackendError, UsageError
+from lutcc.runtime.ffi import torch_hidden
 from lutcc.tuning.device import choose_cores, facts, register_flush
 
 DEFAULT_PORT = 9190
@@ -216,7 +217,8 @@ def serve(
     BackendError
         If the address is taken or the tracker is not there.
     """
-    import_tvm()
+    with torch_hidden():
+        import_tvm()
     from tvm.rpc import base, server
 
     server.logger.setLevel("ERROR")

@@ -105,6 +105,7 @@ class ProcessRunner:
         if seconds <= 0 or timeout_s <= 0 or reference_timeout_s <= 0:
             raise UsageError("times must be above zero seconds", where=type(self).__name__)
         self._seed, self._seconds, self._timeout_s = seed, seconds, timeout_s
+        self._threads = threads
         self._reference_timeout_s = reference_timeout_s
         usable = usable_cores()
         self.cores = usable if self._remote else choose_cores(core, threads)
@@ -304,6 +305,12 @@ class ProcessRunner:
         known = self._orders.get(id(task))
         if known is not None:
             return known[1]
+        if task.workload.threads != self._threads:
+            raise InputError(
+                f"the task runs on {task.workload.threads} threads, the runner has {self._threads}",
+                where=task.name,
+                fix="make both with the same number of threads",
+            )
         path = self._folder / f"task-{len(self._orders)}.pickle"
         try:
             path.write_bytes(pickle.dumps(task.subject))

@@ -201,8 +201,6 @@ _VALUES = {
     "encode.singles": (0, 2, 4, 8),
     "accumulate.tile_m": (2, 4, 8, 16),
     "accumulate.tile_r": (1, 2, 3, 4, 8),
-    "linear.tile_m": (2, 4, 8),
-    "linear.tile_r": (1, 2, 3, 4),
     "rows.scan_blocks": (2, 4, 8),
     "rows.prefetch": (0, 8),
     "rows.linear_chunks": (1, 2, 3, 4, 6),
@@ -215,7 +213,8 @@ def stage_space(isa: Isa, function: Function, rows: int) -> Space:
     """Return the configs worth trying for a stage at a number of rows, as dotted knobs.
 
     ``stage.row_threshold`` is 0 (blocks of rows) or :data:`ALWAYS` (rows alone); knobs of the other
-    way are held at their defaults. A stage of elementwise operations has nothing to choose.
+    way are held at their defaults. A stage of elementwise operations has nothing to choose, and
+    beside a scan the tiles of ``linear`` stay as they are.
     """
     default = default_stage_configs(isa, function)
     opcodes = {op.opcode for op in function.body}
@@ -239,14 +238,13 @@ def stage_space(isa: Isa, function: Function, rows: int) -> Space:
         knob("stage.row_block", most=2 * rows - 1)
     if 0 in ways and opcodes & set(ENCODERS):
         knob("encode.singles")
-    for part, opcode in (("accumulate", "lut_accumulate"), ("linear", "linear")):
-        if 0 in ways and opcode in opcodes:
-            knob(f"{part}.tile_m")
-            knob(f"{part}.tile_r")
+    if 0 in ways and "lut_accumulate" in opcodes:
+        knob("accumulate.tile_m")
+        knob("accumulate.tile_r")
     if ALWAYS in ways and "lut_accumulate" in opcodes:
         knob("rows.scan_blocks")
         knob("rows.prefetch")
-    if ALWAYS in ways and "linear" in opcodes and rows >= linear.FEW_ROWS:
+    if _only_products(function) and rows >= linear.FEW_ROWS:
         for field in ("linear_chunks", "linear_batch", "linear_rows"):
             knob(f"rows.{field}")
 
@@ -254,11 +252,10 @@ def stage_space(isa: Isa, function: Function, rows: int) -> Space:
         idle = of_blocks if config["stage.row_threshold"] else of_rows
         if any(config[name] != values[name] for name in idle):
             return False
-        tiles = [
-            (f"{part}.tile_m", f"{part}.tile_r", count)
-            for part, count in (("accumulate", 1 if dot else 2), ("linear", 1))
-        ]
-        tiles.append(("rows.linear_chunks", "rows.linear_batch", 1))
+        tiles = (
+            ("accumulate.tile_m", "accumulate.tile_r", 1 if dot else 2),
+            ("rows.linear_chunks", "rows.linear_batch", 1),
+        )
         return all(
             tile_fits(isa, int(config[m]), int(config[r]), accumulators=count)
             for m, r, count in tiles

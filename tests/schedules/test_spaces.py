@@ -152,7 +152,7 @@ def test_every_value_of_every_knob(isa: str, stage: str) -> None:
     space = stage_space(isa_by_name(isa), function, 100)
     for config in covering(space):
         configs = {function.name: nested(config)}
-        check(module, isa, inputs_of(module), rows=(1, 2, 5, 70, 131), configs=configs)
+        check(module, isa, inputs_of(module), rows=(1, 5, 70, 131), configs=configs)
 
 
 ELEMENTWISE = ("relu", "add", "affine", "quantize")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lutcc.bench.layers import random_lookup_layer
+from lutcc.codegen.build import link
 from lutcc.errors import InputError, TargetError, UsageError
 from lutcc.runtime import cpu
+from lutcc.runtime.ffi import tvm_ffi
 from lutcc.schedules.space import config_id
 from lutcc.tuning.records import Outcome, Timing
 from lutcc.tuning.rounds import Plan, compare
@@ -195,6 +199,32 @@ def test_a_subject_must_be_importable(runner: LocalRunner) -> None:
 
     with pytest.raises(InputError, match="cannot be sent to the measuring process"):
         runner.open(subjects.task(Local()))
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_two_threads(task: Task) -> None:
+    isa = cpu.best_isa() or "avx2"
+    (stage,) = stage_tasks(random_lookup_layer(64, 48, 8), isa, rows=(300,), threads=2)
+    with LocalRunner(seconds=0.04, threads=2) as both:
+        assert len(both.cores) == 2
+        opened = both.open(stage)
+        assert opened.status == "ok", opened.message
+        with pytest.raises(InputError, match="runs on 1 threads, the runner has 2"):
+            both.open(task)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_bare_linker_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    module = subjects.build("fine")
+    if not fast:  # no C compiler
+        which = shutil.which
+        monkeypatch.setattr(shutil, "which", lambda name: which(name) if name == "ld" else None)
+    link(module, tmp_path / "kernel.so", fast=fast)
+    loaded = tvm_ffi().load_module(str(tmp_path / "kernel.so"))
+    x, y = np.zeros(subjects.SIZE, np.float32), np.zeros(subjects.SIZE, np.float32)
+    loaded["main"](tvm_ffi().from_dlpack(x), tvm_ffi().from_dlpack(y))
+    assert (y == 1).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["kernel.so"]
 
 
 # -- arguments, places, noise ------------------------------------------------------------------
