@@ -61,7 +61,7 @@ class Console:
     def progress(self, message: str) -> None:
         """Tell on stderr what is being done (not with ``-q``)."""
         if not self.quiet:
-            self._err.print(message, markup=False, style="dim")
+            self._err.print(message, markup=False, style="dim", soft_wrap=True)
 
     def detail(self, message: str) -> None:
         """Tell more, under ``-v`` only."""

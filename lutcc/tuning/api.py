@@ -50,9 +50,9 @@ def tune(
     example_inputs
         For a torch module, as in :func:`lutcc.compile`.
     target
-        ``host``, ``all`` (every level that this machine has), instruction-set levels
-        (``avx2,avx512``), or the LLVM name of the processor that measures. A processor that is not
-        there cannot be tuned for.
+        ``host`` (the widest level of the machine that measures), ``all`` (every level that it has),
+        instruction-set levels (``avx2,avx512``), or the LLVM name of its processor. A processor
+        that is not there cannot be tuned for.
     log_dir
         Folder of logs; records go to ``<log_dir>/<cpu>/<level>.jsonl``.
     trials
@@ -103,11 +103,11 @@ def tune(
             )
         trials = EFFORTS[effort]
     options = SessionOptions(trials, budget_s, seed, resume, search)
-    targets = _targets(target)
+    targets = None if target in ("host", "all") else parse_targets(target)
     models = _importable(model_or_module, example_inputs)
     summaries = []
     with make_runner(runner, threads=threads, seed=seed) as measuring:
-        for choice in targets:
+        for choice in targets or _own_levels(measuring, target):
             place = _place(measuring, choice)
             tasks = _tasks(models, choice, rows, threads, cache)
             log = LogFile(path_for(log_dir, place.cpu, place.isa))
@@ -126,13 +126,16 @@ def tune(
     return summaries
 
 
-def _targets(text: str) -> list[Target]:
-    """Return the targets; ``all`` is every level of this machine."""
-    if text != "all":
-        return parse_targets(text)
-    from lutcc.runtime import cpu
-
-    return parse_targets(",".join(cpu.supported_isas()) or "host")
+def _own_levels(runner: Runner, target: str) -> list[Target]:
+    """Return what ``host`` or ``all`` means where the runner measures."""
+    levels = runner.levels()
+    if not levels:
+        raise TargetError(
+            "the machine that measures has no AVX2, for which the narrowest kernels are made",
+            where=f"tune --target {target}",
+            fix="tune on a processor of x86-64-v3 or above",
+        )
+    return parse_targets(",".join(levels if target == "all" else levels[-1:]))
 
 
 def _place(runner: Runner, target: Target) -> Place:

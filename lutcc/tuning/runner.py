@@ -28,6 +28,10 @@ NOISY = 0.10
 class Runner(Protocol):
     """Measures candidates of tasks, each against an incumbent."""
 
+    def levels(self) -> tuple[str, ...]:
+        """Return the instruction-set levels of the processor it measures on, the widest last."""
+        ...
+
     def place(self, isa: str, mcpu: str | None) -> Place:
         """Return the processor it measures on."""
         ...
@@ -148,6 +152,11 @@ class ProcessRunner:
         self._builder.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.close()
+
+    def levels(self) -> tuple[str, ...]:
+        """Return the instruction-set levels of the processor that it measures on."""
+        self._start()
+        return tuple(self._measurer.facts["levels"])
 
     def place(self, isa: str, mcpu: str | None) -> Place:
         """Return the processor that it measures on.

@@ -24,8 +24,11 @@ Proposal: TypeAlias = dict[str, KnobValue]
 #: (config, time over that of the default or None where it failed).
 Result: TypeAlias = tuple[Config, float | None]
 
-#: First trials without and with records of related workloads.
-FIRST, FIRST_RELATED = 8, 4
+#: First trials where nothing is known of workloads of the same ops, and how many of them are
+#: neighbours of the default.
+FIRST, FIRST_NEAR = 6, 4
+#: First trials otherwise: neighbours of the default, and the best of related workloads.
+FIRST_RELATED, FIRST_TRANSFERRED = 2, 1
 #: Spaces of so few configs are tried one by one; there is nothing to learn.
 TINY = 20
 _SAMPLED = 256
@@ -117,9 +120,9 @@ def _drawn(pool: Pool, rng: random.Random, count: int) -> list[Proposal]:
 class MetaScheduleSearch:
     """Configs that a cost model expects to be fast, through TVM's MetaSchedule.
 
-    First come the best configs of related workloads, or neighbours of the default and a random
-    sample where there are none; then what boosted trees prefer, trained on the related workloads
-    and on what was told.
+    First come neighbours of the default with the best configs of related workloads, or with a
+    random sample where there are none; then what boosted trees prefer, trained on the related
+    workloads and on what was told.
 
     Parameters
     ----------
@@ -186,19 +189,29 @@ class MetaScheduleSearch:
             self._fresh.append((config, score))
 
     def _first_trials(self, found: Sequence[Relative]) -> list[Proposal]:
-        """Return what to try before the model says anything about this workload."""
-        if found:
-            return transferred(self._task, found, FIRST_RELATED)
+        """Return what to try before the model has seen trials of this workload.
+
+        The default is hand-picked, so its neighbours are a good place to start: those that the
+        model prefers and the best config of the nearest workload of the same ops, or any of them
+        and a random sample where there is no such workload.
+        """
         if len(self._fresh) > FIRST:
             return []
         near = self._pool.neighbours(self._task.space.default)
+        same = [r for r in found if r.workload.op == self._task.workload.op]
+        if same:
+            near = self._ranked(near)[:FIRST_RELATED]
+            return [*near, *transferred(self._task, same, FIRST_TRANSFERRED)]
         self._rng.shuffle(near)
-        first = near[: FIRST // 2]
-        while len(first) < FIRST and (config := self._pool.draw(self._rng)) is not None:
-            if config in first and self._driver is None:
-                break
-            first.append(config)
-        return first
+        drawn = (self._pool.draw(self._rng) for _ in range(FIRST - FIRST_NEAR))
+        return [*near[:FIRST_NEAR], *(config for config in drawn if config)]
+
+    def _ranked(self, configs: Sequence[Proposal]) -> list[Proposal]:
+        """Return configs in the order that the model prefers."""
+        if not configs:
+            return []
+        order = np.argsort(-self._model.predict(self._encode(configs)), kind="stable")
+        return [configs[i] for i in order]
 
     def _guided(self, count: int) -> list[Proposal]:
         """Return what the model prefers; what is left in any order where there is no model."""
@@ -210,9 +223,8 @@ class MetaScheduleSearch:
         if not self._model.trained:
             return _drawn(self._pool, self._rng, count)
         found = [config for config in self._driver.propose(count) if self._pool.take(config)]
-        if len(found) < count and self._pool.listed and (rest := self._pool.rest()):
-            order = np.argsort(-self._model.predict(self._encode(rest)), kind="stable")
-            more = [rest[i] for i in order[: count - len(found)]]
+        if len(found) < count and self._pool.listed:
+            more = self._ranked(self._pool.rest())[: count - len(found)]
             found += [config for config in more if self._pool.take(config)]
         return found + _drawn(self._pool, self._rng, count - len(found))
 

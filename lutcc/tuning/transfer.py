@@ -112,17 +112,16 @@ def lessons(found: Sequence[Relative]) -> list[Known]:
 
 
 def transferred(task: Task, found: Sequence[Relative], count: int) -> list[dict[str, KnobValue]]:
-    """Return configs of the task's space that are the best of related workloads, nearest first.
+    """Return the best configs of related workloads, adapted to the task's space.
 
-    Each workload in turn gives its best, then each its second, and so on.
+    Each workload in turn, the nearest first, gives its best, then each its second, and so on.
     """
     chosen: dict[str, dict[str, KnobValue]] = {}
-    near = [r for r in found if r.workload.op == task.workload.op] or list(found)
+    best = [relative.best(count) for relative in found]
     for place in range(count):
-        for relative in near:
-            best = relative.best(place + 1)
-            if len(best) > place:
-                config = task.space.adapted(best[place])
+        for configs in best:
+            if len(configs) > place:
+                config = task.space.adapted(configs[place])
                 if config is not None:
                     chosen.setdefault(config_id(config), config)
     return list(chosen.values())[:count]

@@ -197,10 +197,10 @@ ALWAYS = 2**31 - 1
 _ALONE_AT_MOST = 128
 #: Values of each knob that are worth trying.
 _VALUES = {
-    "stage.row_block": (128, 256, 512, 1024, 2048),
+    "stage.row_block": (64, 128, 256, 512, 1024, 2048),
     "encode.singles": (0, 2, 4, 8),
-    "accumulate.tile_m": (2, 4, 8, 16),
-    "accumulate.tile_r": (1, 2, 3, 4, 8),
+    "accumulate.tile_m": (1, 2, 4, 8, 16),
+    "accumulate.tile_r": (1, 2, 3, 4),
     "rows.scan_blocks": (2, 4, 8),
     "rows.prefetch": (0, 8),
     "rows.linear_chunks": (1, 2, 3, 4, 6),

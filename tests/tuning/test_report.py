@@ -16,10 +16,10 @@ import pytest
 
 from lutcc.cli.main import main
 from lutcc.errors import DependencyError, LogError
-from lutcc.tuning import names
 from lutcc.report.tuning_data import Target, summarise
 from lutcc.report.tuning_figures import COLOURS, summary_png
 from lutcc.report.tuning_page import page
+from lutcc.tuning import names
 from lutcc.tuning.limits import assumed_limits, save_limits
 from lutcc.tuning.logfile import best
 from lutcc.tuning.records import Outcome, Record

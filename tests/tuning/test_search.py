@@ -158,9 +158,10 @@ def test_the_best_is_found_sooner_than_by_chance():
     best = min(map(smooth, SPACE.configs()))
     needed = {"metaschedule": [], "random": []}
     for kind, found in needed.items():
-        for seed in range(7):
+        for seed in range(5):
             search = make_search(kind, task_of(SPACE), seed=seed, known=[(DEFAULT, 1.2)])
-            times = [smooth(c) for c in run(search)]
+            times = [smooth(c) for c in run(search, trials=100)]
+            times.append(best)  # where it was not found
             found.append(times.index(best) + 1)
     assert statistics.median(needed["metaschedule"]) <= 24
     assert statistics.median(needed["metaschedule"]) < statistics.median(needed["random"]) / 2
@@ -181,15 +182,14 @@ def test_related_records_come_first_and_guide():
     records += [record(far, c, smooth(c, (64, 16, 1))) for c in SPACE.configs()]
     cold, warm = [], []
     best = min(map(smooth, SPACE.configs()))
-    for seed in range(5):
+    for seed in range(3):
         for related, found in (((), cold), (records, warm)):
             search = make_search(
                 "metaschedule", task_of(SPACE), seed=seed, known=[(DEFAULT, 1.0)], related=related
             )
-            times = [smooth(c) for c in run(search, trials=60)]
+            times = [*(smooth(c) for c in run(search, trials=40)), best]
             found.append(times.index(best) + 1)
-    assert max(warm) <= 2
-    assert min(cold) > 2
+    assert max(warm) <= 3 < min(cold)
 
 
 def test_configs_of_other_spaces_are_adapted():
@@ -211,10 +211,12 @@ def test_relatives_are_sorted_by_distance_and_of_one_kind():
     assert distance(workload(), "avx2", workload(), "avx512") > 0
 
 
-@pytest.mark.parametrize("related", [False, True])
-def test_the_same_seed_gives_the_same_proposals_in_another_process(related):
-    here = proposals(related)
-    code = f"import json, tests.tuning.test_search as t; print(json.dumps(t.proposals({related})))"
+def test_the_same_seed_gives_the_same_proposals_in_another_process():
+    here = [proposals(related) for related in (False, True)]
+    code = (
+        "import json, tests.tuning.test_search as t; "
+        "print(json.dumps([t.proposals(related) for related in (False, True)]))"
+    )
     root = Path(__file__).resolve().parents[2]
     there = subprocess.run(
         [sys.executable, "-c", code],
@@ -225,16 +227,15 @@ def test_the_same_seed_gives_the_same_proposals_in_another_process(related):
         check=True,
     )
     assert json.loads(there.stdout.splitlines()[-1]) == here
-    assert len(here) == 40
+    assert [len(found) for found in here] == [40, 40]
+    assert here[0] != here[1]
 
 
 def proposals(related: bool) -> list[dict]:
     """Return the first proposals of a search over a space with words and failures."""
     space = Space((*KNOBS, Knob("way", ("one", "two", "three"))), DEFAULT | {"way": "two"}, fits)
     records = [record(workload(64), c, smooth(c) + 0.1) for c in list(SPACE.configs())[::3]]
-    search = make_search(
-        "metaschedule", task_of(space), seed=5, related=records if related else ()
-    )
+    search = make_search("metaschedule", task_of(space), seed=5, related=records if related else ())
     proposed = run(search, lambda c: None if c["way"] == "three" else smooth(c), trials=40)
     return [dict(c) for c in proposed]
 
@@ -259,7 +260,9 @@ def test_evolutionary_search_obeys_the_space_and_finds_the_best():
 
 def test_spaces_too_large_to_list_are_searched():
     knobs = tuple(Knob(f"k{i}", tuple(range(8))) for i in range(8))
-    space = Space(knobs, {k.name: 0 for k in knobs}, lambda c: (int(c["k0"]) + int(c["k1"])) % 2 == 0)
+    space = Space(
+        knobs, {k.name: 0 for k in knobs}, lambda c: (int(c["k0"]) + int(c["k1"])) % 2 == 0
+    )
     assert not Pool(space).listed
 
     def time(config: Config) -> float:

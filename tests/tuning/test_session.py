@@ -58,6 +58,9 @@ class FakeRunner:
         timing = Timing(seconds, seconds, seconds, seconds, 10)
         return Outcome("ok", timing, self.relative(config) / self.relative(against))
 
+    def levels(self) -> tuple[str, ...]:
+        return ("avx2",)
+
     def place(self, isa: str, mcpu: str | None) -> Place:
         return PLACE
 

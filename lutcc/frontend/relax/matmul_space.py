@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from typing import Any
 
 from lutcc.frontend.relax.matmul_schedule import MatmulConfig, schedule_matmul
@@ -20,6 +21,11 @@ _COLUMNS = (128, 256, 512, 1024, 2048, 4096)
 _UNROLLS = (1, 2, 4, 8, 16)
 _GROUP_BYTES = 3 << 19
 """Panels packed together must stay in a second-level cache of 2 MB (one of 1 MB takes fewer)."""
+
+
+_GROUP_COLUMNS = 256
+_TILES = {(6, 4): 1.0, (8, 3): 1.0, (8, 2): 0.8, (6, 2): 0.8, (8, 1): 0.5}
+"""Rows and vectors of the default tiles, and how fast each is, relative, in its own columns."""
 
 
 def product_spaces(func: Any, isa: str) -> dict[str, Space]:
@@ -86,7 +92,6 @@ def _space(product: Product, isa: str, part: str) -> Space:
     if part == "many":
         packs = [p for p in packs if p != "stream"]
     default = _default(product, isa, part)
-    registers = 16 if isa == "avx2" else 32
     values: dict[str, tuple[KnobValue, ...]] = {
         "pack": tuple(packs),
         "rows": _ROWS,
@@ -95,8 +100,7 @@ def _space(product: Product, isa: str, part: str) -> Space:
         "group": _GROUPS,
     }
     if "stream" in packs:
-        columns = {c for c in _COLUMNS if _divides(c, product.j)} | {product.j}
-        values["columns"] = (0, *sorted(c for c in columns if c and c <= _COLUMNS[-1]))
+        values["columns"] = (0, *_columns(product, isa))
         values["unroll"] = tuple(u for u in _UNROLLS if u == 1 or _divides(u, product.k))
     held = asdict(MatmulConfig("", 0))
 
@@ -106,7 +110,7 @@ def _space(product: Product, isa: str, part: str) -> Space:
         if any(c[k] != held[k] for k in c if k not in used):
             return False
         whole = MatmulConfig(lanes=_lanes(product, isa, c["pack"]), **c)
-        return _fits(product, registers, part, whole)
+        return _fits(product, _registers(isa), part, whole)
 
     names = {f"{part}.{name}": name for name in values}
     return Space(
@@ -137,11 +141,12 @@ def _fits(product: Product, registers: int, part: str, config: MatmulConfig) -> 
     if config.pack == "dot":
         return _divides(config.vectors, product.j) and tile >= _dot_columns(product)
     width = config.lanes * config.vectors
+    small = 2 * tile < registers // 2 and config.rows < _at_most(product, _ROWS[-1])
     if config.pack == "none":
-        return _divides(width, product.j) and 2 * tile >= registers // 2
+        return _divides(width, product.j) and not small
     if config.vectors > 1 and product.j is not None and width - config.lanes >= product.j:
         return False  # a vector of nothing but padding
-    if 2 * tile < registers // 2 and config.vectors > 1:
+    if small and config.vectors > 1:
         return False
     if config.group == 1:
         return True
@@ -167,6 +172,21 @@ def _lanes(product: Product, isa: str, pack: KnobValue) -> int:
     return lanes
 
 
+def _columns(product: Product, isa: str) -> list[int]:
+    """Return widths for ``stream``: whole vectors that divide B's columns, near round numbers."""
+    assert product.j is not None, "stream needs it"
+    lanes = _lanes(product, isa, "stream")
+    parts = range(1, product.j // lanes + 1)
+    widths = [product.j // n for n in parts if product.j % (n * lanes) == 0]
+    wanted = (*_COLUMNS, product.j)
+    near = {min(widths, key=lambda w, c=c: abs(math.log(w / c))) for c in wanted}
+    return sorted(near)
+
+
+def _registers(isa: str) -> int:
+    return 16 if isa == "avx2" else 32
+
+
 def _full(isa: str) -> int:
     return 8 if isa == "avx2" else 16
 
@@ -181,14 +201,36 @@ def _default(product: Product, isa: str, part: str) -> MatmulConfig:
     if part == "few" and _can(product, isa, "dot"):
         return MatmulConfig("dot", lanes, rows=1, vectors=_dot_columns(product))
     if part == "few" and _can(product, isa, "stream"):
-        assert product.j is not None
         lanes = _lanes(product, isa, "stream")
-        columns = max(c for c in (*_COLUMNS, product.j) if _divides(c, product.j) and c <= 1024)
+        columns = min(_columns(product, isa), key=lambda c: abs(math.log(c / 1024)))
         unroll = max(u for u in _UNROLLS[:4] if _divides(u, product.k) or u == 1)
         return MatmulConfig("stream", lanes, columns=columns, unroll=unroll)
-    rows = max(r for r in _ROWS if r <= min(product.i or 8, 6 if isa == "avx2" else 8))
-    vectors = 1 if product.j is not None and product.j <= lanes else 2
-    return MatmulConfig("panels", lanes, rows=rows, vectors=vectors)
+
+    def cost(tile: tuple[int, int]) -> float:
+        width = lanes * tile[1]
+        return -(-(product.j or width) // width) * width / _TILES[tile]
+
+    rows, vectors = (6, 2) if product.j is None else min(_tiles(isa), key=cost)
+    config = MatmulConfig("panels", lanes, _at_most(product, rows), vectors)
+    for group in reversed(_GROUPS if part == "many" else ()):
+        together = group * vectors * lanes
+        grouped = replace(config, group=group)
+        if (
+            together <= _GROUP_COLUMNS
+            and 4 * together <= (product.j or 0)  # work for four threads at least
+            and _fits(product, _registers(isa), part, grouped)
+        ):
+            return grouped
+    return config
+
+
+def _tiles(isa: str) -> list[tuple[int, int]]:
+    return [t for t in _TILES if t[0] * t[1] + min(t) < _registers(isa)]
+
+
+def _at_most(product: Product, rows: int) -> int:
+    """Return the largest number of rows per tile up to ``rows`` that A has."""
+    return max(r for r in _ROWS if r <= min(product.i or rows, rows))
 
 
 def _dot_columns(product: Product) -> int:
