@@ -90,8 +90,9 @@ class Table:
 
     @property
     def best(self) -> float:
-        """The highest score."""
-        return max(1 / r for r in self.relative.values() if r is not None)
+        """The highest score of all that a search may propose: of all configs but the default."""
+        default = config_id(self.space.default)
+        return max(1 / r for key, r in self.relative.items() if r is not None and key != default)
 
 
 def _order(value: Any) -> tuple[bool, Any]:

@@ -24,6 +24,8 @@ EFFORTS = {"none": 0, "quick": 16, "full": 128}
 LEAST_TRIALS = 4
 #: Trials of one kernel before the next has its turn: changing kernels costs a build.
 TURN = 16
+#: Trials that are chosen together: the cost model learns from them before it chooses the next.
+BATCH = 4
 #: So many of the best are measured once more, longer, at the end.
 FINALISTS = 3
 #: About what that takes for a kernel.
@@ -330,17 +332,25 @@ class Session:
         return min(waiting, key=lambda p: p.tried / p.wanted, default=None)
 
     def _turn(self, progress: Progress) -> None:
-        task, search = progress.task, progress.search
+        search = progress.search
         assert search is not None
         self._hear_from_others()
-        count = min(TURN, progress.wanted - progress.tried)
-        configs = search.propose(count)
-        if not configs:
-            progress.exhausted = True
-            return
+        left = min(TURN, progress.wanted - progress.tried)
+        while left > 0:
+            configs = search.propose(min(BATCH, left))
+            if not configs:
+                progress.exhausted = True
+                return
+            left -= len(configs)
+            if not self._measure(progress, configs):
+                return
+
+    def _measure(self, progress: Progress, configs: Sequence[Config]) -> bool:
+        """Measure configs; False if the time is up."""
+        task = progress.task
         for index, config in enumerate(configs):
             if self._out_of_time():
-                return
+                return False
             self.runner.prefetch(task, configs[index + 1 :])
             outcome = self.runner.measure(task, config, progress.best)
             relative = None
@@ -348,6 +358,7 @@ class Session:
                 relative = outcome.ratio * progress.relative
             self._append(progress, config, outcome, relative, "search")
             self._tell(progress, config, relative)
+        return True
 
     def _tell(self, progress: Progress, config: Config, relative: float | None) -> None:
         if progress.search is not None:

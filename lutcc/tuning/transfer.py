@@ -14,7 +14,7 @@ from lutcc.tuning.task import Task
 from lutcc.tuning.workload import Workload
 
 #: So many of the nearest workloads are learnt from, and so many records of each.
-NEAREST = 24
+NEAREST = 16
 RECORDS = 256
 #: Distances in doublings of one dimension: for another group of ops, another instruction-set level.
 _OTHER_OP = 6.0
@@ -82,10 +82,10 @@ def relatives(task: Task, records: Iterable[Record]) -> list[Relative]:
     The same workload counts as well where it was measured for another level or processor; a config
     that was measured several times counts by its last record.
     """
-    groups: dict[tuple[str, Place], list[Record]] = {}
+    groups: dict[tuple[Workload, Place], list[Record]] = {}
     for record in records:
         if record.workload.kind == task.workload.kind:
-            groups.setdefault((record.workload.id, record.place), []).append(record)
+            groups.setdefault((record.workload, record.place), []).append(record)
     found = []
     for (_, place), members in groups.items():
         last = {config_id(r.config): (r.config, r.relative) for r in members}

@@ -205,7 +205,7 @@ def test_relatives_are_sorted_by_distance_and_of_one_kind():
     works.append(Workload("relax", "matmul", "", 1024))
     found = relatives(task_of(SPACE), [record(w, DEFAULT, 1.0) for w in works])
     assert [r.workload.kind for r in found] == ["stage"] * 3
-    assert [r.workload.dims["outputs"] for r in found][0] == 256
+    assert found[0].workload.dims["outputs"] == 256
     assert found[-1].workload.op == "other"
     assert distance(workload(), "avx2", workload(), "avx2") == 0
     assert distance(workload(), "avx2", workload(), "avx512") > 0

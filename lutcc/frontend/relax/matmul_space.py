@@ -199,7 +199,11 @@ def _default(product: Product, isa: str, part: str) -> MatmulConfig:
     """Return the hand-picked config: B is packed only where that pays."""
     lanes = _full(isa)
     if part == "few" and _can(product, isa, "dot"):
-        return MatmulConfig("dot", lanes, rows=1, vectors=_dot_columns(product))
+        columns = _dot_columns(product)
+        if product.i is None:
+            return MatmulConfig("dot", lanes, rows=1, vectors=columns)
+        rows = _at_most(product, FEW)
+        return MatmulConfig("dot", lanes, rows, min(columns, 16 // rows // 2), order="tiles")
     if part == "few" and _can(product, isa, "stream"):
         lanes = _lanes(product, isa, "stream")
         columns = min(_columns(product, isa), key=lambda c: abs(math.log(c / 1024)))
