@@ -43,7 +43,7 @@ def _op(op: str, rows: int, **sizes: int | str) -> Callable[[str], Task]:
     return make
 
 
-def _attention(op: str, rows: int) -> Callable[[str], Task]:
+def _attention(op: str, rows: int, width: int, length: int) -> Callable[[str], Task]:
     """Return a maker of the largest loop nest called ``op`` of a transformer layer."""
 
     def make(isa: str) -> Task:
@@ -53,8 +53,8 @@ def _attention(op: str, rows: int) -> Callable[[str], Task]:
         from lutcc.tuning.relax_tasks import relax_tasks
 
         torch.manual_seed(0)
-        layer = torch.nn.TransformerEncoderLayer(192, 4, 384, batch_first=True, dropout=0.0)
-        imported = import_torch(layer.eval(), (torch.randn(2, 64, 192),))
+        layer = torch.nn.TransformerEncoderLayer(width, 4, 2 * width, batch_first=True, dropout=0.0)
+        imported = import_torch(layer.eval(), (torch.randn(2, length, width),))
         tasks = relax_tasks(imported, isa, rows=(rows,))
         return max(
             (task for task in tasks if task.workload.op == op),
@@ -65,7 +65,7 @@ def _attention(op: str, rows: int) -> Callable[[str], Task]:
 
 
 #: Name -> maker of its task for a level. Rows from 1 to 16384; sizes that registers and chunks do
-#: not divide; every op that has something to choose.
+#: not divide; every op that has something to choose, most of them in two shapes.
 WORKLOADS: dict[str, Callable[[str], Task]] = {
     "lookup 1x512x512/64": _op("lookup", 1, D=512, M=512, C=64),
     "lookup 16x512x512/64": _op("lookup", 16, D=512, M=512, C=64),
@@ -76,14 +76,20 @@ WORKLOADS: dict[str, Callable[[str], Task]] = {
     "mean 1024x512x512/64": _op("lookup", 1024, D=512, M=512, C=64, accumulate="mean"),
     "mean 64x128x96/16": _op("lookup", 64, D=128, M=96, C=16, accumulate="mean"),
     "nearest 256x128x128/16": _op("lookup", 256, D=128, M=128, C=16, encoder="nearest"),
+    "nearest 1000x64x50/6": _op("lookup", 1000, D=64, M=50, C=6, encoder="nearest"),
     "chain 2048x256x256/32": _op("lookup", 2048, D=256, M=256, C=32, layers=2),
     "scan 256x48x1000": _op("lut_accumulate", 256, C=48, M=1000),
+    "scan 2048x64x256": _op("lut_accumulate", 2048, C=64, M=256),
     "encode 4096x512/64": _op("tree_encode", 4096, D=512, C=64),
+    "encode 512x200/25": _op("tree_encode", 512, D=200, C=25),
     "linear 128x256x512": _op("linear", 128, D=256, M=512),
     "linear 4096x100x37": _op("linear", 4096, D=100, M=37),
-    "attention matmul 32x64x64x48": _attention("matmul", 8),
-    "attention softmax 2048x64": _attention("softmax", 8),
-    "layer_norm 512x192": _attention("layer_norm", 8),
+    "attention matmul 32x64x64x48": _attention("matmul", 8, 192, 64),
+    "attention matmul 16x80x80x64": _attention("matmul", 4, 256, 80),
+    "attention softmax 2048x64": _attention("softmax", 8, 192, 64),
+    "attention softmax 1280x80": _attention("softmax", 4, 256, 80),
+    "layer_norm 512x192": _attention("layer_norm", 8, 192, 64),
+    "layer_norm 320x256": _attention("layer_norm", 4, 256, 80),
 }
 
 

@@ -24,6 +24,8 @@ EFFORTS = {"none": 0, "quick": 16, "full": 128}
 LEAST_TRIALS = 4
 #: Trials of one kernel before the next has its turn: changing kernels costs a build.
 TURN = 16
+#: A ratio below this is not noise.
+CLEARLY = 0.8
 #: Trials that are chosen together: the cost model learns from them before it chooses the next.
 BATCH = 4
 #: So many of the best are measured once more, longer, at the end.
@@ -356,9 +358,22 @@ class Session:
             relative = None
             if outcome.ratio is not None:
                 relative = outcome.ratio * progress.relative
+                if relative < progress.relative:
+                    relative = self._confirmed_relative(task, config, outcome.ratio, progress)
             self._append(progress, config, outcome, relative, "search")
             self._tell(progress, config, relative)
         return True
+
+    def _confirmed_relative(
+        self, task: Task, config: Config, ratio: float, progress: Progress
+    ) -> float | None:
+        """Measure what beat the incumbent against the default itself.
+
+        Products of ratios would pile up the luck of every incumbent before it.
+        """
+        if progress.best == task.space.default and ratio < CLEARLY:
+            return ratio  # that was against the default already, and by far
+        return self.runner.final(task, [task.space.default, config])[1].ratio
 
     def _tell(self, progress: Progress, config: Config, relative: float | None) -> None:
         if progress.search is not None:

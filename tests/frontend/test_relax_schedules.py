@@ -266,6 +266,7 @@ ISAS = [pytest.param(name, marks=pytest.mark.isa(name)) for name in ("avx2", "av
         (1, (40, 56), relax.op.matmul, (1,)),
         (5, (30, 64), relax.op.matmul, (5,)),
         (1, (7, 32), _transposed, (1,)),
+        (3, (6, 32), _transposed, (3,)),
         (37, (24, 100), relax.op.matmul, (37,)),
     ],
 )

@@ -139,7 +139,8 @@ def _fits(product: Product, registers: int, part: str, config: MatmulConfig) -> 
     if config.pack == "stream":
         return config.columns > 0
     if config.pack == "dot":
-        return _divides(config.vectors, product.j) and tile >= _dot_columns(product)
+        whole = config.vectors == 1 or _divides(config.vectors, product.j)
+        return whole and tile >= _dot_columns(product)
     width = config.lanes * config.vectors
     small = 2 * tile < registers // 2 and config.rows < _at_most(product, _ROWS[-1])
     if config.pack == "none":
@@ -203,7 +204,9 @@ def _default(product: Product, isa: str, part: str) -> MatmulConfig:
         if product.i is None:
             return MatmulConfig("dot", lanes, rows=1, vectors=columns)
         rows = _at_most(product, FEW)
-        return MatmulConfig("dot", lanes, rows, min(columns, 16 // rows // 2), order="tiles")
+        return MatmulConfig(
+            "dot", lanes, rows, min(columns, _registers(isa) // 2 // rows), order="tiles"
+        )
     if part == "few" and _can(product, isa, "stream"):
         lanes = _lanes(product, isa, "stream")
         columns = min(_columns(product, isa), key=lambda c: abs(math.log(c / 1024)))
@@ -215,7 +218,7 @@ def _default(product: Product, isa: str, part: str) -> MatmulConfig:
         return -(-(product.j or width) // width) * width / _TILES[tile]
 
     rows, vectors = (6, 2) if product.j is None else min(_tiles(isa), key=cost)
-    config = MatmulConfig("panels", lanes, _at_most(product, rows), vectors)
+    config = MatmulConfig("panels", lanes, _whole_rows(product, rows), vectors)
     for group in reversed(_GROUPS if part == "many" else ()):
         together = group * vectors * lanes
         grouped = replace(config, group=group)
@@ -230,6 +233,15 @@ def _default(product: Product, isa: str, part: str) -> MatmulConfig:
 
 def _tiles(isa: str) -> list[tuple[int, int]]:
     return [t for t in _TILES if t[0] * t[1] + min(t) < _registers(isa)]
+
+
+def _whole_rows(product: Product, rows: int) -> int:
+    """Return rows per tile, at least half of ``rows``, that leave little of the last tile empty."""
+    most = _at_most(product, rows)
+    if product.i is None:
+        return most
+    done = {r: -(-product.i // r) * r for r in _ROWS if rows <= 2 * r <= 2 * most} or {most: most}
+    return max(r for r, padded in done.items() if padded <= 1.05 * min(done.values()))
 
 
 def _at_most(product: Product, rows: int) -> int:
