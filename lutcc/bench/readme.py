@@ -1,7 +1,8 @@
 """Measures again and rewrites the figures in README.md: ``python -m lutcc.bench.readme README.md``.
 
-Runs ``lutcc demo --json`` and ``lutcc bench layers --json`` and puts their tables between the
-markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
+Runs ``lutcc demo --json``, ``lutcc bench layers --json`` and ``lutcc report tuning --json`` (of the
+shipped logs, in the current folder) and puts their tables between the markers
+``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any
 
 from lutcc.errors import UsageError
 from lutcc.report.tables import microseconds, number, pretty
+
+#: The logs that come with lutcc.
+SHIPPED = "tuning_logs"
 
 
 def measure(*arguments: str) -> dict[str, Any]:
@@ -80,6 +84,25 @@ def demo_block(data: dict[str, Any]) -> str:
     return markdown_table(header, body) + "\n\n" + _caption(data["machine"])
 
 
+def tuning_block(data: dict[str, Any]) -> str:
+    """Return the table of what tuning gained on the shipped workloads, by level and family."""
+    header = ["level", "kernels", "of them faster than the default", "gain, geometric mean"]
+    body = []
+    for target in data["targets"]:
+        groups = target["by_family"]
+        rows = [
+            (target["isa"], sum(g["kernels"] for g in groups), target["kernels_faster"]),
+            *((f"- {g['label']}", g["kernels"], g["faster"]) for g in groups),
+        ]
+        gains = [target["gain"], *(g["gain"] for g in groups)]
+        body += [
+            [label, str(kernels), str(faster), f"{gain:.2f}x"]
+            for (label, kernels, faster), gain in zip(rows, gains, strict=True)
+        ]
+    models = sorted({f"{t['model']} ({t['cpu']})" for t in data["targets"]})
+    return markdown_table(header, body) + f"\n\n{', '.join(models)}, one core."
+
+
 def _caption(machine: dict[str, Any]) -> str:
     from lutcc.bench.machine import one_line
 
@@ -109,8 +132,13 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and rewrite the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--logs-only", action="store_true", help="only what the tuning logs say")
     args = parser.parse_args(argv)
     text = args.file.read_text(encoding="utf-8")
+    text = replace_block(text, "tuning", tuning_block(measure("report", "tuning", SHIPPED)))
+    if args.logs_only:
+        args.file.write_text(text, encoding="utf-8")
+        return 0
     with tempfile.TemporaryDirectory(prefix="lutcc-readme-") as folder:
         text = replace_block(text, "demo", demo_block(measure("demo", "-o", folder)))
     text = replace_block(text, "layers", layers_block(measure("bench", "layers")))

@@ -195,11 +195,16 @@ def _list_height(target: Target) -> float:
 
 
 def _curves_height(target: Target) -> float:
-    return 0.45 + 1.6 * math.ceil(len(target.kernels) / _columns(target))
+    return 0.45 + 1.6 * math.ceil(len(_searched(target)) / _columns(target))
 
 
 def _columns(target: Target) -> int:
-    return min(4, max(2, len(target.kernels)))
+    return min(4, max(2, len(_searched(target))))
+
+
+def _searched(target: Target) -> list[Kernel]:
+    """Return the kernels that have trials to show; all if none has."""
+    return [k for k in target.kernels if k.trials] or list(target.kernels)
 
 
 # -- what lists kernels, one a line ----------------------------------------------------------
@@ -307,19 +312,19 @@ def _relative_ticks(axis: Any, edge: float | None = None) -> None:
 
 
 def _curves(figure: Any, target: Target) -> None:
-    """Draw best-so-far against trials in a small panel for each kernel, on common axes."""
-    columns = _columns(target)
-    rows = math.ceil(len(target.kernels) / columns)
+    """Draw best-so-far against trials, a small panel for each kernel that was searched."""
+    columns, kernels = _columns(target), _searched(target)
+    rows = math.ceil(len(kernels) / columns)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     low = min([0.8, *(k.relative for k in target.measured if k.relative), *_lows(target)])
-    for panel, kernel in zip(grid, target.kernels, strict=False):
+    for panel, kernel in zip(grid, kernels, strict=False):
         _curve(panel, kernel)
         panel.set_yscale("log")
         panel.set_ylim(low * 0.93, 1.75)
         _relative_ticks(panel.yaxis)
         panel.tick_params(axis="y", labelsize=7, labelcolor=_MUTED, length=0)
         panel.tick_params(axis="x", labelsize=7, length=2)
-    for panel in grid[len(target.kernels) :]:
+    for panel in grid[len(kernels) :]:
         panel.set_visible(False)
     figure.supxlabel("trials", fontsize=8, color=_MUTED)
     figure.supylabel("time relative to the default", fontsize=8, color=_MUTED)

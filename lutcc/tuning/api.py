@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,15 +169,17 @@ def _tasks(
     """Return the distinct tasks of all models for one target."""
     how = {"mcpu": target.mcpu, "threads": threads, "cache": cache}
     tasks: dict[str, Task] = {}
-    for model in models:
+    for index, model in enumerate(models):
+        name = f"model {index}"
         if isinstance(model, OpSpec):
+            name = model.name
             found: Iterable[Task] = stage_tasks(
                 model.module(), target.isa.name, rows=model.rows, **how
             )
         else:
             found = model_tasks(model, isa=target.isa.name, rows=rows, **how)
         for task in found:
-            tasks.setdefault(task.workload.id, task)
+            tasks.setdefault(task.workload.id, replace(task, model=name))
     if not tasks:
         raise InputError(
             "there is nothing to tune: no kernel has a choice to make",

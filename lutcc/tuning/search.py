@@ -27,8 +27,9 @@ Result: TypeAlias = tuple[Config, float | None]
 #: First trials where nothing is known of workloads of the same ops, and how many of them are
 #: neighbours of the default.
 FIRST, FIRST_NEAR = 6, 4
-#: First trials otherwise: neighbours of the default, and the best of related workloads.
-FIRST_RELATED, FIRST_TRANSFERRED = 2, 1
+#: First trials otherwise: the best of related workloads; what the model prefers of all configs, and
+#: of the default's neighbours.
+FIRST_TRANSFERRED, FIRST_PREFERRED = 1, 1
 #: Spaces of so few configs are tried one by one; there is nothing to learn.
 TINY = 20
 _SAMPLED = 256
@@ -120,8 +121,8 @@ def _drawn(pool: Pool, rng: random.Random, count: int) -> list[Proposal]:
 class MetaScheduleSearch:
     """Configs that a cost model expects to be fast, through TVM's MetaSchedule.
 
-    First come neighbours of the default with the best configs of related workloads, or with a
-    random sample where there are none; then what boosted trees prefer, trained on the related
+    First comes the best config of the nearest workload of the same ops, or neighbours of the default
+    and a random sample where there is none; then what boosted trees prefer, trained on related
     workloads and on what was told.
 
     Parameters
@@ -191,17 +192,21 @@ class MetaScheduleSearch:
     def _first_trials(self, found: Sequence[Relative]) -> list[Proposal]:
         """Return what to try before the model has seen trials of this workload.
 
-        The default is hand-picked, so its neighbours are a good place to start: those that the
-        model prefers and the best config of the nearest workload of the same ops, or any of them
-        and a random sample where there is no such workload.
+        If workloads of the same ops are known: the best config of the nearest, what the model
+        prefers, and the neighbour of the default that it prefers. If not: neighbours of the default,
+        which is hand-picked, and a random sample.
         """
         if len(self._fresh) > FIRST:
             return []
         near = self._pool.neighbours(self._task.space.default)
         same = [r for r in found if r.workload.op == self._task.workload.op]
         if same:
-            near = self._ranked(near)[:FIRST_RELATED]
-            return [*near, *transferred(self._task, same, FIRST_TRANSFERRED)]
+            rest = self._pool.rest() if self._pool.listed else []
+            return [
+                *transferred(self._task, same, FIRST_TRANSFERRED),
+                *self._ranked(rest)[:FIRST_PREFERRED],
+                *self._ranked(near)[:FIRST_PREFERRED],
+            ]
         self._rng.shuffle(near)
         drawn = (self._pool.draw(self._rng) for _ in range(FIRST - FIRST_NEAR))
         return [*near[:FIRST_NEAR], *(config for config in drawn if config)]

@@ -156,13 +156,13 @@ class Summary:
     def speedup(self) -> float | None:
         """Return the time of the model before over after, or None if nothing was measured.
 
-        Kernels count by their share; batch sizes are averaged geometrically.
+        Kernels count by their share; runs (batch sizes, models) are averaged geometrically.
         """
         from statistics import geometric_mean
 
         ratios = []
-        for batch in {p.task.batch for p in self.kernels}:
-            group = [p for p in self.kernels if p.task.batch == batch and p.default_s]
+        for run in {p.task.run for p in self.kernels}:
+            group = [p for p in self.kernels if p.task.run == run and p.default_s]
             if group:
                 before = sum(p.task.calls * p.default_s for p in group)
                 ratios.append(before / sum(p.share_s for p in group))
@@ -318,8 +318,8 @@ class Session:
 
     def _share_out(self) -> None:
         """Decide how many trials each kernel gets: by its share of the run it belongs to."""
-        for batch in {p.task.batch for p in self.kernels}:
-            group = [p for p in self.kernels if p.task.batch == batch and not p.broken]
+        for run in {p.task.run for p in self.kernels}:
+            group = [p for p in self.kernels if p.task.run == run and not p.broken]
             total = sum(p.share_s for p in group)
             for p in group:
                 share = p.share_s / total if total else 0.0

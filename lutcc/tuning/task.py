@@ -77,9 +77,9 @@ class Task:
         Target: instruction-set level and, if the code is for one CPU, its LLVM name.
     calls
         How often one run of the model calls it; with the time of a call, its share.
-    batch
-        The model's batch size (its rows may be a multiple of it): tasks of one batch size share
-        the time of one run.
+    batch, model
+        The model's batch size (its rows may be a multiple of it), and which of several models it
+        is: tasks that agree in both share the time of one run.
     """
 
     name: str
@@ -90,3 +90,9 @@ class Task:
     mcpu: str | None = None
     calls: float = 1.0
     batch: int = 1
+    model: str = ""
+
+    @property
+    def run(self) -> tuple[str, int]:
+        """The run of a model that the task is a part of."""
+        return self.model, self.batch
