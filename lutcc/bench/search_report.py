@@ -50,6 +50,7 @@ VARIANTS = (
     Variant("random", "random", "#ff7f0e"),
     Variant("exhaustive", "exhaustive", "#7f7f7f"),
 )
+_STYLES = {"exhaustive": ":", "evolutionary": "--"}
 
 
 def experiment(
@@ -120,7 +121,32 @@ def experiment(
         "batch": BATCH,
         "workloads": workloads,
         "summary": summary,
+        "transfer": {
+            variant.name: _transfer(variant, tables, others, workloads)
+            for variant in VARIANTS
+            if variant.related and variant.name in summary
+        },
     }
+
+
+def _transfer(
+    variant: Variant,
+    tables: Sequence[Table],
+    others: Sequence[Table],
+    workloads: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Compare a variant with the plain search where workloads of the same ops are known to it."""
+    known = others if variant.related == "level" else tables
+    names = [
+        table.name
+        for table in tables
+        if any(t is not table and t.workload.op == table.workload.op for t in known)
+    ]
+    result: dict[str, Any] = {"workloads": names}
+    for key, name in (("without", VARIANTS[0].name), ("with", variant.name)):
+        found = [workloads[table]["searches"][name] for table in names]
+        result[key] = _over_workloads(found)["trials_to"] if found else {}
+    return result
 
 
 def _related(
@@ -219,10 +245,24 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         f"Each cell: share at {', '.join(shown[1:])} trials; trials to 95 %.",
         "",
+        *(_transferred(name, found) for name, found in result["transfer"].items()),
         f"{one_line(result['machine'])}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _transferred(name: str, found: Mapping[str, Any]) -> str:
+    if not found["workloads"]:
+        return f"{name}: none of the same ops.\n"
+    told = [
+        f"{float(share):.0%} of the best after {found['with'][share]['median']:g} trials (mean "
+        f"{found['with'][share]['mean']:.1f}), without them after "
+        f"{found['without'][share]['median']:g} (mean {found['without'][share]['mean']:.1f})"
+        for share in found["with"]
+    ]
+    count = len(found["workloads"])
+    return f"{name}: where the same ops are known ({count} workloads), {'; '.join(told)}.\n"
 
 
 def _cell(found: Mapping[str, Any], shown: Sequence[str], trials: int) -> str:
@@ -266,8 +306,10 @@ def _panel(panel: Any, title: str, found: Mapping[str, Any], default: float | No
             continue
         curve = found[variant.name]
         trials = np.arange(1, len(curve["median"]) + 1)
-        style = {"linestyle": ":"} if variant.search == "exhaustive" else {}
-        panel.plot(trials, curve["median"], color=variant.color, label=variant.name, **style)
+        style = _STYLES.get(variant.search, "-")
+        panel.plot(
+            trials, curve["median"], color=variant.color, label=variant.name, linestyle=style
+        )
         if variant.search in ("metaschedule", "random"):
             panel.fill_between(
                 trials, curve["p20"], curve["p80"], color=variant.color, alpha=0.15, linewidth=0
@@ -278,5 +320,6 @@ def _panel(panel: Any, title: str, found: Mapping[str, Any], default: float | No
     panel.set(title=title, xlabel="trials", ylabel="share of the best")
     panel.set_ylim(0.75, 1.01)
     panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_formatter("{x:g}")
     panel.title.set_fontsize(9)
     panel.grid(alpha=0.3)

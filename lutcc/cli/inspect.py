@@ -42,13 +42,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     kind = kind_of(path)
     data: dict[str, Any] = {"file": str(path), "kind": kind}
     shown: list[Any] = []
+    texts: dict[str, str] = {}
     if kind == "artifact":
         from lutcc.runtime import Artifact
 
         artifact = Artifact.read(path)
         data |= {"artifact": artifact.explain().to_dict(), "files": _files(artifact)}
         shown += [str(artifact.explain()), _files_table(artifact), *_packing(artifact, data)]
-        modules = _modules_of(artifact)
+        modules = {"main": artifact.module} if artifact.kind == "ir" else {}
+        texts = _region_texts(artifact)
     elif kind == "ir":
         modules = {"main": read_module(path)}
     else:
@@ -61,22 +63,20 @@ def run(args: argparse.Namespace, console: Console) -> int:
             shown = [facts["ir"]] if name == next(iter(modules)) else [*shown, facts["ir"]]
         else:
             shown += tables
+    for name, text in texts.items():
+        data["modules"][name] = {"ir": text}
+    if texts and args.ir:
+        shown = list(texts.values())
     console.result(data, *shown)
     return 0
 
 
-def _modules_of(artifact: Artifact) -> dict[str, ir.Module]:
-    from lutcc import ir
-
-    constants = artifact.constants()
+def _region_texts(artifact: Artifact) -> dict[str, str]:
+    """Return the IR text of each region of a mixed model; its constants are stored packed only."""
     if artifact.kind == "ir":
-        return {"main": artifact.module}
-    found = {}
-    for name in artifact.manifest.modules:
-        text = artifact.module_text(name)
-        if text.startswith("lutcc.ir"):
-            found[name.removesuffix(".ir")] = ir.parse(text, constants=constants)
-    return found
+        return {}
+    texts = {name: artifact.module_text(name) for name in artifact.manifest.modules}
+    return {n.removesuffix(".ir"): t for n, t in texts.items() if t.startswith("lutcc.ir")}
 
 
 def _imported(path: Path) -> dict[str, ir.Module]:

@@ -121,9 +121,9 @@ def _drawn(pool: Pool, rng: random.Random, count: int) -> list[Proposal]:
 class MetaScheduleSearch:
     """Configs that a cost model expects to be fast, through TVM's MetaSchedule.
 
-    First comes the best config of the nearest workload of the same ops, or neighbours of the default
-    and a random sample where there is none; then what boosted trees prefer, trained on related
-    workloads and on what was told.
+    First comes the best config of the nearest workload of the same ops, or neighbours of the
+    default and a random sample where there is none; then what boosted trees prefer, trained on
+    related workloads and on what was told.
 
     Parameters
     ----------
@@ -193,8 +193,8 @@ class MetaScheduleSearch:
         """Return what to try before the model has seen trials of this workload.
 
         If workloads of the same ops are known: the best config of the nearest, what the model
-        prefers, and the neighbour of the default that it prefers. If not: neighbours of the default,
-        which is hand-picked, and a random sample.
+        prefers, and the neighbour of the default that it prefers. If not: neighbours of the
+        default, which is hand-picked, and a random sample.
         """
         if len(self._fresh) > FIRST:
             return []

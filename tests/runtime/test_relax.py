@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import threading
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 
 import lutcc
+from lutcc.cli.main import main
 from lutcc.errors import ArtifactError, InputError
 from lutcc.runtime import Artifact
 
 WEIGHT = np.linspace(-1, 1, 5, dtype=np.float32)
 SHAPE = [["n", 1], 5]
+TEXT = "lutcc.ir 1, not looked at"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved(executable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact of the executable on disk."""
     artifact = Artifact.from_relax(
-        {"region0": "not looked at"},
+        {"region0": TEXT},
         {"avx2": executable},
         [{"name": "x", "shape": SHAPE, "dtype": "float32"}],
         [{"name": name, "shape": SHAPE, "dtype": "float32"} for name in ("sum", "product")],
@@ -144,7 +147,7 @@ def test_memory_does_not_grow(saved: Path) -> None:
 
 def test_explain_and_text(saved: Path) -> None:
     artifact = lutcc.load(saved)
-    assert artifact.module_text("region0") == "not looked at"
+    assert artifact.module_text("region0") == TEXT
     with pytest.raises(ArtifactError, match="no module 'region1'"):
         artifact.module_text("region1")
     text = str(artifact.explain())
@@ -160,3 +163,13 @@ def test_parts_that_do_not_fit(executable: Path) -> None:
         Artifact.from_relax({"../x": ""}, {"avx2": executable}, spec, spec, {}, [])
     with pytest.raises(ArtifactError, match="cannot be read"):
         Artifact.from_relax({}, {"avx2": "/nowhere.so"}, spec, spec, {}, [])
+
+
+def test_inspect_shows_the_kernels(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(saved), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    artifact = Artifact.read(saved)
+    assert data["artifact"]["kind"] == "relax"
+    assert [m["ir"] for m in data["modules"].values()] == [
+        artifact.module_text(name) for name in artifact.manifest.modules
+    ]
