@@ -108,7 +108,7 @@ def test_ctrl_c_and_kill_keep_everything(ops: Path, tmp_path: Path) -> None:
     assert "the same command goes on" in err
     assert "trials in" in out
     (log,) = log_files(logs)
-    before = LogFile(log).read(on_problem=pytest.fail)
+    before = LogFile(log).read(on_problem=lambda problem: pytest.fail(str(problem)))
     assert before
 
     process = _start(ops, logs)
