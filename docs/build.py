@@ -115,7 +115,8 @@ def main(argv: list[str] | None = None) -> int:
         print("links that lead nowhere:\n" + "\n".join(broken), file=sys.stderr)
         return 1
     args.output.mkdir(parents=True, exist_ok=True)
-    shutil.copy(DOCS / "style.css", args.output)
+    for asset in (DOCS / "style.css", *DOCS.glob("*.png")):
+        shutil.copy(asset, args.output)
     for name in texts:
         (args.output / f"{name}.html").write_text(render(name, texts), encoding="utf-8")
     print(args.output / "index.html")

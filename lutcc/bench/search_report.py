@@ -14,6 +14,7 @@ import numpy as np
 from lutcc.bench.machine import one_line
 from lutcc.bench.replay import BATCH, Run, Table, replay
 from lutcc.tuning.records import Record
+from lutcc.tuning.search import TINY
 
 #: Trials at which shares are told.
 AT = (4, 8, 16, 32)
@@ -135,12 +136,16 @@ def _transfer(
     others: Sequence[Table],
     workloads: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Compare a variant with the plain search where workloads of the same ops are known to it."""
+    """Compare a variant with the plain search where workloads of the same ops are known to it.
+
+    Spaces so small that nothing is learnt of them are left out.
+    """
     known = others if variant.related == "level" else tables
     names = [
         table.name
         for table in tables
-        if any(t is not table and t.workload.op == table.workload.op for t in known)
+        if len(table.relative) > TINY + 1
+        and any(t is not table and t.workload.op == table.workload.op for t in known)
     ]
     result: dict[str, Any] = {"workloads": names}
     for key, name in (("without", VARIANTS[0].name), ("with", variant.name)):

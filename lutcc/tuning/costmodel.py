@@ -20,7 +20,7 @@ _BOTH: Mapping[str, object] = {"nthread": 1, "verbosity": 0}  # few rows, and al
 _OWN = {**_BOTH, "max_depth": 3, "eta": 0.3, "min_child_weight": 0.5, "tree_method": "exact"}
 _OWN_ROUNDS = 60
 _PRIOR = {**_BOTH, "max_depth": 7, "eta": 0.15, "subsample": 0.8, "tree_method": "hist"}
-_PRIOR_ROUNDS = 80
+_PRIOR_ROUNDS = 150
 
 
 def label(scores: Sequence[float | None]) -> np.ndarray:

@@ -31,7 +31,7 @@ FIRST, FIRST_NEAR = 6, 4
 #: of the default's neighbours.
 FIRST_TRANSFERRED, FIRST_PREFERRED = 1, 1
 #: Spaces of so few configs are tried one by one; there is nothing to learn.
-TINY = 20
+TINY = 8
 _SAMPLED = 256
 
 
