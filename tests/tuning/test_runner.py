@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -302,8 +303,9 @@ def test_one_slow_round_does_not_decide() -> None:
 # -- the end -----------------------------------------------------------------------------------
 
 _SCRIPT = """
-import sys, time
+import signal, sys, time
 from lutcc.tuning.runner import LocalRunner
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
 from tests.tuning import subjects
 runner = LocalRunner(timeout_s=100)
 task = subjects.task()
@@ -325,6 +327,9 @@ def start(name: str) -> tuple[subprocess.Popen[str], list[int], Path]:
     script = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT, name], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
+    watchdog = threading.Timer(120, script.kill)  # a script that hangs must not hang the tests
+    watchdog.daemon = True
+    watchdog.start()
     assert script.stdout is not None
     status, measurer, builder, folder = script.stdout.readline().split()
     assert status == "ok"
