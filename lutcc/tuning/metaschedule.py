@@ -6,7 +6,7 @@ traces, database, mutators, cost model and search strategies work on configs as 
 
 Which strategy decides, the size of the space says. Where every config can be listed, all untried
 ones are ranked by the cost model: MetaSchedule's evolutionary search finds
-configs no better, takes 12 times as long and more, and often ends with none that is untried
+configs no better, takes nine times as long and more, and often ends with none that is untried
 (``python -m lutcc.bench.search`` measures this). Larger spaces are left to it.
 """
 

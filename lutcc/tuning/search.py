@@ -27,9 +27,8 @@ Result: TypeAlias = tuple[Config, float | None]
 #: First trials where nothing is known of workloads of the same ops, and how many of them are
 #: neighbours of the default.
 FIRST, FIRST_NEAR = 6, 4
-#: First trials otherwise: the best of related workloads; what the model prefers of all configs, and
-#: of the default's neighbours.
-FIRST_TRANSFERRED, FIRST_PREFERRED = 1, 1
+#: Otherwise, of so many of the related workloads' best configs the model chooses the first trial.
+TRANSFERRED = 4
 #: Spaces of so few configs are tried one by one; there is nothing to learn.
 TINY = 8
 _SAMPLED = 256
@@ -121,8 +120,8 @@ def _drawn(pool: Pool, rng: random.Random, count: int) -> list[Proposal]:
 class MetaScheduleSearch:
     """Configs that a cost model expects to be fast, through TVM's MetaSchedule.
 
-    First comes the best config of the nearest workload of the same ops, or neighbours of the
-    default and a random sample where there is none; then what boosted trees prefer, trained on
+    First comes a config that was best for a near workload of the same ops, or neighbours of the
+    default and a random sample where none is known; then what boosted trees prefer, trained on
     related workloads and on what was told.
 
     Parameters
@@ -192,9 +191,9 @@ class MetaScheduleSearch:
     def _first_trials(self, found: Sequence[Relative]) -> list[Proposal]:
         """Return what to try before the model has seen trials of this workload.
 
-        If workloads of the same ops are known: the best config of the nearest, what the model
-        prefers, and the neighbour of the default that it prefers. If not: neighbours of the
-        default, which is hand-picked, and a random sample.
+        If workloads of the same ops are known, what the model prefers of their best configs, of all
+        configs, and of the default's neighbours. If not: neighbours of the default, which is
+        hand-picked, and a random sample.
         """
         if len(self._fresh) > FIRST:
             return []
@@ -203,9 +202,9 @@ class MetaScheduleSearch:
         if same:
             rest = self._pool.rest() if self._pool.listed else []
             return [
-                *transferred(self._task, same, FIRST_TRANSFERRED),
-                *self._ranked(rest)[:FIRST_PREFERRED],
-                *self._ranked(near)[:FIRST_PREFERRED],
+                *self._ranked(transferred(self._task, same, TRANSFERRED))[:1],
+                *self._ranked(rest)[:1],
+                *self._ranked(near)[:1],
             ]
         self._rng.shuffle(near)
         drawn = (self._pool.draw(self._rng) for _ in range(FIRST - FIRST_NEAR))

@@ -20,6 +20,8 @@ RECORDS = 256
 _OTHER_OP = 6.0
 _OTHER_ISA = 2.0
 _OTHER_MEMORY = 2.0
+#: For a space that has no knob in common with the task's; some in common count in part.
+_OTHER_KNOBS = 8.0
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,17 @@ def relatives(task: Task, records: Iterable[Record]) -> list[Relative]:
         last = {config_id(r.config): (r.config, r.relative) for r in members}
         workload = members[0].workload
         far = distance(task.workload, task.isa, workload, place.isa)
+        far += _OTHER_KNOBS * _unlike(task.space.default, members[-1].config)
         results = tuple(last.values())[-RECORDS:]
         default = next((r.config for r in reversed(members) if r.phase == "default"), None)
         found.append(Relative(workload, place.isa, far, results, default))
     found.sort(key=lambda r: (r.distance, r.workload.id, r.isa))
     return found[:NEAREST]
+
+
+def _unlike(one: Config, other: Config) -> float:
+    """Return the share of knobs that only one of two configs has."""
+    return 1 - len(one.keys() & other.keys()) / len(one.keys() | other.keys())
 
 
 def lessons(found: Sequence[Relative]) -> list[Known]:
