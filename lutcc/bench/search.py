@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lutcc.bench.machine import describe, versions
+from lutcc.bench.readme import replace_block
 from lutcc.bench.replay import Table, tables_of
 from lutcc.cli.console import Console
 from lutcc.errors import UsageError, suggest
@@ -199,6 +200,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=20, help="runs of each search")
     parser.add_argument("--trials", type=int, default=48, help="trials of each run")
     parser.add_argument("--core", type=int, help="core to measure on")
+    parser.add_argument("--docs", type=Path, help="page whose block 'search' gets the tables")
     parser.add_argument("--replay-only", action="store_true", help="measure nothing")
     return parser.parse_args(arguments)
 
@@ -227,7 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found, others, seeds=options.seeds, trials=options.trials, progress=console.progress
     )
     write(options.output, {"machine": describe(options.core), **result})
-    sys.stdout.write((options.output / "search.md").read_text(encoding="utf-8"))
+    tables_text = (options.output / "search.md").read_text(encoding="utf-8")
+    if options.docs is not None:
+        page = options.docs.read_text(encoding="utf-8")
+        options.docs.write_text(replace_block(page, "search", tables_text), encoding="utf-8")
+    sys.stdout.write(tables_text)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from lutcc.tuning.oplist import OpSpec
 from lutcc.tuning.records import Place, Record
 from lutcc.tuning.relax_tasks import model_tasks
 from lutcc.tuning.runner import Runner, make_runner
+from lutcc.tuning.search import SEARCHES
 from lutcc.tuning.session import EFFORTS, Event, Session, SessionOptions, Summary
 from lutcc.tuning.stages import stage_tasks
 from lutcc.tuning.task import Task
@@ -97,11 +98,17 @@ def tune(
     >>> artifact = lutcc.compile(model, torch.randn(8, 64), tuning_logs="tuning_logs")
     ... # doctest: +SKIP
     """
+    for what, given, known in (
+        ("effort", effort, (None, *EFFORTS)),
+        ("cache mode", cache, ("hot", "cold")),
+        ("search", search, tuple(SEARCHES)),
+    ):
+        if given not in known:
+            names = ", ".join(repr(name) for name in known if name)
+            raise InputError(f"there is no {what} {given!r}", where="tune", fix=f"use {names}")
+    if not rows or any(type(n) is not int or n < 1 for n in rows):
+        raise InputError(f"rows is {rows!r}", where="tune", fix="give whole numbers above 0")
     if effort is not None:
-        if effort not in EFFORTS:
-            raise InputError(
-                f"there is no effort {effort!r}", where="tune", fix=f"use {', '.join(EFFORTS)}"
-            )
         trials = EFFORTS[effort]
     options = SessionOptions(trials, budget_s, seed, resume, search)
     targets = None if target in ("host", "all") else parse_targets(target)

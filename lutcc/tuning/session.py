@@ -277,7 +277,8 @@ class Session:
             mine = self._by_workload.get(record.workload.id)
             if mine is None or record.session == self.id or not self.options.resume:
                 continue
-            if record.config_id not in mine.told:
+            if record.config in mine.task.space and record.config_id not in mine.told:
+                self._history[record.workload.id].append(record)
                 self._tell(mine, record.config, record.relative)
         self._seen = self._size()
 

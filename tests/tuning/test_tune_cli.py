@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,3 +190,22 @@ def test_every_op_of_a_list_can_be_interpreted(op: str) -> None:
 def test_the_shipped_workloads_can_be_read() -> None:
     path = Path(__file__).parents[2] / "tuning_logs" / "workloads.toml"
     assert len(read_ops(path)) > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache": "warm"}, "no cache mode 'warm'"),
+        ({"search": "genetic"}, "no search 'genetic'"),
+        ({"effort": "some"}, "no effort 'some'"),
+        ({"rows": ()}, "rows is"),
+        ({"rows": (0,)}, "rows is"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_runs(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    module = OpSpec("relu", (1,), {"D": 4}).module()
+    with pytest.raises(InputError, match=message):
+        lutcc.tune(module, log_dir=tmp_path / "logs", **options)
+    assert not (tmp_path / "logs").exists()
