@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -51,6 +52,18 @@ def fma32(a: Operand, b: Operand, c: Operand) -> F32Array:
         away_from_zero = (error > 0) == (total > 0)
         odd = np.where(inexact, bits + np.where(away_from_zero, 1, -1), bits).view(np.float64)
         return np.asarray(odd.astype(np.float32))
+
+
+def round_to_bfloat16(x: Array) -> F32Array:
+    """Round float32 to the nearest bfloat16, ties to even, and return it as float32.
+
+    Examples
+    --------
+    >>> round_to_bfloat16(np.array([1 + 2**-8, 1 + 3 * 2**-8, 3.4e38], np.float32)).tolist()
+    [1.0, 1.015625, inf]
+    """
+    with np.errstate(all="ignore"):
+        return np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def relu32(x: Array) -> F32Array:

@@ -106,6 +106,8 @@ def _op_section(opdef: OpDef) -> list[str]:
         lines += [_attr_row(spec) for spec in opdef.attrs]
         lines.append("")
     exact = "bit-exact" if opdef.tolerance == 0 else f"relative tolerance {opdef.tolerance:g}"
+    if opdef.exact is not None:
+        exact += " (see the definition for what is bit-exact)"
     rows = "row-wise" if opdef.rowwise else "not row-wise"
     lowering = _LOWERING[opdef.lowering].format(name=opdef.name)
     cost = inspect.getdoc(opdef.cost) or ""

@@ -17,7 +17,18 @@ from lutcc.ir.module import Function, Module, Operation, Value, constant_digest
 from lutcc.ir.ops import OPS
 from lutcc.ir.printer import HEADER, VERSION
 from lutcc.ir.registry import Registry
-from lutcc.ir.types import DTYPES, MAX_RANK, Array, Attr, Dim, Layout, Sym, TensorType
+from lutcc.ir.types import (
+    DTYPES,
+    MAX_RANK,
+    Array,
+    Attr,
+    Dim,
+    Layout,
+    Sym,
+    TensorType,
+    is_float,
+    numpy_dtype,
+)
 from lutcc.ir.verifier import verify
 
 
@@ -167,20 +178,19 @@ class _Parser:
         shape = type_.static_shape
         if len(elements) != math.prod(shape):
             self.fail(f"constant @{name} of type {type_} has {len(elements)} elements", at)
-        return np.array(elements, type_.dtype).reshape(shape)
+        return np.array(elements, numpy_dtype(type_.dtype)).reshape(shape)
 
     def element(self, type_: TensorType) -> bool | int | float:
         token = self.token
-        kind = np.dtype(type_.dtype).kind
-        if kind == "b":
+        if type_.dtype == "bool":
             word = self.expect("word", "'true' or 'false'").text
             if word not in ("true", "false"):
                 self.fail(f"expected 'true' or 'false', found {word!r}", token)
             return word == "true"
-        if kind == "f":
+        if is_float(type_.dtype):
             value = self.number()
             with np.errstate(all="ignore"):
-                if not np.isfinite(np.dtype(type_.dtype).type(value)):
+                if not np.isfinite(numpy_dtype(type_.dtype).type(value)):
                     self.fail(f"{token.text} is not a finite {type_.dtype}", token)
             return value
         number = self.integer(f"an integer of type {type_.dtype}")
@@ -210,7 +220,7 @@ class _Parser:
             )
         if type_.dtype == "bool" and data.strip(b"\0\1"):
             self.fail(f"constant @{name} of type bool holds bytes other than 0 and 1", at)
-        return np.frombuffer(data, np.dtype(type_.dtype).newbyteorder("<")).reshape(
+        return np.frombuffer(data, numpy_dtype(type_.dtype).newbyteorder("<")).reshape(
             type_.static_shape
         )
 

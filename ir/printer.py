@@ -8,7 +8,7 @@ import json
 import numpy as np
 
 from lutcc.ir.module import Function, Module, Operation, constant_bytes, constant_digest
-from lutcc.ir.types import Array, Attr, Layout, Sym, type_of_array
+from lutcc.ir.types import Array, Attr, Layout, Sym, is_float, type_of_array
 
 VERSION = 1
 HEADER = f"lutcc.ir {VERSION}"
@@ -58,7 +58,7 @@ def to_text(module: Module, *, elide_constants: bool = False) -> str:
 def _constant(name: str, array: Array, elide: bool) -> str:
     if elide:
         data = f'sha256 "{constant_digest(array)}"'
-    elif array.size <= DENSE_LIMIT and (array.dtype.kind != "f" or np.isfinite(array).all()):
+    elif array.size <= DENSE_LIMIT and (not is_float(array.dtype.name) or np.isfinite(array).all()):
         data = "dense [" + ", ".join(_element(x) for x in array.reshape(-1)) + "]"
     else:
         data = f'base64 "{base64.b64encode(constant_bytes(array)).decode("ascii")}"'
@@ -69,7 +69,7 @@ def _element(x: np.generic) -> str:
     """Write one element so that its dtype's nearest value to the text is the element."""
     if x.dtype.kind == "b":
         return "true" if x else "false"
-    if x.dtype.kind != "f":
+    if not is_float(x.dtype.name):
         return str(x)
     short = repr(float(str(x)))
     exact = x.dtype.type(float(short)).tobytes() == x.tobytes()

@@ -97,6 +97,7 @@ Reference: TypeAlias = Callable[..., tuple[Array, ...]]
 CostRule: TypeAlias = Callable[[Bindings, tuple[TensorType, ...]], OpCost]
 Check: TypeAlias = Callable[[Bindings, Known], None]
 Limit: TypeAlias = Callable[[Bindings], int]
+Exact: TypeAlias = Callable[[Sequence[TensorType]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,10 @@ class OpDef:
         Row i of every result depends only on row i of the operands marked ``rows``.
     tolerance
         0: bit-exact on every backend. Otherwise the largest error allowed, relative to the sum of
-        magnitudes that enter an element.
+        magnitudes that enter an element. Integer results are always exact.
+    exact
+        Whether an operation on operands of these types is bit-exact although the op has a
+        tolerance (integer tables, say).
     lowering
         Where the op becomes code.
 
@@ -155,6 +159,7 @@ class OpDef:
     limit: Limit | None = None
     rowwise: bool = False
     tolerance: float = 0.0
+    exact: Exact | None = None
     lowering: Lowering = "kernel"
     variadic: bool = False
 
@@ -175,6 +180,10 @@ class OpDef:
             seen.add(operand.name)
         if self.rowwise and not any(operand.rows for operand in self.operands):
             raise VerifyError(f"op {self.name!r} is row-wise but marks no operand with rows=True")
+
+    def tolerance_of(self, types: Sequence[TensorType]) -> float:
+        """Return the tolerance of an operation on operands of these types; 0 is bit-exact."""
+        return 0.0 if self.exact is not None and self.exact(types) else self.tolerance
 
     def complete_attrs(self, given: Mapping[str, Attr], where: str) -> dict[str, Attr]:
         """Return the attributes with defaults filled in, after checking names, kinds and ranges.

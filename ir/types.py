@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -15,7 +16,7 @@ from lutcc.errors import VerifyError, suggest
 
 Array: TypeAlias = npt.NDArray[Any]
 
-#: Element types and their size in bytes. The names are NumPy's.
+#: Element types and their size in bytes. The names are NumPy's; bfloat16 is that of ml_dtypes.
 DTYPES: Mapping[str, int] = {
     "bool": 1,
     "int8": 1,
@@ -23,12 +24,15 @@ DTYPES: Mapping[str, int] = {
     "int16": 2,
     "uint16": 2,
     "float16": 2,
+    "bfloat16": 2,
     "int32": 4,
     "uint32": 4,
     "float32": 4,
     "int64": 8,
     "float64": 8,
 }
+
+_ML_DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 #: Largest static dimension, factor of a symbol, and number of elements per symbol value.
 MAX_DIM = 2**48
@@ -60,6 +64,22 @@ def check_name(name: object, what: str) -> str:
 def is_int(value: object) -> bool:
     """Tell whether ``value`` is a Python integer and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the NumPy dtype of an element type.
+
+    Examples
+    --------
+    >>> numpy_dtype("bfloat16").itemsize
+    2
+    """
+    return _ML_DTYPES.get(name) or np.dtype(name)
+
+
+def is_float(name: str) -> bool:
+    """Tell whether an element type is a floating-point type (NumPy's kind does not: bfloat16)."""
+    return "float" in name
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,10 @@ from lutcc.ir.ops import (
     add,
     affine,
     batch_norm,
+    block_diagonal_matmul,
     call,
     constant,
+    hadamard,
     im2col,
     linear,
     lut_accumulate,
@@ -18,11 +20,14 @@ from lutcc.ir.ops import (
     repack,
     reshape,
     rows_to_nchw,
+    sign_hash,
     tree_encode,
+    weighted_gather,
 )
 from lutcc.ir.registry import Registry
 
-#: Every op, in the order of the reference: structure, look-up, exact, data movement.
+#: Every op, in the order of the reference: structure, look-up, Hadamard and gather, exact, data
+#: movement.
 OPS = Registry(
     constant.OP,
     call.OP,
@@ -31,6 +36,10 @@ OPS = Registry(
     lut_accumulate.OP,
     lut_dequantize.OP,
     quantize.OP,
+    hadamard.OP,
+    block_diagonal_matmul.OP,
+    sign_hash.OP,
+    weighted_gather.OP,
     linear.OP,
     relu.OP,
     add.OP,

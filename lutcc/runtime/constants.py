@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import ml_dtypes
 import numpy as np
 
 from lutcc.errors import ArtifactError
 from lutcc.runtime.manifest import CONSTANTS
 
+#: Name of an element type in the file, by name in the IR. (The reader of safetensors' own NumPy
+#: interface does not know BF16, so this module makes the arrays itself.)
+_CODES = {
+    "bool": "BOOL",
+    "int8": "I8",
+    "uint8": "U8",
+    "int16": "I16",
+    "uint16": "U16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int32": "I32",
+    "uint32": "U32",
+    "float32": "F32",
+    "int64": "I64",
+    "uint64": "U64",
+    "float64": "F64",
+}
 _DTYPES = {
-    "bool",
-    "int8",
-    "uint8",
-    "int16",
-    "uint16",
-    "float16",
-    "int32",
-    "uint32",
-    "float32",
-    "int64",
-    "uint64",
-    "float64",
+    code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    for name, code in _CODES.items()
 }
 
 
@@ -39,10 +47,10 @@ def dump(constants: Mapping[str, np.ndarray]) -> bytes:
     for name in sorted(constants):
         array = np.asarray(constants[name])
         native = array.dtype.newbyteorder("=")
-        if native.name not in _DTYPES:
+        if native.name not in _CODES:
             raise ArtifactError(
                 f"constant {name!r} has dtype {array.dtype}, which cannot be stored",
-                fix=f"use one of {', '.join(sorted(_DTYPES))}",
+                fix=f"use one of {', '.join(sorted(_CODES))}",
             )
         plain[name] = np.array(array, native, order="C")
     return save(plain)
@@ -56,11 +64,13 @@ def load(data: bytes) -> dict[str, np.ndarray]:
     ArtifactError
         When ``data`` is no such file.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as parse
+    from safetensors import SafetensorError, deserialize
 
     try:
-        arrays = parse(data)
+        arrays = {
+            name: np.frombuffer(part["data"], _DTYPES[part["dtype"]]).reshape(part["shape"])
+            for name, part in deserialize(data)
+        }
     except (SafetensorError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise ArtifactError(
             f"is no safetensors file: {error}", where=CONSTANTS, fix="compile the model again"
