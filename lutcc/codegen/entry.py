@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as builder
 from lutcc.errors import CompileError
 from lutcc.ir.module import Function, Module, Operation, Value
 from lutcc.ir.types import Sym
-from lutcc.schedules.x86 import data_movement, elementwise, plan
+from lutcc.schedules.x86 import data_movement, elementwise, hash_rows, plan
 from lutcc.schedules.x86.blocks import BlockEmitter
 from lutcc.schedules.x86.config import KernelConfigs
 from lutcc.schedules.x86.context import (
@@ -317,7 +317,22 @@ class EntryEmitter:
                     BlockEmitter(ctx, function).emit(inputs, outputs)
                     remember(ctx)
 
-            if plan.elementwise_only(function):
+            def by_hashes() -> None:
+                capacity = plan.rows_at_once(function, configs)
+                ctx = hash_rows.emit_stage(
+                    lambda: context(thread, begin, i64(1)),
+                    function,
+                    begin,
+                    end,
+                    capacity,
+                    inputs,
+                    outputs,
+                )
+                remember(ctx)
+
+            if plan.hashes(function):
+                by_hashes()
+            elif plan.elementwise_only(function):
                 ctx = context(thread, begin, i64(1))
                 elementwise.emit(ctx, function, begin, end, inputs, outputs)
             elif plan.rows_only(function) or configs.stage.row_threshold >= plan.ALWAYS:

@@ -31,6 +31,10 @@ define void @lutcc_prefetch(ptr %p) alwaysinline {
   call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1)
   ret void
 }
+define void @lutcc_prefetch_l2(ptr %p) alwaysinline {
+  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 2, i32 1)
+  ret void
+}
 declare void @llvm.x86.sse.sfence()
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 !0 = !{i32 1}
@@ -63,3 +67,10 @@ def prefetch(address: Any) -> Any:
     import tvm.tirx as tir
 
     return tir.call_extern("void", "lutcc_prefetch", address)
+
+
+def prefetch_l2(address: Any) -> Any:
+    """Return the call that asks for the cache line at ``address``, up to the L2 cache."""
+    import tvm.tirx as tir
+
+    return tir.call_extern("void", "lutcc_prefetch_l2", address)

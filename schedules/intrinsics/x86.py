@@ -61,6 +61,16 @@ def _dpbusd(acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return acc + products.reshape(-1, 4).sum(1, dtype=np.int32)
 
 
+def _pmaddubsw(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    products = a.astype(np.int32) * b.astype(np.int32)
+    return np.clip(products.reshape(-1, 2).sum(1), -(2**15), 2**15 - 1).astype(np.int16)
+
+
+def _pmaddwd(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    products = a.astype(np.int64) * b.astype(np.int64)
+    return products.reshape(-1, 2).sum(1).astype(np.int32)
+
+
 def _permi2(table_a: np.ndarray, index: np.ndarray, table_b: np.ndarray) -> np.ndarray:
     both = np.concatenate([table_a, table_b])
     return both[index.astype(np.int64) & (both.size - 1)]
@@ -106,6 +116,18 @@ VPDPBUSD_512 = Intrinsic(
     ("int32x16", "uint8x64", "int8x64"),
     "avx512_vbmi_vnni",
     _dpbusd,
+)
+PMADDUBSW_256 = Intrinsic(
+    "llvm.x86.avx2.pmadd.ub.sw", "int16x16", ("uint8x32", "int8x32"), "avx2", _pmaddubsw
+)
+PMADDUBSW_512 = Intrinsic(
+    "llvm.x86.avx512.pmaddubs.w.512", "int16x32", ("uint8x64", "int8x64"), "avx512", _pmaddubsw
+)
+PMADDWD_256 = Intrinsic(
+    "llvm.x86.avx2.pmadd.wd", "int32x8", ("int16x16", "int16x16"), "avx2", _pmaddwd
+)
+PMADDWD_512 = Intrinsic(
+    "llvm.x86.avx512.pmaddw.d.512", "int32x16", ("int16x32", "int16x32"), "avx512", _pmaddwd
 )
 VPERMPS_256 = Intrinsic(
     "llvm.x86.avx2.permps", "float32x8", ("float32x8", "int32x8"), "avx2", _permute

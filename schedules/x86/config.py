@@ -101,6 +101,29 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class GatherConfig:
+    """How a weighted gather passes over its tables.
+
+    Attributes
+    ----------
+    rows
+        Rows of a block: tables are read once for each.
+    columns
+        Outputs of a slice: 16, 32, 64 or 128 (at least 32 for bfloat16, 64 for int8 tables).
+    group
+        Codes whose table rows are added in registers in one go: 4, 8, 16 or 32.
+    """
+
+    rows: int
+    columns: int
+    group: int
+
+    def to_json(self) -> dict[str, int]:
+        """Return the fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class KernelConfigs:
     """The configs of one fused group.
 
@@ -114,6 +137,8 @@ class KernelConfigs:
         Rows done alone.
     encode
         Encoders.
+    gather
+        Weighted gathers, where there is one.
     source
         ``default``, or where the values were found.
     """
@@ -123,16 +148,19 @@ class KernelConfigs:
     linear: TileConfig
     rows: RowsConfig
     encode: EncodeConfig
+    gather: GatherConfig | None = None
     source: str = "default"
 
     def to_json(self) -> dict[str, Any]:
         """Return the nested fields as JSON values."""
+        gather = {"gather": self.gather.to_json()} if self.gather is not None else {}
         return {
             "stage": self.stage.to_json(),
             "accumulate": self.accumulate.to_json(),
             "linear": self.linear.to_json(),
             "rows": self.rows.to_json(),
             "encode": self.encode.to_json(),
+            **gather,
         }
 
     def updated(self, values: dict[str, Any], source: str) -> Self:
@@ -145,9 +173,9 @@ class KernelConfigs:
         """
         result = self
         for part, fields in values.items():
-            if part not in _PARTS:
+            current = getattr(self, part) if part in _PARTS else None
+            if current is None:
                 raise CompileError(f"unknown config part {part!r}", fix=suggest(part, _PARTS))
-            current = getattr(self, part)
             unknown = set(fields) - set(current.to_json())
             if unknown:
                 raise CompileError(
@@ -159,7 +187,8 @@ class KernelConfigs:
 
 
 _L2_BYTES = 2 << 20
-_PARTS = ("stage", "accumulate", "linear", "rows", "encode")
+_PIECE_BYTES = 256 << 10
+_PARTS = ("stage", "accumulate", "linear", "rows", "encode", "gather")
 
 
 def default_configs(
@@ -191,6 +220,21 @@ def default_configs(
         return KernelConfigs(stage, TileConfig(4, 4), TileConfig(8, 2), rows, encode)
     tile = TileConfig(2, 2) if mean else TileConfig(4, 2)
     return KernelConfigs(stage, tile, TileConfig(8, 2), rows, encode)
+
+
+def default_gather(isa: Isa, itemsize: int, entries: int) -> GatherConfig:
+    """Return the hand-picked config of a gather from tables of ``entries`` rows.
+
+    A group's piece of a slice takes a quarter of a megabyte or less, and slices are two cache lines
+    wide (one for int8, whose sums take four times the bytes of the entries).
+    """
+    columns = {4: 32, 2: 64, 1: 64}[itemsize]
+    group = 8
+    while group > 4 and group * entries * columns * itemsize > _PIECE_BYTES:
+        group //= 2
+    while group < 16 and 2 * group * entries * columns * itemsize <= _PIECE_BYTES:
+        group *= 2
+    return GatherConfig(4096, columns, group)
 
 
 def _row_block(table_bytes: int) -> int:

@@ -18,7 +18,15 @@ from lutcc.schedules.intrinsics import streaming
 
 Expr = Any
 LANES = 16
-ITEMSIZE = {"uint8": 1, "int8": 1, "float32": 4, "int32": 4, "uint16": 2, "uint32": 4}
+ITEMSIZE = {
+    "uint8": 1,
+    "int8": 1,
+    "uint16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "int32": 4,
+    "uint32": 4,
+}
 
 
 def i64(value: int | Expr) -> Expr:
@@ -109,6 +117,11 @@ def hold(value: Expr) -> Expr:
 def minimum(a: Expr, b: Expr) -> Expr:
     """Return the smaller of two integers."""
     return tir.Min(i64(a), i64(b))
+
+
+def maximum(a: Expr, b: int | Expr) -> Expr:
+    """Return the larger of two integers."""
+    return tir.Max(i64(a), i64(b))
 
 
 @contextmanager
@@ -210,6 +223,11 @@ class View:
         """Ask for the cache line of an element."""
         builder.evaluate(streaming.prefetch(self._address(index)))
 
+    def prefetch_bytes(self, offset: Expr) -> None:
+        """Ask the L2 cache for the line ``offset`` bytes after element 0 of a byte buffer."""
+        address = tir.address_of(tir.BufferLoad(self.buffer, [self.base + offset]))
+        builder.evaluate(streaming.prefetch_l2(address))
+
     def store_stream(self, index: int | Expr, value: Expr) -> None:
         """Store 16 lanes past the caches; the address must be a multiple of 64."""
         if self.dtype != "float32":
@@ -260,8 +278,8 @@ def registers(count: int, dtype: str, lanes: int) -> Registers:
     return Registers(local(count * lanes, dtype), lanes)
 
 
-def transpose16(quarter: Callable[[int, int], Expr]) -> list[Expr]:
-    """Transpose a 16x16 block of 32-bit values that lies in memory.
+def transpose16(quarter: Callable[[int, int], Expr], quarters: int = 4) -> list[Expr]:
+    """Transpose 16 rows of ``4 * quarters`` 32-bit values that lie in memory.
 
     ``quarter(row, q)`` loads columns ``4q .. 4q+3`` of a row. Four such loads, of rows ``i``,
     ``i+4``, ``i+8`` and ``i+12``, are merged into one vector by blends, which run on more ports
@@ -271,10 +289,10 @@ def transpose16(quarter: Callable[[int, int], Expr]) -> list[Expr]:
     Returns
     -------
     list
-        Vector ``c`` holds column ``c`` of rows 0 to 15.
+        Vector ``c`` holds column ``c`` of rows 0 to 15, for ``c`` in ``range(4 * quarters)``.
     """
     columns: list[Expr] = []
-    for q in range(4):
+    for q in range(quarters):
         rows = []
         for i in range(4):
             merged = shuffle([quarter(i, q)] * 4, range(16))

@@ -131,6 +131,51 @@ def pack_linear(weight: Array) -> Array:
     return np.ascontiguousarray(_in_chunks(np.asarray(weight, np.float32).T))
 
 
+def pack_block_diagonal(blocks: Array, *, blocks_kept: int, fold: bool, scale: float) -> Array:
+    """(G, P, Q) -> (blocks_kept, chunks of 16 columns, P, 16).
+
+    ``fold`` multiplies each block by ``scale`` H_P from the left, in float64.
+    """
+    kept = np.asarray(blocks[:blocks_kept], np.float64)
+    if fold:
+        kept = sylvester(kept.shape[1]) @ kept * scale
+    return np.ascontiguousarray(_in_chunks(kept.astype(np.float32)).transpose(1, 0, 2, 3))
+
+
+def sylvester(size: int) -> Array:
+    """Return the Hadamard matrix of a power of two, in Sylvester's order."""
+    matrix = np.ones((1, 1))
+    while matrix.shape[0] < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix
+
+
+def pack_gather_tables(tables: Array, *, columns: int, form: str, lanes: int) -> Array:
+    """(H, K, M) -> (slices of ``columns`` columns, H, K, columns), M padded with zeros.
+
+    A slice of some tables is one piece of memory that fits the L2 cache. Columns come in chunks
+    of 16, of which the last one overlaps the one before, and repeats to fill the last slice.
+    ``form`` is how the entries lie in a slice: ``plain``; ``halves`` (bfloat16): of each 32
+    columns, column ``j < 16`` is the low half of the 32-bit word ``j`` and column ``16 + j`` its
+    high half; ``quads`` (int8): so that bytes of four rows, interleaved by byte and then by pair
+    inside each 16 bytes of a vector of ``lanes`` bytes, give contiguous columns.
+    """
+    starts = chunk_starts(tables.shape[2])
+    starts += [starts[-1]] * (round_up(len(starts), columns // CHUNK) - len(starts))
+    padded = _padded(tables, CHUNK, 2)
+    picks = np.concatenate([np.arange(s, s + CHUNK) for s in starts])
+    order = np.arange(columns)
+    if form == "halves":
+        order = order.reshape(-1, 2, 16).swapaxes(1, 2).ravel()
+    elif form == "quads":
+        order = order.reshape(-1, 4, lanes // 16, 4).swapaxes(1, 2).ravel()
+    picks = picks.reshape(-1, columns)[:, order]
+    slices = np.empty((len(picks), *padded.shape[:2], columns), padded.dtype)
+    for target, columns_of_slice in zip(slices, picks, strict=True):
+        np.take(padded, columns_of_slice, axis=2, out=target)
+    return slices.view(np.uint8)
+
+
 def pack_centroids(centroids: Array, *, starts: Sequence[int]) -> Array:
     """(K, D) -> for each codebook, for each 16 prototypes: (coordinates, 16), end to end."""
     padded = _padded(np.asarray(centroids, np.float32), round_up(centroids.shape[0], 16), 0)
@@ -160,6 +205,8 @@ PACKERS: dict[str, Callable[..., Array]] = {
     "lut_rows": pack_lut_rows,
     "lut_rows_float": pack_lut_rows_float,
     "linear": pack_linear,
+    "block_diagonal": pack_block_diagonal,
+    "gather_tables": pack_gather_tables,
     "centroids": pack_centroids,
     "half_norms": pack_half_norms,
 }

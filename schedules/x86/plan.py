@@ -6,7 +6,7 @@ operations that follow it applied in registers before anything is stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lutcc.errors import CompileError
@@ -15,6 +15,7 @@ from lutcc.schedules.space import Config, Knob, Space
 from lutcc.schedules.x86 import (
     add,
     affine,
+    block_diagonal_matmul,
     linear,
     lut_accumulate,
     lut_dequantize,
@@ -23,7 +24,12 @@ from lutcc.schedules.x86 import (
     relu,
     tree_encode,
 )
-from lutcc.schedules.x86.config import KernelConfigs, default_configs, tile_fits
+from lutcc.schedules.x86.config import (
+    KernelConfigs,
+    default_configs,
+    default_gather,
+    tile_fits,
+)
 from lutcc.schedules.x86.isa import Isa
 
 ENCODERS = {"tree_encode": tree_encode, "nearest_encode": nearest_encode}
@@ -34,8 +40,12 @@ ELEMENTWISE = {
     "add": add.apply,
     "quantize": quantize.apply,
 }
+#: Operations that have a kernel for rows as they lie only.
+HASHES = frozenset({"hadamard", "block_diagonal_matmul", "sign_hash", "weighted_gather"})
 #: Row-wise operations that a stage can hold.
-SUPPORTED = frozenset({*ENCODERS, *ELEMENTWISE, "lut_accumulate", "linear"})
+SUPPORTED = frozenset({*ENCODERS, *ELEMENTWISE, *HASHES, "lut_accumulate", "linear"})
+#: Producers that elementwise operations cannot join: their results are not finished one by one.
+_CLOSED = frozenset({*ENCODERS, "hadamard", "sign_hash"})
 
 
 @dataclass(frozen=True)
@@ -52,12 +62,15 @@ class Step:
         The value that a step without producer loads.
     result
         The value that the step stores.
+    folded
+        A ``hadamard`` that is part of a block-diagonal product.
     """
 
     producer: Operation | None
     chain: tuple[Operation, ...]
     source: Value | None
     result: Value
+    folded: Operation | None = None
 
     @property
     def name(self) -> str:
@@ -108,7 +121,13 @@ def plan_steps(function: Function) -> list[Step]:
                 where=f"@{function.name}",
                 fix="compile the torch model instead of the module, so that Relax runs this op",
             )
-        if op.opcode in ENCODERS:
+        folded = None
+        if op.opcode == "hadamard":
+            reader = _folding_reader(body, op, uses, returned)
+            if reader is not None:
+                done.add(reader)
+                folded, op = op, body[reader]
+        if op.opcode in _CLOSED:
             steps.append(Step(op, (), None, op.results[0]))
             continue
         is_producer = op.opcode not in ELEMENTWISE
@@ -122,8 +141,22 @@ def plan_steps(function: Function) -> list[Step]:
             done.add(follower)
             result = body[follower].results[0]
         producer = op if is_producer else None
-        steps.append(Step(producer, tuple(chain), None if producer else op.operands[0], result))
+        source = None if producer else op.operands[0]
+        steps.append(Step(producer, tuple(chain), source, result, folded))
     return steps
+
+
+def _folding_reader(
+    body: Sequence[Operation], op: Operation, uses: Mapping[str, int], returned: set[str]
+) -> int | None:
+    """Return the product that a ``hadamard`` can be folded into, its only reader."""
+    name = op.results[0].name
+    if uses[name] != 1 or name in returned:
+        return None
+    for index, other in enumerate(body):
+        if other.opcode == "block_diagonal_matmul" and other.operands[0].name == name:
+            return index if block_diagonal_matmul.foldable(op, other) else None
+    return None
 
 
 def _follower(body: Sequence[Operation], value: Value) -> int | None:
@@ -155,7 +188,12 @@ def default_stage_configs(isa: Isa, function: Function) -> KernelConfigs:
         table_bytes=max((_table_bytes(op) for op in scans), default=0),
         entries=max((op.operands[1].type.size(1) for op in scans), default=16),
     )
-    if _only_products(function):
+    gathers = [op for op in function.body if op.opcode == "weighted_gather"]
+    if gathers:
+        tables = max((op.operands[2].type for op in gathers), key=lambda t: t.itemsize)
+        gather = default_gather(isa, tables.itemsize, tables.size(1))
+        configs = replace(configs, gather=gather)
+    if _only_products(function) or rows_only(function):
         return replace(configs, stage=replace(configs.stage, row_threshold=ALWAYS))
     return configs
 
@@ -173,9 +211,14 @@ def _table_bytes(scan: Operation) -> int:
 
 def rows_only(function: Function) -> bool:
     """Whether some operation of the stage has no block kernel."""
-    return any(
+    return hashes(function) or any(
         op.opcode == "lut_accumulate" and lut_accumulate.needs_rows(op) for op in function.body
     )
+
+
+def hashes(function: Function) -> bool:
+    """Whether the stage holds Hadamard transforms, block-diagonal products, hashes or gathers."""
+    return any(op.opcode in HASHES for op in function.body)
 
 
 def rows_at_once(function: Function, configs: KernelConfigs) -> int:
@@ -183,7 +226,8 @@ def rows_at_once(function: Function, configs: KernelConfigs) -> int:
 
     Only matrix products gain: their rows share weights.
     """
-    return configs.rows.linear_rows if any(op.opcode == "linear" for op in function.body) else 1
+    shared = any(op.opcode in ("linear", "block_diagonal_matmul") for op in function.body)
+    return configs.rows.linear_rows if shared else 1
 
 
 def elementwise_only(function: Function) -> bool:
@@ -206,6 +250,9 @@ _VALUES = {
     "rows.linear_chunks": (1, 2, 3, 4, 6),
     "rows.linear_batch": (2, 4, 6, 8, 12),
     "rows.linear_rows": (16, 32, 64, 128),
+    "gather.rows": (1024, 2048, 4096, 8192),
+    "gather.columns": (16, 32, 64, 128),
+    "gather.group": (4, 8, 16, 32),
 }
 
 
@@ -231,7 +278,7 @@ def stage_space(isa: Isa, function: Function, rows: int) -> Space:
         part, _, field = name.partition(".")
         value = getattr(getattr(default, part), field)
         values[name] = value
-        (of_rows if part == "rows" else of_blocks).append(name)
+        (of_rows if part in ("rows", "gather") else of_blocks).append(name)
         knobs.append(Knob(name, tuple(sorted({v for v in _VALUES[name] if v <= most} | {value}))))
 
     if 0 in ways:
@@ -244,7 +291,11 @@ def stage_space(isa: Isa, function: Function, rows: int) -> Space:
     if ALWAYS in ways and "lut_accumulate" in opcodes:
         knob("rows.scan_blocks")
         knob("rows.prefetch")
-    if _only_products(function) and rows >= linear.FEW_ROWS:
+    if "weighted_gather" in opcodes:
+        for field in ("rows", "columns", "group") if rows > 1 else ("columns", "group"):
+            knob(f"gather.{field}")
+    products = _only_products(function) or "block_diagonal_matmul" in opcodes
+    if products and rows >= linear.FEW_ROWS:
         for field in ("linear_chunks", "linear_batch", "linear_rows"):
             knob(f"rows.{field}")
 

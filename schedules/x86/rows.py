@@ -44,27 +44,34 @@ class RowEmitter:
         """Emit all steps."""
         self.ctx.values.update(inputs)
         for step in plan_steps(self.function):
-            result = step.result
-            op = step.producer
-            if op is not None and op.opcode in ENCODERS:
-                target = self._take(result.type.size(1), "uint8")
-                with self._each_row() as (index, row):
-                    ENCODERS[op.opcode].emit_row(self.ctx, op, row, target.at(index))
-            else:
-                dtype = {"uint8": "float32"}.get(result.type.dtype, result.type.dtype)
-                last = result.name in outputs and result.name not in self.read
-                if last and op is not None and op.opcode == "linear":
-                    self._columns(step, self._direct(outputs[result.name]))
-                    continue
-                target = self._take(result.type.size(1), dtype)
-                self._columns(step, self._scratch(target))
-            self.ctx.values[result.name] = target
-            if result.name in outputs:
-                self._store(result, outputs[result.name])
+            self._step(step, outputs)
         for value in self.function.params:
             if value.name in outputs:
                 self._materialise(value)
                 self._store(value, outputs[value.name])
+
+    def _step(self, step: Step, outputs: dict[str, External]) -> None:
+        result = step.result
+        op = step.producer
+        if op is not None and op.opcode in ENCODERS:
+            target = self._take(result.type.size(1), "uint8")
+            with self._each_row() as (index, row):
+                ENCODERS[op.opcode].emit_row(self.ctx, op, row, target.at(index))
+        else:
+            dtype = {"uint8": "float32"}.get(result.type.dtype, result.type.dtype)
+            last = result.name in outputs and result.name not in self.read
+            if last and op is not None and op.opcode == "linear":
+                self._columns(step, self._direct(outputs[result.name]))
+                return
+            target = self._take(result.type.size(1), dtype)
+            self._columns(step, self._scratch(target))
+        self._finished(result, target, outputs)
+
+    def _finished(self, result: Value, target: Row, outputs: dict[str, External]) -> None:
+        """Note where a value is, and store it if it is returned."""
+        self.ctx.values[result.name] = target
+        if result.name in outputs:
+            self._store(result, outputs[result.name])
 
     def _take(self, columns: int, dtype: str) -> Row:
         stride = round_up(columns, 64)
