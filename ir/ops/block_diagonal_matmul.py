@@ -34,14 +34,14 @@ def infer(b: Bindings) -> tuple[TensorType, ...]:
 
 def reference(run: Run, x: Array, blocks: Array) -> tuple[Array, ...]:
     """Multiply group by group in float64 and round the result once."""
-    groups, height, _ = blocks.shape
+    groups, height, width = blocks.shape
     rows, columns = run.results[0].shape
     if blocks.dtype.name == "bfloat16":
         x = round_to_bfloat16(x)
     with np.errstate(all="ignore"):
         parts = x.astype(np.float64).reshape(rows, groups, height).transpose(1, 0, 2)
         y = parts @ blocks.astype(np.float64)
-        return (y.transpose(1, 0, 2).reshape(rows, -1)[:, :columns].astype(np.float32),)
+        return (y.transpose(1, 0, 2).reshape(rows, groups * width)[:, :columns].astype(np.float32),)
 
 
 def cost(b: Bindings, results: tuple[TensorType, ...]) -> OpCost:

@@ -32,7 +32,7 @@ def reference(run: Run, x: Array) -> tuple[Array, ...]:
     half = 1
     with np.errstate(all="ignore"):
         while half < width:
-            pairs = y.reshape(rows, -1, 2, half)
+            pairs = y.reshape(rows, width // (2 * half), 2, half)
             y = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], 2)
             half *= 2
         y = y.reshape(rows, width) * run.attrs.float("scale")

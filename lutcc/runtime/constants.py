@@ -67,9 +67,18 @@ def load(data: bytes) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError, deserialize
 
     try:
+        parts = dict(deserialize(data))
+        for name, part in parts.items():
+            if part["dtype"] not in _DTYPES:
+                raise ArtifactError(
+                    f"constant {name!r} has the element type {part['dtype']}, which lutcc does not "
+                    "read",
+                    where=CONSTANTS,
+                    fix="use the version of lutcc that wrote it, or compile the model again",
+                )
         arrays = {
             name: np.frombuffer(part["data"], _DTYPES[part["dtype"]]).reshape(part["shape"])
-            for name, part in deserialize(data)
+            for name, part in parts.items()
         }
     except (SafetensorError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise ArtifactError(

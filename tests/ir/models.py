@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ class Case:
             if symbolic and operand.rows:
                 shape = (N, *shape[1:])
             params.append(b.param(operand.name, ir.TensorType(shape, array.dtype.name)))
-        b.returns(b.op(self.opcode, *params, **self.attrs))
+        b.returns(*b.ops(self.opcode, *params, **self.attrs))
         return b.module()
 
 
@@ -141,6 +142,58 @@ def linear(draw: st.DrawFn) -> Case:
 
 
 @st.composite
+def hadamard(draw: st.DrawFn) -> Case:
+    rng = np.random.default_rng(draw(seeds()))
+    n, d = draw(st.integers(1, 5)), draw(st.integers(1, 40))
+    scale = draw(st.sampled_from([1.0, 0.25, d**-0.5, -3.0]))
+    return Case("hadamard", (floats(rng, n, d),), {"scale": scale})
+
+
+@st.composite
+def block_diagonal_matmul(draw: st.DrawFn) -> Case:
+    rng = np.random.default_rng(draw(seeds()))
+    n, g, p, q = (draw(st.integers(1, 5)) for _ in range(4))
+    blocks = floats(rng, g, p, q)
+    if draw(st.booleans()):
+        blocks = blocks.astype(ml_dtypes.bfloat16)
+    attrs = {"columns": draw(st.integers(1, g * q))} if draw(st.booleans()) else {}
+    return Case("block_diagonal_matmul", (floats(rng, n, g * p), blocks), attrs)
+
+
+@st.composite
+def sign_hash(draw: st.DrawFn) -> Case:
+    rng = np.random.default_rng(draw(seeds()))
+    n, h, length = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 16))
+    variant = draw(st.sampled_from(["gelu", "softmax", "constant"]))
+    neighbors = 1 if variant == "constant" else draw(st.integers(1, length + 1))
+    z = floats(rng, n, h * length) * np.float32(draw(st.sampled_from([0.5, 3])))
+    if draw(st.booleans()):  # zeros and equal magnitudes
+        z = np.round(z)
+    attrs = {"code_length": length, "variant": variant, "neighbors": neighbors}
+    return Case("sign_hash", (z,), attrs)
+
+
+@st.composite
+def weighted_gather(draw: st.DrawFn) -> Case:
+    rng = np.random.default_rng(draw(seeds()))
+    n, h, j = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(1, 3))
+    k, m = draw(st.sampled_from([1, 2, 5, 16])), draw(st.integers(1, 5))
+    kind = draw(st.sampled_from(["float32", "bfloat16", "int8"]))
+    codes = rng.integers(0, k, (n, h * j)).astype(np.int32)
+    scores = floats(rng, n, h * j, wild=kind == "int8" and draw(st.booleans()))
+    if kind == "int8":
+        tables: np.ndarray = rng.integers(-128, 128, (h, k, m)).astype(np.int8)
+        with np.errstate(over="ignore"):  # down to where 127 / the largest score overflows
+            scores = scores * np.float32(2.0 ** draw(st.sampled_from([0, -110, -121, -140, 40])))
+        return Case("weighted_gather", (codes, scores, tables), {})
+    tables = floats(rng, h, k, m)
+    attrs = {"score_dtype": draw(st.sampled_from(["float32", "bfloat16"]))}
+    if kind == "bfloat16":
+        tables = tables.astype(ml_dtypes.bfloat16)
+    return Case("weighted_gather", (codes, scores, tables), attrs)
+
+
+@st.composite
 def elementwise(draw: st.DrawFn, opcode: str) -> Case:
     rng = np.random.default_rng(draw(seeds()))
     shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)))
@@ -204,6 +257,10 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "lut_dequantize": lut_dequantize(),
     "quantize": columnwise("quantize"),
     "linear": linear(),
+    "hadamard": hadamard(),
+    "block_diagonal_matmul": block_diagonal_matmul(),
+    "sign_hash": sign_hash(),
+    "weighted_gather": weighted_gather(),
     "relu": elementwise("relu"),
     "add": elementwise("add"),
     "affine": columnwise("affine"),
@@ -213,6 +270,11 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "rows_to_nchw": rows_to_nchw(),
     "repack": repack(),
 }
+
+
+#: What :func:`modules` puts together.
+LAYERS = ["lookup", "linear", "relu", "add", "affine", "norm", "reshape"]
+LAYERS += ["hadamard", "blocks", "gather"]
 
 
 class _Network:
@@ -258,13 +320,36 @@ class _Network:
         scale = self.constant("scale", floats(rng, m) / np.float32(64))
         return self.b.op("lut_dequantize", acc, scale, self.constant("offset", floats(rng, m)))
 
+    def gather(self, x: ir.Value) -> ir.Value:
+        rng, width = self.rng, int(x.type.shape[1])  # type: ignore[arg-type]
+        length = self.draw(st.sampled_from([t for t in (1, 2, 3) if width % t == 0]))
+        j, m = self.draw(st.integers(1, length + 1)), self.draw(st.integers(1, 6))
+        variant = self.draw(st.sampled_from(["gelu", "softmax"]))
+        codes, scores = self.b.ops("sign_hash", x, code_length=length, neighbors=j, variant=variant)
+        tables = floats(rng, width // length, 2**length, m)
+        kind = self.draw(st.sampled_from([np.float32, ml_dtypes.bfloat16, np.int8]))
+        return self.b.op("weighted_gather", codes, scores, self.constant("t", tables.astype(kind)))
+
+    def blocks(self, x: ir.Value) -> ir.Value:
+        rng, width = self.rng, int(x.type.shape[1])  # type: ignore[arg-type]
+        p = self.draw(st.sampled_from([p for p in range(1, width + 1) if width % p == 0]))
+        g, q = width // p, self.draw(st.integers(1, 3))
+        kind = self.draw(st.sampled_from([np.float32, ml_dtypes.bfloat16]))
+        values = self.constant("blocks", floats(rng, g, p, q).astype(kind))
+        columns = self.draw(st.integers(1, min(6, g * q)))
+        return self.b.op("block_diagonal_matmul", x, values, columns=columns)
+
     def layer(self, x: ir.Value, pool: list[ir.Value]) -> ir.Value:
         rng, width = self.rng, int(x.type.shape[1])  # type: ignore[arg-type]
-        kind = self.draw(
-            st.sampled_from(["lookup", "linear", "relu", "add", "affine", "norm", "reshape"])
-        )
+        kind = self.draw(st.sampled_from(LAYERS))
         if kind == "lookup":
             return self.lookup(x)
+        if kind == "hadamard":
+            return self.b.op("hadamard", x, scale=self.draw(st.sampled_from([1.0, width**-0.5])))
+        if kind == "blocks":
+            return self.blocks(x)
+        if kind == "gather":
+            return self.gather(x)
         if kind == "linear":
             m = self.draw(st.integers(1, 6))
             weight = self.constant("weight", floats(rng, m, width))

@@ -16,8 +16,8 @@ import numpy as np
 Arrays = list[np.ndarray]
 
 
-def round_to_float32(q: Fraction) -> float:
-    """Round an exact number to the nearest float32, ties to even."""
+def round_to_float32(q: Fraction, digits: int = 24) -> float:
+    """Round an exact number to the nearest float32, ties to even; 8 digits give bfloat16."""
     if q == 0:
         return 0.0
     magnitude = abs(q)
@@ -25,7 +25,7 @@ def round_to_float32(q: Fraction) -> float:
     if magnitude < Fraction(2) ** exponent:
         exponent -= 1
     assert Fraction(2) ** exponent <= magnitude < Fraction(2) ** (exponent + 1)
-    quantum = Fraction(2) ** (max(exponent, -126) - 23)
+    quantum = Fraction(2) ** (max(exponent, -126) - (digits - 1))
     rounded = round(magnitude / quantum) * quantum  # Python rounds fractions half to even
     value = math.inf if rounded >= Fraction(2) ** 128 else float(rounded)
     return math.copysign(value, -1.0 if q < 0 else 1.0)
@@ -50,6 +50,11 @@ def fma(a: float, b: float, c: float) -> float:
         return 0.0
     result = round_to_float32(exact)
     return math.copysign(0.0, 1 if exact > 0 else -1) if result == 0 else result
+
+
+def bfloat16(v: float) -> float:
+    """Round to the nearest bfloat16, ties to even."""
+    return round_to_float32(Fraction(v), 8) if math.isfinite(v) else v
 
 
 def relu(v: float) -> float:
@@ -184,6 +189,103 @@ def affine(inputs: Arrays) -> Arrays:
     return [f32(y).reshape(x.shape)]
 
 
+def hadamard(inputs: Arrays, scale: float = 1.0) -> Arrays:
+    """The sum of equation 9's H, element by element from the definition of its signs."""
+    (x,) = inputs
+    width = 1
+    while width < x.shape[1]:
+        width *= 2
+    y = np.zeros((len(x), width))
+    for n in range(len(x)):
+        for j in range(width):
+            terms = [(-1) ** (i & j).bit_count() * float(v) for i, v in enumerate(x[n])]
+            y[n, j] = math.fsum(terms) * scale
+    return [f32(y)]
+
+
+def block_diagonal_matmul(inputs: Arrays, columns: int | None = None) -> Arrays:
+    """A dense product with the blocks laid out in a matrix of zeros."""
+    x, blocks = inputs
+    groups, height, width = blocks.shape
+    dense = [[0.0] * (groups * width) for _ in range(groups * height)]
+    for g in range(groups):
+        for p in range(height):
+            for q in range(width):
+                dense[g * height + p][g * width + q] = float(blocks[g, p, q])
+    narrow = blocks.dtype != np.float32
+    y = np.zeros((len(x), columns or groups * width))
+    for n in range(len(x)):
+        row = [bfloat16(float(v)) if narrow else float(v) for v in x[n]]
+        for m in range(y.shape[1]):
+            y[n, m] = math.fsum(v * dense[d][m] for d, v in enumerate(row))
+    return [f32(y)]
+
+
+def sign_hash(
+    inputs: Arrays, code_length: int, variant: str = "gelu", neighbors: int = 1
+) -> Arrays:
+    """Equation 7 as it stands: exp(<z, S_i>) over the product of exp(z) + exp(-z)."""
+    (z,) = inputs
+    codes, scores = [], []
+    for row in z:
+        for first in range(0, len(row), code_length):
+            v = [float(a) for a in row[first : first + code_length]]
+            nearest = sum(2**t for t, a in enumerate(v) if a > 0)
+            order = sorted(
+                range(code_length),
+                key=lambda t, v=v: (math.isnan(v[t]), 0 if math.isnan(v[t]) else abs(v[t]), t),
+            )
+            for j in range(neighbors):
+                code = nearest if j == 0 else nearest ^ 2 ** order[j - 1]
+                codes.append(code)
+                if variant == "constant":
+                    scores.append(1.0)
+                    continue
+                signs = [1 if code & 2**t else -1 for t in range(code_length)]
+                inner = math.fsum(s * a for s, a in zip(signs, v, strict=True))
+                all_codes = math.prod(math.exp(a) + math.exp(-a) for a in v)
+                weight = math.exp(inner) / all_codes
+                scores.append(weight if variant == "softmax" else inner * weight)
+    shape = (len(z), z.shape[1] // code_length * neighbors)
+    return [np.array(codes, np.int32).reshape(shape), f32(scores).reshape(shape)]
+
+
+def weighted_gather(inputs: Arrays, score_dtype: str = "float32") -> Arrays:
+    codes, scores, tables = inputs
+    per_table = codes.shape[1] // len(tables)
+    y = np.zeros((len(codes), tables.shape[2]))
+    for n in range(len(codes)):
+        rows = [tables[e // per_table, code] for e, code in enumerate(codes[n])]
+        weights, unit = [float(s) for s in scores[n]], None
+        if tables.dtype == np.int8:
+            weights, unit = quantized_scores(weights)
+        elif score_dtype == "bfloat16":
+            weights = [bfloat16(s) for s in weights]
+        for m in range(y.shape[1]):
+            if unit is None:
+                y[n, m] = math.fsum(w * float(r[m]) for w, r in zip(weights, rows, strict=True))
+            else:
+                total = sum(int(w) * int(r[m]) for w, r in zip(weights, rows, strict=True))
+                y[n, m] = round_to_float32(Fraction(total)) * unit
+    return [f32(y)]
+
+
+def quantized_scores(scores: list[float]) -> tuple[list[float], float]:
+    """The weights of one row for int8 tables, and their unit, in exact fractions."""
+    zeros = [0.0] * len(scores)
+    if not all(map(math.isfinite, scores)):
+        return zeros, math.nan
+    largest = max(Fraction(abs(s)) for s in scores)
+    if largest == 0:
+        return zeros, 0.0
+    unit = round_to_float32(largest / 127)
+    inverse = round_to_float32(127 / largest)
+    if math.isinf(inverse):
+        return zeros, unit
+    products = [round_to_float32(Fraction(s) * Fraction(inverse)) for s in scores]
+    return [float(round(Fraction(p))) for p in products], unit
+
+
 def batch_norm(inputs: Arrays, eps: float = 1e-5) -> Arrays:
     x, gamma, beta, mean, var = (a.astype(np.float64) for a in inputs)
     y = np.zeros(x.shape)
@@ -250,6 +352,10 @@ DEFINITIONS: dict[str, Callable[..., Arrays]] = {
     "lut_dequantize": lut_dequantize,
     "quantize": quantize,
     "linear": linear,
+    "hadamard": hadamard,
+    "block_diagonal_matmul": block_diagonal_matmul,
+    "sign_hash": sign_hash,
+    "weighted_gather": weighted_gather,
     "relu": relu_op,
     "add": add,
     "affine": affine,

@@ -75,7 +75,9 @@ def test_round_trip_of_every_op(opcode: str) -> None:
 
 @settings(RELAXED, max_examples=120)
 @given(
-    st.sampled_from(["float32", "float16", "float64", "int8", "uint8", "int64", "uint32", "bool"]),
+    st.sampled_from(
+        ["float32", "float16", "bfloat16", "float64", "int8", "uint8", "int64", "uint32", "bool"]
+    ),
     st.integers(1, 80),
     st.integers(0, 2**32 - 1),
 )
@@ -160,6 +162,11 @@ def broken(old: str, new: str) -> str:
         (broken("[0, 7, 3, 255]", "[0, 7, 3, 256]"), "256]", "256 is not in 0..255"),
         (broken("[0, 7, 3, 255]", "[0, 7, 3]"), "[0, 7", "has 3 elements"),
         (broken("-1e-40", "1e39"), "1e39", "not a finite float32"),
+        (
+            broken("float32[2, 2] = dense [0.0, 0.5", "bfloat16[2, 2] = dense [0.0, 3.4e38"),
+            "3.4e38",
+            "not a finite bfloat16",
+        ),
         (broken("%p, %d, %v", "%q, %d, %v"), "%q", "%q is used before it is defined"),
         (broken("tree_encode", "treeencode"), "treeencode", "did you mean 'tree_encode'"),
         (broken("%v = constant", "%d = constant"), '%d = constant() {ref = "splitv', "twice"),
