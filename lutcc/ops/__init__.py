@@ -1,21 +1,29 @@
-"""The look-up ops as torch operators: ``lutcc.ops.tree_encode`` is ``torch.ops.lutcc.tree_encode``.
+"""The ops as torch operators: ``lutcc.ops.tree_encode`` is ``torch.ops.lutcc.tree_encode``.
 
 Importing this module registers them. They take CPU tensors of any strides, work under
-``torch.compile`` and ``torch.export`` (fake kernels are registered), and compute exactly what
-:mod:`lutcc.ir` defines: on compiled kernels where that pays, else on the IR's NumPy reference; the
-two agree bit by bit. See :func:`lutcc.ops.set_compilation`.
+``torch.compile`` and ``torch.export`` (fake kernels are registered), and compute what
+:mod:`lutcc.ir` defines: on compiled kernels where that pays, else on the IR's NumPy reference or
+on torch's own operators. All agree bit by bit, or within the op's tolerance where it is one of
+floating-point sums. See :func:`lutcc.ops.set_compilation`. Those that are trained also take
+tensors on a GPU, and never compile for the CPU while they are.
 """
 
 from __future__ import annotations
 
+from lutcc.ops.block_diagonal import block_diagonal_matmul
 from lutcc.ops.encoders import nearest_encode, tree_encode
+from lutcc.ops.gather import set_deterministic_gradients, weighted_gather
+from lutcc.ops.hashing import sign_hash
 from lutcc.ops.images import im2col, rows_to_nchw
 from lutcc.ops.kernels import clear_kernels, get_compilation, kernel_statistics, set_compilation
 from lutcc.ops.tables import lut_accumulate, lut_dequantize
+from lutcc.ops.transforms import hadamard
 
 __all__ = [
+    "block_diagonal_matmul",
     "clear_kernels",
     "get_compilation",
+    "hadamard",
     "im2col",
     "kernel_statistics",
     "lut_accumulate",
@@ -23,5 +31,8 @@ __all__ = [
     "nearest_encode",
     "rows_to_nchw",
     "set_compilation",
+    "set_deterministic_gradients",
+    "sign_hash",
     "tree_encode",
+    "weighted_gather",
 ]

@@ -2,8 +2,9 @@
 
 A kernel is made for an op, the static part of its signature and its tables, which are packed into
 it. Compiling takes a second or so, which most calls do not last: a call runs on the reference until
-the time spent there on these tables exceeds what compiling them would take. Results do not depend
-on it.
+the time spent there on these tables exceeds what compiling them would take. An operator may bring
+an implementation in torch, which then stands in for the slow reference. Results do not depend
+on it: bit by bit where the op is exact, else within its tolerance.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -71,14 +73,14 @@ class Plan:
 
     opcode: str
     attrs: tuple[tuple[str, Attr], ...]
-    activation: ir.TensorType
+    activations: tuple[ir.TensorType, ...]
     tables: tuple[ir.TensorType, ...]
     reference: ir.Module
     cost: float = COMPILE_SECONDS
 
     def module(self, tables: Sequence[np.ndarray]) -> ir.Module:
         """Return the op as a module with these tables as constants."""
-        return _module(self.opcode, self.attrs, self.activation, tables)
+        return _module(self.opcode, self.attrs, self.activations, tables)
 
 
 _state = _State()
@@ -146,17 +148,16 @@ def kernel_statistics() -> dict[str, int]:
 def _module(
     opcode: str,
     attrs: tuple[tuple[str, Attr], ...],
-    activation: ir.TensorType,
+    activations: Sequence[ir.TensorType],
     tables: Sequence[np.ndarray | ir.TensorType],
 ) -> ir.Module:
     """Return a module of one op; tables given as types become parameters, as arrays constants."""
     builder = ir.Builder("main")
-    names = [operand.name for operand in ir.OPS[opcode].operands]
-    operands = [builder.param(names[0], activation)]
-    for name, table in zip(names[1:], tables, strict=True):
-        make = builder.constant if isinstance(table, np.ndarray) else builder.param
-        operands.append(make(name, table))  # type: ignore[arg-type]
-    builder.returns(builder.op(opcode, *operands, **dict(attrs)))  # type: ignore[arg-type]
+    operands = []
+    for operand, value in zip(ir.OPS[opcode].operands, (*activations, *tables), strict=True):
+        make = builder.constant if isinstance(value, np.ndarray) else builder.param
+        operands.append(make(operand.name, value))  # type: ignore[arg-type]
+    builder.returns(*builder.ops(opcode, *operands, **dict(attrs)))  # type: ignore[arg-type]
     return builder.module()
 
 
@@ -164,11 +165,10 @@ def _module(
 def plan(
     opcode: str,
     attrs: tuple[tuple[str, Attr], ...],
-    dtype: str,
-    tail: tuple[int, ...],
+    activations: tuple[tuple[str, tuple[int, ...]], ...],
     tables: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> Plan:
-    """Return the plan of a signature.
+    """Return the plan of a signature; of the activations, the shapes without the rows.
 
     Raises
     ------
@@ -176,9 +176,9 @@ def plan(
         When dtypes or shapes break the op's rules.
     """
     try:
-        activation = ir.TensorType((ir.Sym("n"), *tail), dtype)
+        rows = tuple(ir.TensorType((ir.Sym("n"), *tail), name) for name, tail in activations)
         types = tuple(ir.TensorType(shape, name) for name, shape in tables)
-        return Plan(opcode, attrs, activation, types, _module(opcode, attrs, activation, types))
+        return Plan(opcode, attrs, rows, types, _module(opcode, attrs, rows, types))
     except VerifyError as error:
         raise InputError(
             error.what,
@@ -193,69 +193,80 @@ def _dtype(tensor: torch.Tensor) -> str:
 
 def run(
     opcode: str,
-    x: torch.Tensor,
+    x: torch.Tensor | Sequence[torch.Tensor],
     tables: Sequence[torch.Tensor],
     attrs: Mapping[str, Attr],
-) -> torch.Tensor:
-    """Run an op on CPU tensors.
+    *,
+    torch_way: Callable[[], Any] | None = None,
+) -> Any:
+    """Run an op on CPU tensors; return its result, or the tuple of its results.
 
     Parameters
     ----------
     opcode
-        A row-wise op of the IR with one activation operand, the first.
+        A row-wise op of the IR whose activations are its first operands.
     x
-        The activation.
+        The activation, or all of them.
     tables
         The other operands.
     attrs
         The op's attributes.
+    torch_way
+        Computes the same, within the op's tolerance, where no kernel does.
 
     Raises
     ------
     InputError
         When shapes, dtypes or values break the op's rules.
     """
+    rows = [x] if isinstance(x, torch.Tensor) else list(x)
     signature = plan(
         opcode,
         tuple(attrs.items()),
-        _dtype(x),
-        tuple(x.shape[1:]),
+        tuple((_dtype(t), tuple(t.shape[1:])) for t in rows),
         tuple((_dtype(table), tuple(table.shape)) for table in tables),
     )
-    if not x.ndim:
+    if not all(t.ndim for t in rows):
         raise InputError(
             "expected at least one dimension, got none",
             where=f"torch.ops.lutcc.{opcode}",
             fix="pass rows: x[None]",
         )
-    x = x.detach() if x.requires_grad else x
+    rows = [t.detach() if t.requires_grad else t for t in rows]
     entry = _entry(signature, tables)
-    if entry.kernel is None and not entry.failed and _worth_compiling(signature, entry):
-        _compile(signature, tables, entry)
+    quiet = torch_way is not None
+    if entry.kernel is None and not entry.failed and _worth_compiling(signature, entry, quiet):
+        _compile(signature, tables, entry, quiet)
     kernel = entry.kernel
     if kernel is not None and _state.mode != "never":
         _state.kernel_calls += 1
-        return kernel.call(x)
+        return kernel.call(*rows)
     start = time.perf_counter()
-    result = _reference(signature, x, tables)
+    result = torch_way() if torch_way is not None else _reference(signature, rows, tables)
     entry.spent += time.perf_counter() - start
     _state.reference_calls += 1
     return result
 
 
-def _reference(signature: Plan, x: torch.Tensor, tables: Sequence[torch.Tensor]) -> torch.Tensor:
-    arrays = [_array(x), *map(_array, tables)]
+def _reference(
+    signature: Plan, rows: Sequence[torch.Tensor], tables: Sequence[torch.Tensor]
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    arrays = [_array(tensor) for tensor in (*rows, *tables)]
     try:
-        (result,) = ir.interpret(signature.reference, arrays)
+        results = ir.interpret(signature.reference, arrays)
     except (InputError, VerifyError) as error:
         raise InputError(
             error.what, where=f"torch.ops.lutcc.{signature.opcode}", fix=error.fix
         ) from error
-    return torch.from_numpy(np.require(result, requirements=["C", "W", "O"]))
+    tensors = tuple(torch.from_numpy(np.require(r, requirements=["C", "W", "O"])) for r in results)
+    return tensors[0] if len(tensors) == 1 else tensors
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().resolve_neg().numpy()
+    tensor = tensor.detach().resolve_neg()
+    if tensor.dtype is torch.bfloat16:  # NumPy itself has no such type
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -298,14 +309,14 @@ def _entry(signature: Plan, tables: Sequence[torch.Tensor]) -> _Entry:
         return entry
 
 
-def _worth_compiling(signature: Plan, entry: _Entry) -> bool:
+def _worth_compiling(signature: Plan, entry: _Entry, quiet: bool) -> bool:
     if _state.mode == "never":
         return False
     if _state.mode == "auto" and entry.spent < signature.cost:
         return False
     if _state.unavailable is None:
         return True
-    if not _state.warned:
+    if not _state.warned and not quiet:
         _state.warned = True
         warnings.warn(
             f"torch.ops.lutcc runs on its NumPy reference, which is slow: {_state.unavailable}",
@@ -315,8 +326,13 @@ def _worth_compiling(signature: Plan, entry: _Entry) -> bool:
     return False
 
 
-def _compile(signature: Plan, tables: Sequence[torch.Tensor], entry: _Entry) -> None:
-    """Put a kernel into ``entry``; where that fails, say so once and leave the reference."""
+def _compile(
+    signature: Plan, tables: Sequence[torch.Tensor], entry: _Entry, quiet: bool = False
+) -> None:
+    """Put a kernel into ``entry``; where that fails, say so once and leave the reference.
+
+    ``quiet``: what runs instead is not slow, so only the mode "always" is told.
+    """
     isa = cpu.best_isa()
     if isa is None:
         _state.unavailable = "this processor lacks AVX2"
@@ -337,12 +353,14 @@ def _compile(signature: Plan, tables: Sequence[torch.Tensor], entry: _Entry) -> 
             return
         except (CompileError, BackendError, NotImplementedError) as error:
             entry.failed = True
-            warnings.warn(
-                f"no kernel for {signature.opcode} ({_dtype_text(signature)}), the NumPy reference "
-                f"runs instead: {error}",
-                RuntimeWarning,
-                stacklevel=5,
-            )
+            if not quiet or _state.mode == "always":
+                other = "torch's own operators run" if quiet else "the NumPy reference runs"
+                warnings.warn(
+                    f"no kernel for {signature.opcode} ({_dtype_text(signature)}), {other} "
+                    f"instead: {error}",
+                    RuntimeWarning,
+                    stacklevel=5,
+                )
             return
         _state.compiled += 1
         if not built:  # the code was there: this is what other tables of the signature will cost
@@ -352,7 +370,7 @@ def _compile(signature: Plan, tables: Sequence[torch.Tensor], entry: _Entry) -> 
 
 
 def _dtype_text(signature: Plan) -> str:
-    return ", ".join(map(str, (signature.activation, *signature.tables)))
+    return ", ".join(map(str, (*signature.activations, *signature.tables)))
 
 
 def _kernel(signature: Plan, tables: Sequence[torch.Tensor], isa: str) -> tuple[LookupKernel, bool]:

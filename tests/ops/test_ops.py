@@ -245,7 +245,7 @@ def test_reference_first_kernel_when_it_pays(monkeypatch: pytest.MonkeyPatch) ->
     ops.set_compilation("auto")
     compiled = []
     monkeypatch.setattr(
-        kernels, "_compile", lambda signature, tables, entry: compiled.append(signature)
+        kernels, "_compile", lambda signature, *_: compiled.append(signature)
     )
     codes, lut = torch.zeros((2, 3), dtype=torch.uint8), torch.ones((3, 2, 5), dtype=torch.uint8)
     ops.lut_accumulate(codes, lut)

@@ -1,0 +1,38 @@
+"""What the floating-point operators share: dtypes, and pieces of rows that fit into a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from lutcc.ops.checks import dtype as check_dtype
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+_ELEMENTS = 1 << 17
+"""Elements of one piece per thread: half a MiB in float32, which stays in L2."""
+
+
+def floats(op: str, name: str, tensor: torch.Tensor) -> None:
+    """Raise InputError unless ``tensor`` is of a floating-point dtype."""
+    check_dtype(op, name, tensor, FLOATS)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return what to compute in: float64 for float64, else float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def row_chunks(rows: int, columns: int, *, least: int = 1) -> Iterator[slice]:
+    """Yield slices of rows of so many columns that a piece stays in the cores' caches.
+
+    Examples
+    --------
+    >>> torch.set_num_threads(1)
+    >>> list(row_chunks(5, 1 << 16))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    step = max(least, _ELEMENTS * torch.get_num_threads() // columns)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
