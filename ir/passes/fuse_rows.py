@@ -84,9 +84,11 @@ def _groups(function: Function) -> list[list[int]]:
     producer = {v.name: i for i, op in enumerate(function.body) for v in op.results}
     level: list[int] = []
     keys: list[tuple[Dim, int] | None] = []
+    late = _late_values(function)
     for op in function.body:
         rows = op.results[0].type.shape[0] if is_rowwise(op) else None
         mapped = _row_flags(op) if rows is not None else [False] * len(op.operands)
+        finishes = op.opcode != "weighted_gather" and op.results[0].name in late
         depth = 0
         for value, by_row in zip(op.operands, mapped, strict=True):
             index = producer.get(value.name)
@@ -94,11 +96,39 @@ def _groups(function: Function) -> list[list[int]]:
                 continue
             source = keys[index]
             inside = by_row and source is not None and source[0] == rows
+            # Late values and others of one group do not meet.
+            inside = inside and (value.name in late) == finishes
             leaves = rows is not None and not inside
             depth = max(depth, level[index] + (1 if leaves else 0))
         level.append(depth)
         keys.append(None if rows is None else (rows, depth))
     return _connected(function, keys)
+
+
+#: Operations that may finish the results of a gather, element by element.
+_FINISHING = ("add", "affine", "relu", "quantize")
+
+
+def _late_values(function: Function) -> set[str]:
+    """Name the values that exist only when all rows of a block have passed the tables of a gather.
+
+    These are results of ``weighted_gather`` and of the elementwise operations on them, as long as
+    each is read by the next alone. Whatever else reads them belongs to a later group.
+    """
+    uses = function.use_counts
+    returned = {v.name for v in function.returns}
+    late: set[str] = set()
+    for op in function.body:
+        sources = [v.name for v in _row_operands(op) if v.name in late] if is_rowwise(op) else []
+        finishes = (
+            op.opcode in _FINISHING
+            and len(sources) == 1
+            and uses[sources[0]] == 1
+            and sources[0] not in returned
+        )
+        if op.opcode == "weighted_gather" or finishes:
+            late.add(op.results[0].name)
+    return late
 
 
 def _connected(function: Function, keys: list[tuple[Dim, int] | None]) -> list[list[int]]:

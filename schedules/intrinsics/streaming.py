@@ -12,10 +12,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from lutcc.schedules.intrinsics import emulation
+
 #: Definitions that :func:`lutcc.codegen.entry` attaches to every entry function.
 LLVM_IR = """
 define void @lutcc_store_stream(ptr %p, <16 x float> %v) alwaysinline {
   store <16 x float> %v, ptr %p, align 64, !nontemporal !0
+  ret void
+}
+define void @lutcc_store_stream_8(ptr %p, <8 x float> %v) alwaysinline {
+  store <8 x float> %v, ptr %p, align 32, !nontemporal !0
   ret void
 }
 define i64 @lutcc_misalignment(ptr %p) alwaysinline {
@@ -35,17 +41,26 @@ define void @lutcc_prefetch_l2(ptr %p) alwaysinline {
   call void @llvm.prefetch.p0(ptr %p, i32 0, i32 2, i32 1)
   ret void
 }
+define <8 x i32> @lutcc_keep_256(<8 x i32> %v) alwaysinline {
+  %same = call <8 x i32> asm "", "=x,0"(<8 x i32> %v)
+  ret <8 x i32> %same
+}
+define <16 x i32> @lutcc_keep_512(<16 x i32> %v) alwaysinline {
+  %same = call <16 x i32> asm "", "=v,0"(<16 x i32> %v)
+  ret <16 x i32> %same
+}
 declare void @llvm.x86.sse.sfence()
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 !0 = !{i32 1}
 """
 
 
-def store(address: Any, vector: Any) -> Any:
-    """Return the call that writes 16 float32 lanes to a 64-byte aligned address."""
+def store(address: Any, vector: Any, lanes: int = 16) -> Any:
+    """Return the call that writes 16 (or 8) float32 lanes to an address aligned to their bytes."""
     import tvm.tirx as tir
 
-    return tir.call_extern("void", "lutcc_store_stream", address, vector)
+    name = "lutcc_store_stream" if lanes == 16 else f"lutcc_store_stream_{lanes}"
+    return tir.call_extern("void", name, address, vector)
 
 
 def misalignment(address: Any) -> Any:
@@ -74,3 +89,15 @@ def prefetch_l2(address: Any) -> Any:
     import tvm.tirx as tir
 
     return tir.call_extern("void", "lutcc_prefetch_l2", address)
+
+
+def keep(vector: Any, lanes: int) -> Any:
+    """Return an int32 vector of 8 or 16 lanes that LLVM takes for unknown.
+
+    LLVM regroups sums of integers at will; the regrouped ones may need more registers than exist.
+    """
+    import tvm.tirx as tir
+
+    if emulation.active():  # there is no register of 512 bits, and speed does not matter
+        return vector
+    return tir.call_extern(f"int32x{lanes}", f"lutcc_keep_{lanes * 32}", vector)

@@ -14,7 +14,8 @@ from typing import Any
 import tvm.tirx as tir
 from tvm.script.ir_builder import tirx as builder
 
-from lutcc.schedules.intrinsics import streaming
+from lutcc.schedules.intrinsics import emulation, streaming, x86
+from lutcc.schedules.x86.isa import Isa
 
 Expr = Any
 LANES = 16
@@ -151,6 +152,17 @@ def streaming_definitions() -> Iterator[None]:
 
 
 @contextmanager
+def instructions_of(isa: Isa) -> Iterator[None]:
+    """Open a body that calls a level's instructions, or what stands in for them."""
+    if not isa.emulated:
+        yield
+        return
+    text = x86.substitutes()
+    with emulation.emulating(), builder.attr(i64(0), "pragma_import_llvm", text):
+        yield
+
+
+@contextmanager
 def when(condition: Expr) -> Iterator[None]:
     """Open the body of an ``if`` without ``else``."""
     with builder.If(condition), builder.Then():
@@ -228,11 +240,11 @@ class View:
         address = tir.address_of(tir.BufferLoad(self.buffer, [self.base + offset]))
         builder.evaluate(streaming.prefetch_l2(address))
 
-    def store_stream(self, index: int | Expr, value: Expr) -> None:
-        """Store 16 lanes past the caches; the address must be a multiple of 64."""
+    def store_stream(self, index: int | Expr, value: Expr, lanes: int = LANES) -> None:
+        """Store 16 lanes past the caches (or 8); the address must be a multiple of their bytes."""
         if self.dtype != "float32":
-            value = reinterpret("float32x16", value)
-        builder.evaluate(streaming.store(self._address(index), value))
+            value = reinterpret(f"float32x{lanes}", value)
+        builder.evaluate(streaming.store(self._address(index), value, lanes))
 
     def store(self, index: int | Expr, value: Expr, lanes: int = 1) -> None:
         """Store ``lanes`` elements from ``index`` on."""

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
-from lutcc.schedules.intrinsics import x86
+from lutcc.schedules.intrinsics import streaming, x86
 from lutcc.schedules.x86.context import Row, StageContext
 from lutcc.schedules.x86.emit import (
     LANES,
@@ -201,6 +200,6 @@ def dot(isa: Isa, acc: Expr, weights: Expr, entries: Expr) -> Expr:
     ones = splat(1, "int16", isa.vector_bytes // 2)
     if isa.has_avx512:
         pairs = x86.PMADDUBSW_512(weights, signed)
-        return bind(acc + x86.PMADDWD_512(pairs, ones))
+        return bind(streaming.keep(acc + x86.PMADDWD_512(pairs, ones), 16))
     pairs = x86.PMADDUBSW_256(weights, signed)
-    return bind(acc + x86.PMADDWD_256(pairs, ones))
+    return bind(streaming.keep(acc + x86.PMADDWD_256(pairs, ones), 8))

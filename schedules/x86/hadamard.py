@@ -1,9 +1,9 @@
-"""``hadamard``: rows as they lie, in passes of radix 16 over vectors of 16 columns.
+"""``hadamard``: rows as they lie, in passes over registers.
 
-Work: n log2(n) additions a row; a pass reads and writes n floats for up to four of the log2(n)
-steps. The first four steps stay inside a vector: each exchanges lanes and is one fused multiply-add
-with a vector of signs. So a row of 512 takes three passes in the L1 cache, and memory traffic is
-the limit: a Hadamard transform should cost what a memcpy of the same bytes costs.
+Work: n log2(n) additions a row. A pass reads and writes n floats for up to three (AVX2) or four
+steps; the first log2(L) steps, inside vectors of L columns, each exchange lanes and are one fused
+multiply-add with a vector of signs. So a row of 512 takes two or three passes in the L1 cache, and
+memory traffic is the limit: a transform should cost what a memcpy of the same bytes costs.
 """
 
 from __future__ import annotations
@@ -26,24 +26,33 @@ from lutcc.schedules.x86.emit import (
     splat,
 )
 
-#: log2 of the vectors that one pass holds in registers; AVX2 has half as many, of half the width.
-_RADIX = {True: 4, False: 3}
+#: Takes the first column and a vector of results.
+Finish = Callable[[Expr, Expr], None]
+#: Returns the vector that begins at a column.
+Load = Callable[[Expr], Expr]
+
+
+def lanes_of(ctx: StageContext) -> int:
+    """Return the columns of one register, which the butterflies work on."""
+    return ctx.isa.vector_bytes // 4
 
 
 def emit_row(
-    ctx: StageContext, op: Operation, row: Row, finish: Callable[[Expr, Expr], None]
+    ctx: StageContext, op: Operation, row: Row, finish: Finish, load: Load | None = None
 ) -> None:
-    """Transform a contiguous row; ``finish(first column, 16 values)`` takes the result.
+    """Transform one row; ``finish(first column, values)`` takes the result in vectors.
 
-    ``row`` is overwritten; past its columns it has room for the padded row.
+    The input is ``row``, contiguous, or what ``load`` returns; ``row`` is the memory between
+    passes, with room for the padded row.
     """
     width = op.results[0].type.size(1)
     scale = float(op.attr("scale"))  # type: ignore[arg-type]
     if width < LANES:
         _small(row, width, scale, finish)
         return
-    clear_padding(row, width)
-    _steps(ctx, row.view, width, LANES, scale, finish)
+    if load is None:
+        clear_padding(row, width)
+    _steps(ctx, row.view, width, lanes_of(ctx), scale, finish, load)
 
 
 def mix(ctx: StageContext, view: View, width: int, stride: int) -> None:
@@ -52,9 +61,8 @@ def mix(ctx: StageContext, view: View, width: int, stride: int) -> None:
     H_width is this and then H_stride on every ``stride`` columns, which a block-diagonal product
     that follows can hold in its blocks.
     """
-    if width == stride:
-        return
-    _steps(ctx, view, width, stride, 1.0, None)
+    if width > stride:
+        _steps(ctx, view, width, stride, 1.0, None, None)
 
 
 def clear_padding(row: Row, width: int) -> None:
@@ -74,21 +82,23 @@ def _steps(
     width: int,
     stride: int,
     scale: float,
-    finish: Callable[[Expr, Expr], None] | None,
+    finish: Finish | None,
+    load: Load | None,
 ) -> None:
     """Do the steps between vectors, ``stride`` columns apart and more.
 
     With ``finish``, the first pass also does the steps inside vectors, and the last one hands its
     results over instead of storing them in place.
     """
+    lanes = lanes_of(ctx)
     levels = (width // stride).bit_length() - 1
     done = 0
-    passes = _passes(levels, _RADIX[ctx.isa.has_avx512])
+    passes = _passes(levels, 4 if ctx.isa.has_avx512 else 3)
     for number, steps in enumerate(passes):
         put = finish if number == len(passes) - 1 else None
-        _pass(
-            view, width, stride << done, steps, scale, put, inside=finish is not None and not done
-        )
+        inside = finish is not None and number == 0
+        source = load if load is not None and number == 0 else lambda i: view.load(i, lanes)
+        _pass(view, width, stride << done, steps, lanes, scale, put, source, inside=inside)
         done += steps
 
 
@@ -103,18 +113,20 @@ def _pass(
     width: int,
     stride: int,
     steps: int,
+    lanes: int,
     scale: float,
-    finish: Callable[[Expr, Expr], None] | None,
+    finish: Finish | None,
+    load: Load,
     *,
     inside: bool,
 ) -> None:
     """Do ``steps`` steps between vectors ``stride`` apart, after those inside if ``inside``."""
     size = 1 << steps
-    with loop(width // (stride * size)) as block, loop(stride // LANES) as k:
-        first = bind(block * (stride * size) + k * LANES)
-        values = [bind(view.load(first + i * stride, LANES)) for i in range(size)]
+    with loop(width // (stride * size)) as block, loop(stride // lanes) as k:
+        first = bind(block * (stride * size) + k * lanes)
+        values = [bind(load(first + i * stride)) for i in range(size)]
         if inside:
-            values = [_inside(value) for value in values]
+            values = [_inside(value, lanes) for value in values]
         half = 1
         while half < size:
             for i in range(size):
@@ -123,27 +135,30 @@ def _pass(
                     values[i], values[i + half] = bind(a + b), bind(a - b)
             half *= 2
         for i, value in enumerate(values):
-            if finish is not None:
-                finish(bind(first + i * stride), value * splat(scale) if scale != 1 else value)
-            else:
-                view.store(first + i * stride, value, LANES)
+            if finish is None:
+                view.store(first + i * stride, value, lanes)
+                continue
+            scaled = value * splat(scale, lanes=lanes) if scale != 1 else value
+            finish(bind(first + i * stride), scaled)
 
 
-def _inside(value: Expr) -> Expr:
-    """Apply H_16 to the lanes of a vector."""
-    for half in (1, 2, 4, 8):
-        partner = shuffle([value], [lane ^ half for lane in range(LANES)])
-        value = bind(fma(value, _signs(half), partner))
+def _inside(value: Expr, lanes: int) -> Expr:
+    """Apply H to the lanes of a vector."""
+    half = 1
+    while half < lanes:
+        partner = shuffle([value], [lane ^ half for lane in range(lanes)])
+        value = bind(fma(value, _signs(half, lanes), partner, lanes))
+        half *= 2
     return value
 
 
-def _signs(half: int) -> Expr:
+def _signs(half: int, lanes: int) -> Expr:
     """Return a vector of 1 where bit ``half`` of the lane is clear, else -1."""
-    both = [splat(1.0), splat(-1.0)]
-    return shuffle(both, [lane + LANES if lane & half else lane for lane in range(LANES)])
+    both = [splat(1.0, lanes=lanes), splat(-1.0, lanes=lanes)]
+    return shuffle(both, [lane + lanes if lane & half else lane for lane in range(lanes)])
 
 
-def _small(row: Row, width: int, scale: float, finish: Callable[[Expr, Expr], None]) -> None:
+def _small(row: Row, width: int, scale: float, finish: Finish) -> None:
     """Transform fewer than 16 columns, one value at a time."""
     values: list[Expr] = [
         bind(row.view.load(i)) if i < row.columns else const(0.0, "float32") for i in range(width)

@@ -90,7 +90,7 @@ class HashRowEmitter(RowEmitter):
     # -- memory --------------------------------------------------------------------------
 
     def _take_floats(self, columns: int, room: int) -> Row:
-        """Return rows of ``columns`` floats with room for ``room``, reusing those of dead values."""
+        """Return rows of floats with room for ``room``, reusing the memory of dead values."""
         stride = block_diagonal_matmul.row_stride(room + LANES)
         if self._free.get(stride):
             return replace(self._free[stride].pop(), columns=columns)
@@ -127,19 +127,37 @@ class HashRowEmitter(RowEmitter):
         op = step.producer
         assert op is not None
         width = step.result.type.size(1)
-        target = self._own_copy(op.operands[0], width)
         output = outputs.get(step.result.name)
         last = output is not None and step.result.name not in self.read and width >= LANES
-        with self._each_row() as (index, row):
-            at = target.at(index)
+        have = self.ctx.values[op.operands[0].name]
+        direct = isinstance(have, External) and have.columns == width >= LANES
+        if direct:
+            target = self._take_floats(width, width)
+        else:
+            target = self._own_copy(op.operands[0], width)
 
-            def finish(first: Expr, value: Expr, at: Row = at, row: Expr = row) -> None:
+        def transform(row: Expr, at: Row, load: hadamard.Load | None) -> None:
+            def finish(first: Expr, value: Expr) -> None:
                 if last:
                     store_columns(output, row, first, value)
                 else:
-                    at.view.store(first, value, LANES)
+                    at.view.store(first, value, value_lanes(value))
 
-            hadamard.emit_row(self.ctx, op, at, finish)
+            hadamard.emit_row(self.ctx, op, at, finish, load)
+
+        with self._each_row() as (index, row):
+            at = target.at(index)
+            if not direct:
+                transform(row, at, None)
+            else:
+                lanes = hadamard.lanes_of(self.ctx)
+                with branch(equal(have.column_stride, i64(1))) as (contiguous, strided):
+                    with contiguous:
+                        line = bind(i64(row) * have.row_stride)
+                        transform(row, at, lambda first: have.view.load(line + first, lanes))
+                    with strided:
+                        edges.copy_row_in(have, row, at.view)
+                        transform(row, at, None)
         if not last:
             self._finished(step.result, replace(target, columns=width), outputs)
 
@@ -227,16 +245,25 @@ class HashRowEmitter(RowEmitter):
 
 
 def store_columns(target: External, row: Expr, first: Expr, value: Expr) -> None:
-    """Store 16 columns of a row-major value, past the caches where that pays."""
+    """Store 8 or 16 columns of a row-major value, past the caches where that pays."""
     index = bind(i64(row) * target.columns + first)
+    lanes = value_lanes(value)
     if target.stream is None:
-        edges.store_partial(target.view, index, value, min(target.columns, CHUNK))
+        if target.columns >= lanes:
+            target.view.store(index, value, lanes)
+        else:
+            edges.store_partial(target.view, index, value, target.columns)
         return
     with branch(target.stream) as (large, small):
         with large:
-            target.view.store_stream(index, value)
+            target.view.store_stream(index, value, lanes)
         with small:
-            target.view.store(index, value, CHUNK)
+            target.view.store(index, value, lanes)
+
+
+def value_lanes(value: Expr) -> int:
+    """Return how many lanes a vector has."""
+    return int(str(value.ty.dtype).partition("x")[2] or 1)
 
 
 def emit_stage(

@@ -109,7 +109,7 @@ def plan_steps(function: Function) -> list[Step]:
     """
     uses = function.use_counts
     returned = {v.name for v in function.returns}
-    body = [op for op in function.body if op.opcode != "constant"]
+    body = _gathers_first([op for op in function.body if op.opcode != "constant"])
     done: set[int] = set()
     steps: list[Step] = []
     for index, op in enumerate(body):
@@ -144,6 +144,21 @@ def plan_steps(function: Function) -> list[Step]:
         source = None if producer else op.operands[0]
         steps.append(Step(producer, tuple(chain), source, result, folded))
     return steps
+
+
+def _gathers_first(body: Sequence[Operation]) -> list[Operation]:
+    """Let additions of something to the result of a gather name that result first."""
+    late: set[str] = set()
+    ordered = []
+    for op in body:
+        if op.opcode == "add" and op.operands[1].name in late:
+            op = replace(op, operands=op.operands[::-1])
+        if op.opcode == "weighted_gather" or (
+            op.opcode in ELEMENTWISE and op.operands[0].name in late
+        ):
+            late.add(op.results[0].name)
+        ordered.append(op)
+    return ordered
 
 
 def _folding_reader(
