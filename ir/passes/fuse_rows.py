@@ -80,26 +80,41 @@ def _groups(function: Function) -> list[list[int]]:
     The level of an operation grows whenever a path leaves the row-wise operations over its rows and
     comes back, or reads one of their results as a whole (a weight, say) and not row by row. So
     operations of one level have no outsider between them.
+
+    It also grows behind a ``weighted_gather``: its result exists only when all rows of a block have
+    passed the tables. Elementwise operations may finish it on the way to memory, as long as each
+    result is read by the next alone; whatever else reads it belongs to the next level.
     """
     producer = {v.name: i for i, op in enumerate(function.body) for v in op.results}
+    uses = function.use_counts
+    returned = {v.name for v in function.returns}
     level: list[int] = []
     keys: list[tuple[Dim, int] | None] = []
-    late = _late_values(function)
+    late: set[str] = set()
     for op in function.body:
         rows = op.results[0].type.shape[0] if is_rowwise(op) else None
         mapped = _row_flags(op) if rows is not None else [False] * len(op.operands)
-        finishes = op.opcode != "weighted_gather" and op.results[0].name in late
         depth = 0
+        near: dict[str, int] = {}
         for value, by_row in zip(op.operands, mapped, strict=True):
             index = producer.get(value.name)
             if index is None or function.body[index].opcode == "constant":
                 continue
             source = keys[index]
             inside = by_row and source is not None and source[0] == rows
-            # Late values and others of one group do not meet.
-            inside = inside and (value.name in late) == finishes
+            if inside:
+                near[value.name] = level[index]
             leaves = rows is not None and not inside
             depth = max(depth, level[index] + (1 if leaves else 0))
+        same = [name for name, of in near.items() if of == depth]
+        if late.intersection(same):
+            alone = len(same) == 1 and uses[same[0]] == 1 and same[0] not in returned
+            if alone and op.opcode in _FINISHING:
+                late.add(op.results[0].name)
+            else:
+                depth += 1
+        if op.opcode == "weighted_gather":
+            late.add(op.results[0].name)
         level.append(depth)
         keys.append(None if rows is None else (rows, depth))
     return _connected(function, keys)
@@ -107,28 +122,6 @@ def _groups(function: Function) -> list[list[int]]:
 
 #: Operations that may finish the results of a gather, element by element.
 _FINISHING = ("add", "affine", "relu", "quantize")
-
-
-def _late_values(function: Function) -> set[str]:
-    """Name the values that exist only when all rows of a block have passed the tables of a gather.
-
-    These are results of ``weighted_gather`` and of the elementwise operations on them, as long as
-    each is read by the next alone. Whatever else reads them belongs to a later group.
-    """
-    uses = function.use_counts
-    returned = {v.name for v in function.returns}
-    late: set[str] = set()
-    for op in function.body:
-        sources = [v.name for v in _row_operands(op) if v.name in late] if is_rowwise(op) else []
-        finishes = (
-            op.opcode in _FINISHING
-            and len(sources) == 1
-            and uses[sources[0]] == 1
-            and sources[0] not in returned
-        )
-        if op.opcode == "weighted_gather" or finishes:
-            late.add(op.results[0].name)
-    return late
 
 
 def _connected(function: Function, keys: list[tuple[Dim, int] | None]) -> list[list[int]]:

@@ -15,9 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lutcc.ir.module import Operation
+from lutcc.schedules.x86 import bfloat16
 from lutcc.schedules.x86.context import Row, StageContext
 from lutcc.schedules.x86.emit import LANES, Expr, bind, cast, fma, i64, loop, registers, splat
 from lutcc.schedules.x86.emit import branch as emit_branch
+from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack import chunk_starts, round_up
 
 #: Up to this many rows are done one by one, over several chunks of columns at a time: enough
@@ -26,10 +28,18 @@ FEW_ROWS = 2
 _FEW_CHUNKS = 4
 
 
-def foldable(transform: Operation, product: Operation) -> bool:
+def foldable(product: Operation) -> bool:
     """Whether a ``hadamard`` can be folded into the blocks of the product that reads it."""
-    height = product.operands[1].type.size(1)
-    return height % LANES == 0 and height & (height - 1) == 0
+    blocks = product.operands[1].type
+    height = blocks.size(1)
+    power = height % LANES == 0 and height & (height - 1) == 0
+    return power and blocks.dtype == "float32"  # bfloat16 rounds what the transform returns
+
+
+def uses_pairs(isa: Isa, op: Operation) -> bool:
+    """Whether the product takes bfloat16 values two by two (``vdpbf16ps``)."""
+    blocks = op.operands[1].type
+    return blocks.dtype == "bfloat16" and isa.has_bf16 and blocks.size(1) % 2 == 0
 
 
 def blocks_needed(op: Operation) -> int:
@@ -55,19 +65,23 @@ def emit_rows(
     """Multiply ``rows`` rows (at most ``capacity``); ``finish(row, first column, 16 values)``.
 
     Columns past a block of fewer than 16 are written too, and then overwritten by the next block.
-    ``folded`` is the transform whose inner factor the blocks hold.
+    ``folded`` is the transform whose inner factor the blocks hold. With bfloat16 blocks the rows
+    have been rounded, to uint16 halves where :func:`uses_pairs`.
     """
     _, height, width = op.operands[1].type.sizes()
+    pairs = uses_pairs(ctx.isa, op)
+    steps = height // 2 if pairs else height
     starts = chunk_starts(width)
     where = ctx.blob.add("ints", "int32", [], values=starts)
     scale = float(folded.attr("scale")) if folded is not None else 1.0  # type: ignore[arg-type]
     weights = ctx.blob.add(
         "block_diagonal",
-        "float32",
+        "uint32" if pairs else "float32",
         [ctx.ref(op.operands[1])],
         blocks_kept=blocks_needed(op),
         fold=folded is not None,
         scale=scale,
+        pairs=pairs,
     )
 
     def tile(block: Expr, chunk: Expr, chunks: int, row: Expr, count: int) -> None:
@@ -75,16 +89,19 @@ def emit_rows(
         for slot in range(chunks * count):
             acc.set(slot, splat(0.0))
         bases = [
-            bind(((i64(block) * len(starts)) + chunk + k) * (height * LANES)) for k in range(chunks)
+            bind(((i64(block) * len(starts)) + chunk + k) * (steps * LANES)) for k in range(chunks)
         ]
         lines = [source.at(row + r).view.at(i64(block) * height) for r in range(count)]
-        with loop(height) as d:
+        if pairs:
+            lines = [line.as_dtype("uint32") for line in lines]
+        with loop(steps) as d:
             vectors = [bind(weights.load(base + d * LANES, LANES)) for base in bases]
             for r, line in enumerate(lines):
                 value = bind(splat(line.load(d)))
                 for k in range(chunks):
                     slot = k * count + r
-                    acc.set(slot, fma(value, vectors[k], acc.get(slot)))
+                    add = bfloat16.dot_pairs if pairs else _fma
+                    acc.set(slot, add(acc.get(slot), value, vectors[k]))
         for k in range(chunks):
             first = bind(i64(block) * width + cast("int64", where.load(chunk + k)))
             for r in range(count):
@@ -109,6 +126,10 @@ def emit_rows(
             product(_FEW_CHUNKS, (1,))
         with many:
             product(ctx.configs.rows.linear_chunks, (largest, *sorted(smaller, reverse=True)))
+
+
+def _fma(acc: Expr, value: Expr, vector: Expr) -> Expr:
+    return fma(value, vector, acc)
 
 
 def _row_batches(rows: Expr, batches: Sequence[int], tile: Callable[[Expr, int], None]) -> None:

@@ -109,7 +109,8 @@ class GatherConfig:
     rows
         Rows of a block: tables are read once for each.
     columns
-        Outputs of a slice: 16, 32, 64 or 128 (at least 32 for bfloat16, 64 for int8 tables).
+        Outputs of a slice: 16, 32, 64 or 128; at least 32 for bfloat16 tables, and a byte vector
+        for int8 ones.
     group
         Codes whose table rows are added in registers in one go: 4, 8, 16 or 32.
     """
@@ -187,7 +188,7 @@ class KernelConfigs:
 
 
 _L2_BYTES = 2 << 20
-_PIECE_BYTES = 256 << 10
+_PIECE_BYTES = 128 << 10
 _PARTS = ("stage", "accumulate", "linear", "rows", "encode", "gather")
 
 
@@ -222,18 +223,18 @@ def default_configs(
     return KernelConfigs(stage, tile, TileConfig(8, 2), rows, encode)
 
 
-def default_gather(isa: Isa, itemsize: int, entries: int) -> GatherConfig:
+def default_gather(itemsize: int, entries: int) -> GatherConfig:
     """Return the hand-picked config of a gather from tables of ``entries`` rows.
 
-    A group's piece of a slice takes a quarter of a megabyte or less, and slices are two cache lines
-    wide (one for int8, whose sums take four times the bytes of the entries).
+    Slices are one or two cache lines wide. A group's piece of a slice takes at most a quarter of a
+    megabyte, so that the L2 cache holds it and what it holds next; half of that where entries are
+    small, as their sums take more room than they do.
     """
-    columns = {4: 32, 2: 64, 1: 64}[itemsize]
-    group = 8
-    while group > 4 and group * entries * columns * itemsize > _PIECE_BYTES:
+    columns = {4: 32, 2: 32, 1: 64}[itemsize]
+    row = entries * columns * itemsize
+    group = 32
+    while group > 4 and group * row > _PIECE_BYTES * (2 if itemsize == 4 else 1):
         group //= 2
-    while group < 16 and 2 * group * entries * columns * itemsize <= _PIECE_BYTES:
-        group *= 2
     return GatherConfig(4096, columns, group)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from lutcc.ir.module import Function, Operation, Value
 from lutcc.schedules.x86 import (
+    bfloat16,
     block_diagonal_matmul,
     edges,
     hadamard,
@@ -173,6 +174,8 @@ class HashRowEmitter(RowEmitter):
         else:
             self._materialise(op.operands[0])
             source = self.ctx.values[op.operands[0].name]
+        if op.operands[1].type.dtype == "bfloat16":
+            source = self._rounded(op, source)
         for other in step.chain:
             if other.opcode == "add":
                 self._materialise(other.operands[1])
@@ -194,6 +197,15 @@ class HashRowEmitter(RowEmitter):
         ):
             self._free.setdefault(source.stride, []).append(source)
         self._finished(step.result, target, outputs)
+
+    def _rounded(self, op: Operation, source: Row) -> Row:
+        """Return a copy of rows in bfloat16, in the form that the product takes."""
+        pairs = block_diagonal_matmul.uses_pairs(self.ctx.isa, op)
+        target = self._take(source.columns + LANES, "uint16" if pairs else "float32")
+        target = replace(target, columns=source.columns)
+        with self._each_row() as (index, _):
+            bfloat16.round_row(source.at(index), target.at(index))
+        return target
 
     def _slack(self, value: Value) -> int:
         """Return the columns that readers of a value may touch."""

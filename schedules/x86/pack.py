@@ -131,11 +131,19 @@ def pack_linear(weight: Array) -> Array:
     return np.ascontiguousarray(_in_chunks(np.asarray(weight, np.float32).T))
 
 
-def pack_block_diagonal(blocks: Array, *, blocks_kept: int, fold: bool, scale: float) -> Array:
-    """(G, P, Q) -> (blocks_kept, chunks of 16 columns, P, 16).
+def pack_block_diagonal(
+    blocks: Array, *, blocks_kept: int, fold: bool, scale: float, pairs: bool
+) -> Array:
+    """(G, P, Q) -> (blocks_kept, chunks of 16 columns, P, 16) float32.
 
-    ``fold`` multiplies each block by ``scale`` H_P from the left, in float64.
+    ``fold`` multiplies each block by ``scale`` H_P from the left, in float64. ``pairs`` leaves
+    bfloat16 as it is, two rows beside each other: (blocks_kept, chunks, P / 2, 16, 2).
     """
+    if pairs:
+        chunks = _in_chunks(blocks[:blocks_kept].view(np.uint16)).transpose(1, 0, 2, 3)
+        return np.ascontiguousarray(
+            chunks.reshape(*chunks.shape[:2], -1, 2, CHUNK).swapaxes(-1, -2)
+        )
     kept = np.asarray(blocks[:blocks_kept], np.float64)
     if fold:
         kept = sylvester(kept.shape[1]) @ kept * scale
@@ -157,8 +165,8 @@ def pack_gather_tables(tables: Array, *, columns: int, form: str, lanes: int) ->
     of 16, of which the last one overlaps the one before, and repeats to fill the last slice.
     ``form`` is how the entries lie in a slice: ``plain``; ``halves`` (bfloat16): of each 32
     columns, column ``j < 16`` is the low half of the 32-bit word ``j`` and column ``16 + j`` its
-    high half; ``quads`` (int8): so that bytes of four rows, interleaved by byte and then by pair
-    inside each 16 bytes of a vector of ``lanes`` bytes, give contiguous columns.
+    high half; ``pairs`` (bfloat16) and ``quads`` (int8): so that entries of two (four) rows,
+    interleaved inside each 16 bytes of a vector of ``lanes`` bytes, give contiguous columns.
     """
     starts = chunk_starts(tables.shape[2])
     starts += [starts[-1]] * (round_up(len(starts), columns // CHUNK) - len(starts))
@@ -167,8 +175,9 @@ def pack_gather_tables(tables: Array, *, columns: int, form: str, lanes: int) ->
     order = np.arange(columns)
     if form == "halves":
         order = order.reshape(-1, 2, 16).swapaxes(1, 2).ravel()
-    elif form == "quads":
-        order = order.reshape(-1, 4, lanes // 16, 4).swapaxes(1, 2).ravel()
+    elif form in ("pairs", "quads"):
+        vectors = {"pairs": 2, "quads": 4}[form]
+        order = order.reshape(-1, vectors, lanes // 16, 4).swapaxes(1, 2).ravel()
     picks = picks.reshape(-1, columns)[:, order]
     slices = np.empty((len(picks), *padded.shape[:2], columns), padded.dtype)
     for target, columns_of_slice in zip(slices, picks, strict=True):

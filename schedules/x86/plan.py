@@ -170,7 +170,7 @@ def _folding_reader(
         return None
     for index, other in enumerate(body):
         if other.opcode == "block_diagonal_matmul" and other.operands[0].name == name:
-            return index if block_diagonal_matmul.foldable(op, other) else None
+            return index if block_diagonal_matmul.foldable(other) else None
     return None
 
 
@@ -206,7 +206,7 @@ def default_stage_configs(isa: Isa, function: Function) -> KernelConfigs:
     gathers = [op for op in function.body if op.opcode == "weighted_gather"]
     if gathers:
         tables = max((op.operands[2].type for op in gathers), key=lambda t: t.itemsize)
-        gather = default_gather(isa, tables.itemsize, tables.size(1))
+        gather = default_gather(tables.itemsize, tables.size(1))
         configs = replace(configs, gather=gather)
     if _only_products(function) or rows_only(function):
         return replace(configs, stage=replace(configs.stage, row_threshold=ALWAYS))

@@ -23,7 +23,7 @@ from typing import Any
 import tvm.tirx as tir
 
 from lutcc.ir.module import Operation
-from lutcc.schedules.x86 import gather_int8
+from lutcc.schedules.x86 import bfloat16, gather_int8
 from lutcc.schedules.x86.context import Row, StageContext
 from lutcc.schedules.x86.emit import (
     LANES,
@@ -31,12 +31,14 @@ from lutcc.schedules.x86.emit import (
     View,
     bind,
     cast,
+    const,
     fma,
     i64,
     loop,
     registers,
     reinterpret,
     select,
+    shuffle,
     splat,
     when,
 )
@@ -54,8 +56,9 @@ class Gather:
     ----------
     tables, entries, codes
         H, K, E.
-    dtype, signed
-        Of the tables; whether weights may be negative.
+    dtype, signed, pairs
+        Of the tables; whether weights may be negative; whether two bfloat16 products are added at
+        once (``vdpbf16ps``).
     columns, group
         Outputs in a slice, codes in a group.
     starts
@@ -69,6 +72,7 @@ class Gather:
     codes: int
     dtype: str
     signed: bool
+    pairs: bool
     columns: int
     group: int
     starts: list[int]
@@ -96,9 +100,15 @@ def plan_gather(ctx: StageContext, op: Operation, *, signed: bool) -> Gather:
     assert choice is not None
     codes = op.operands[0].type.size(1)
     starts = chunk_starts(outputs)
-    columns = min(choice.columns, round_up(len(starts) * CHUNK, _least_columns(dtype)))
+    least = {"float32": CHUNK, "bfloat16": 2 * CHUNK, "int8": ctx.isa.vector_bytes}[dtype]
+    columns = min(max(choice.columns, least), round_up(len(starts) * CHUNK, least))
     starts += [starts[-1]] * (round_up(len(starts), columns // CHUNK) - len(starts))
-    form = {"float32": "plain", "bfloat16": "halves"}.get(dtype, "plain" if signed else "quads")
+    pairs = dtype == "bfloat16" == op.attr("score_dtype") and ctx.isa.has_bf16
+    form = {
+        "float32": "plain",
+        "bfloat16": "pairs" if pairs else "halves",
+        "int8": "plain" if signed else "quads",
+    }[dtype]
     table = ctx.blob.add(
         "gather_tables",
         "uint8" if dtype == "int8" else "float32" if dtype == "float32" else "uint32",
@@ -107,12 +117,9 @@ def plan_gather(ctx: StageContext, op: Operation, *, signed: bool) -> Gather:
         form=form,
         lanes=ctx.isa.vector_bytes,
     )
-    return Gather(tables, entries, codes, dtype, signed, columns, choice.group, starts, table)
-
-
-def _least_columns(dtype: str) -> int:
-    """Return the outputs that the kernel of a dtype handles together."""
-    return {"float32": 16, "bfloat16": 32, "int8": 64}[dtype]
+    return Gather(
+        tables, entries, codes, dtype, signed, pairs, columns, choice.group, starts, table
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,8 @@ class Queue:
     rows
         int32 numbers of table rows, ``table * K + code``.
     weights
-        float32 scores; bytes (quantised scores) for int8 tables.
+        float32 scores; bfloat16 ones for products of pairs; bytes (quantised scores) for int8
+        tables.
     units
         For int8 tables, the unit of each row's weights.
     capacity
@@ -154,11 +162,17 @@ def make_queue(ctx: StageContext, gather: Gather, capacity: int) -> Queue:
     return Queue(
         gather,
         ctx.scratch.take(count, "int32"),
-        ctx.scratch.take(count, "uint8" if integers else "float32"),
+        ctx.scratch.take(count, _weight_dtype(gather)),
         ctx.scratch.take(capacity if integers else 0, "float32"),
         capacity,
         ctx.scratch.take(gather.columns * capacity, "int32" if integers else "float32"),
     )
+
+
+def _weight_dtype(gather: Gather) -> str:
+    if gather.dtype == "int8":
+        return "uint8"
+    return "uint16" if gather.pairs else "float32"
 
 
 def enqueue(
@@ -185,8 +199,10 @@ def enqueue(
         score = bind(scores.view.load(first, LANES))
         if scale is not None:
             score = bind(scale.apply(score))
+        elif gather.pairs:
+            score = bind(bfloat16.halves(score))
         elif str(op.attr("score_dtype")) == "bfloat16":
-            score = bind(rounded_to_bfloat16(score))
+            score = bind(bfloat16.rounded(score))
         for lane in range(0, CHUNK, part):
             group = bind((first + lane) // i64(gather.group))
             inside = (first + lane) - group * gather.group
@@ -197,15 +213,6 @@ def enqueue(
 
 def _lanes(vector: Expr, first: int, count: int) -> Expr:
     return vector if count == LANES else tir.Shuffle([vector], list(range(first, first + count)))
-
-
-def rounded_to_bfloat16(value: Expr) -> Expr:
-    """Return float32 values rounded to bfloat16, nearest even; NaN stays NaN."""
-    bits = bind(reinterpret("int32x16", value))
-    odd = (bits >> splat(16, "int32")) & splat(1, "int32")
-    high = (bits + splat(0x7FFF, "int32") + odd) & splat(-0x10000, "int32")
-    rounded = reinterpret("float32x16", high)
-    return select(tir.NE(value, value), value, rounded)
 
 
 def emit(
@@ -225,7 +232,7 @@ def emit(
     lines = max(1, piece_bytes // LINE)
     sweep = bind(rows * 4 >= i64(lines))
     per_row = bind((i64(lines) + rows - 1) // tir.Max(rows, i64(1)))
-    kernel = _KERNELS[gather.dtype](ctx, queue)
+    kernel = _kernel(ctx, queue)
 
     def passes(slice_: Expr, group: Expr | int, size: int, *, first: bool, last: bool) -> None:
         base = bind(i64(slice_) * (gather.tables * gather.entries))
@@ -287,11 +294,38 @@ class _FloatKernel:
 
     def add(self, base: Expr, slot: Expr, size: int) -> None:
         """Add ``size`` weighted table rows."""
+        if self.gather.pairs:
+            self._add_pairs(base, slot, size)
+            return
         for k in range(size):
             number = cast("int64", self.queue.rows.load(slot + k))
             weight = bind(splat(self.queue.weights.load(slot + k)))
             for c, value in enumerate(self._row(bind(base + number))):
                 self.acc.set(c, fma(weight, value, self.acc.get(c)))
+
+    def _add_pairs(self, base: Expr, slot: Expr, size: int) -> None:
+        """Add two rows at a time; an odd last one counts once, its double weighs nothing."""
+        width = self.gather.columns // 2
+        for k in range(0, size, 2):
+            rows = [min(k, size - 1), min(k + 1, size - 1)]
+            both = [self.queue.weights.load(slot + r) for r in rows]
+            if rows[0] == rows[1]:
+                both[1] = const(0, "uint16")
+            high = cast("uint32", both[1]) << const(16, "uint32")
+            weights = bind(splat(cast("uint32", both[0]) | high))
+            numbers = [base + cast("int64", self.queue.rows.load(slot + r)) for r in rows]
+            lines = [bind(number * width) for number in numbers]
+            for part in range(self.gather.columns // 32):
+                found = [
+                    bind(
+                        reinterpret("uint8x64", self.gather.table.load(line + part * LANES, LANES))
+                    )
+                    for line in lines
+                ]
+                for half in (False, True):
+                    mixed = shuffle(found, gather_int8.unpack(64, 2, high=half))
+                    slot_ = part * 2 + half
+                    self.acc.set(slot_, bfloat16.dot_pairs(self.acc.get(slot_), mixed, weights))
 
     def _row(self, number: Expr) -> list[Expr]:
         width, table = self.gather.columns, self.gather.table
@@ -314,8 +348,5 @@ class _FloatKernel:
         return [self.acc.get(k) for k in range(self.gather.chunks)]
 
 
-_KERNELS: dict[str, Any] = {
-    "float32": _FloatKernel,
-    "bfloat16": _FloatKernel,
-    "int8": gather_int8.Int8Kernel,
-}
+def _kernel(ctx: StageContext, queue: Queue) -> Any:
+    return (gather_int8.Int8Kernel if queue.gather.dtype == "int8" else _FloatKernel)(ctx, queue)

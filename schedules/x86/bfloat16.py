@@ -1,0 +1,45 @@
+"""bfloat16 operands: rounding of float32 values, and products of pairs by ``vdpbf16ps``."""
+
+from __future__ import annotations
+
+import tvm.tirx as tir
+
+from lutcc.schedules.intrinsics import x86
+from lutcc.schedules.x86.context import Row
+from lutcc.schedules.x86.emit import (
+    LANES,
+    Expr,
+    bind,
+    loop,
+    reinterpret,
+    select,
+    splat,
+)
+from lutcc.schedules.x86.pack import round_up
+
+
+def rounded(value: Expr) -> Expr:
+    """Return 16 float32 values rounded to bfloat16, nearest even; NaN stays NaN."""
+    bits = bind(reinterpret("int32x16", value))
+    odd = (bits >> splat(16, "int32")) & splat(1, "int32")
+    high = (bits + splat(0x7FFF, "int32") + odd) & splat(-0x10000, "int32")
+    return select(tir.NE(value, value), value, reinterpret("float32x16", high))
+
+
+def halves(value: Expr) -> Expr:
+    """Return 16 float32 values as bfloat16, in uint16; denormals become zero."""
+    return reinterpret("uint16x16", x86.VCVTNEPS2BF16_512(value))
+
+
+def round_row(source: Row, target: Row) -> None:
+    """Round a contiguous row into ``target``: float32 rows stay so, uint16 rows take halves."""
+    with loop(round_up(source.columns, LANES) // LANES) as k:
+        value = bind(source.view.load(k * LANES, LANES))
+        result = halves(value) if target.dtype == "uint16" else rounded(value)
+        target.view.store(k * LANES, result, LANES)
+
+
+def dot_pairs(acc: Expr, pairs: Expr, weights: Expr) -> Expr:
+    """Return ``acc`` plus, in each lane, two products of bfloat16 values that lie in 32 bits."""
+    a, b = (reinterpret("bfloat16x32", v) for v in (pairs, weights))
+    return bind(x86.VDPBF16PS_512(acc, a, b))
