@@ -28,6 +28,7 @@ _SUBMODULES = (
     "report",
     "runtime",
     "schedules",
+    "train",
     "tuning",
 )
 _ATTRIBUTES = {
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from lutcc import report as report
     from lutcc import runtime as runtime
     from lutcc import schedules as schedules
+    from lutcc import train as train
     from lutcc import tuning as tuning
     from lutcc.compiler import compile as compile
     from lutcc.convert_model import convert as convert

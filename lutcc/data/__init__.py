@@ -1,8 +1,8 @@
-"""Small, real data sets: digits (in scikit-learn), MNIST and CIFAR (from files of the user)."""
+"""Small, real data sets: digits, MNIST and CIFAR; text to train language models on."""
 
 from __future__ import annotations
 
-from lutcc.data import cifar, digits, mnist
+from lutcc.data import cifar, digits, mnist, text, text_bpe, text_stdlib
 from lutcc.data.split import ImageSplit
 
-__all__ = ["ImageSplit", "cifar", "digits", "mnist"]
+__all__ = ["ImageSplit", "cifar", "digits", "mnist", "text", "text_bpe", "text_stdlib"]
