@@ -28,12 +28,21 @@ _calls = _Calls()
 
 
 def is_recorded() -> bool:
-    """Tell whether the operator at work will be differentiated: its tables are being trained.
+    """Tell whether the operator at work is, or will be, differentiated: its tables are trained.
 
     An operator's implementation cannot see it otherwise: autograd calls it with gradients off,
     exactly as inference does.
     """
     return _calls.recorded > 0
+
+
+@contextlib.contextmanager
+def _recorded() -> Iterator[None]:
+    _calls.recorded += 1
+    try:
+        yield
+    finally:
+        _calls.recorded -= 1
 
 
 def define(
@@ -167,18 +176,16 @@ def _differentiable(
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             *args, keyset = inputs
-            _calls.recorded += 1
-            try:
+            with _recorded():
                 result = below(keyset, args)
-            finally:
-                _calls.recorded -= 1
             if setup is not None:
                 setup(ctx, tuple(args), result)
             return result
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            result = backward(ctx, *grads)
+            with _recorded():  # the gradient is computed with the same operators
+                result = backward(ctx, *grads)
             return (*(result if isinstance(result, tuple) else (result,)), None)
 
     Recorded.__name__ = f"lutcc_{op._opname}"

@@ -227,7 +227,8 @@ def test_int8_gather_is_the_definition_bit_by_bit(rows: int, h: int, j: int, m: 
         scores[6] = np.linspace(-1, 1, h * j)  # halves to be rounded to even
         tables[:, :, 0], scores[7] = -128, 3.0  # the largest sum
     (want,) = interpret("weighted_gather", [codes, scores, tables], 2)
-    y = ops.weighted_gather(*map(torch.from_numpy, (codes, scores, tables))).numpy()
+    c, s, t = map(torch.from_numpy, (codes, scores, tables))
+    y = ops.weighted_gather(c, s, t).numpy()
     np.testing.assert_array_equal(y.view(np.uint32), want.view(np.uint32))
 
 
@@ -292,9 +293,10 @@ def test_any_strides() -> None:
     assert torch.allclose(ops.block_diagonal_matmul(x[:, :20], swapped), want)
     codes, scores = ops.sign_hash(x[:, :20], 4)
     want = ops.weighted_gather(codes, scores, tables)
-    turned = [t.t().contiguous().t() for t in (codes, scores)]
+    codes, scores = (t.t().contiguous().t() for t in (codes, scores))
     assert torch.equal(
-        ops.weighted_gather(*turned, tables.transpose(0, 2).contiguous().transpose(0, 2)), want
+        ops.weighted_gather(codes, scores, tables.transpose(0, 2).contiguous().transpose(0, 2)),
+        want,
     )
 
 
@@ -404,7 +406,7 @@ def test_second_derivatives_are_refused(name: str) -> None:
     function, inputs = GRADIENTS[name]()
     grads = torch.autograd.grad(function(*inputs).square().sum(), inputs, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
-        torch.autograd.grad(sum(g.square().sum() for g in grads), inputs)
+        torch.autograd.grad([g.square().sum() for g in grads], inputs)
 
 
 # torch's tools

@@ -244,9 +244,7 @@ def test_reference_first_kernel_when_it_pays(monkeypatch: pytest.MonkeyPatch) ->
     ops.clear_kernels()
     ops.set_compilation("auto")
     compiled = []
-    monkeypatch.setattr(
-        kernels, "_compile", lambda signature, *_: compiled.append(signature)
-    )
+    monkeypatch.setattr(kernels, "_compile", lambda signature, *_: compiled.append(signature))
     codes, lut = torch.zeros((2, 3), dtype=torch.uint8), torch.ones((3, 2, 5), dtype=torch.uint8)
     ops.lut_accumulate(codes, lut)
     assert not compiled
