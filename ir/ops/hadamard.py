@@ -42,7 +42,7 @@ def reference(run: Run, x: Array) -> tuple[Array, ...]:
 def cost(b: Bindings, results: tuple[TensorType, ...]) -> OpCost:
     """Per row, n log2(n) additions, as in the paper's tables.
 
-    The scale is not counted: it is folded, or applied in passing.
+    The scale is not counted: kernels fold it into what follows, or apply it in passing.
     """
     width = padded_size(b.size("D"))
     return OpCost(

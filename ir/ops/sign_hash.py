@@ -89,9 +89,9 @@ OP = OpDef(
         "exact; the reference computes scores in float64 and rounds once, and a backend may be "
         "off by the tolerance times the score, in 'gelu' with (P + 2 |v[b]|) for (P - 2 |v[b]|); "
         "factors below 2**-126 may be taken as 0. "
-        "SLIDE's retrieval of neurons is this op (variant 'constant') over a random projection, "
-        "with the codes naming buckets of neuron numbers; the products with the neurons found are "
-        "those of the sampled-product ops to come."
+        "SLIDE's retrieval of neurons (equation 2) is this op, variant 'constant', over a random "
+        "projection: the codes name buckets of neuron numbers, a gather of the buckets gives the "
+        "union of neurons, and the sampled-product ops to come multiply by those only."
     ),
     source="Zeng et al., LookupFFN, equations 3, 6 and 7 and section 4",
     operands=(Operand("z", ("N", "Z"), "float32", "soft hash codes; Z = H * T", rows=True),),

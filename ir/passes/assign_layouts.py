@@ -9,6 +9,9 @@ from lutcc.ir.ops import OPS
 from lutcc.ir.passes.base import fresh_name, is_rowwise
 from lutcc.ir.types import Layout, TensorType
 
+#: Ops that walk along a row: transforms of it, and sums of table rows that lie end to end.
+ALONG_ROWS = frozenset({"hadamard", "block_diagonal_matmul", "sign_hash", "weighted_gather"})
+
 
 @dataclass(frozen=True, slots=True)
 class AssignLayouts:
@@ -16,7 +19,9 @@ class AssignLayouts:
 
     A function counts as row-wise if every operation in it is a constant or row-wise. Parameters
     that are read as rows are repacked at the start, returned values at the end; constants stay
-    row-major. What a layout means is written in :class:`lutcc.ir.Layout`; results do not change.
+    row-major. A function with an op that walks along rows (``hadamard``, ``block_diagonal_matmul``,
+    ``sign_hash``, ``weighted_gather``) keeps its rows as they lie. What a layout means is written
+    in :class:`lutcc.ir.Layout`; results do not change.
 
     Parameters
     ----------
@@ -41,15 +46,18 @@ class AssignLayouts:
         layout = Layout("row_blocked", self.row_block, self.inner)
         return Module(
             tuple(
-                _assigned(f, layout) if f.name != "main" and _is_row_group(f) else f
+                _assigned(f, layout) if f.name != "main" and _takes_blocks(f) else f
                 for f in module.functions
             ),
             module.constants,
         )
 
 
-def _is_row_group(function: Function) -> bool:
-    return all(op.opcode == "constant" or is_rowwise(op) for op in function.body)
+def _takes_blocks(function: Function) -> bool:
+    rows_as_they_lie = any(op.opcode in ALONG_ROWS for op in function.body)
+    return not rows_as_they_lie and all(
+        op.opcode == "constant" or is_rowwise(op) for op in function.body
+    )
 
 
 def _assigned(function: Function, layout: Layout) -> Function:

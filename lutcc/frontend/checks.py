@@ -125,6 +125,13 @@ def refuse_mutation(program: ExportedProgram) -> None:
             )
 
 
+def _only_lutcc_reads_bfloat16(node: Node) -> bool:
+    """Tell whether a parameter is in bfloat16 and only ops of lutcc read it, which take that."""
+    return node.meta["val"].dtype is torch.bfloat16 and all(
+        op_name(user).startswith("lutcc.") for user in node.users
+    )
+
+
 def refuse_dtypes_and_devices(program: ExportedProgram) -> None:
     """Refuse inputs and parameters that lutcc does not compile.
 
@@ -153,7 +160,8 @@ def refuse_dtypes_and_devices(program: ExportedProgram) -> None:
                     "wrapper module"
                 ),
             )
-        if value.dtype not in INPUT_DTYPES:
+        narrow = spec.kind != InputKind.USER_INPUT and _only_lutcc_reads_bfloat16(node)
+        if value.dtype not in INPUT_DTYPES and not narrow:
             raise FrontendError(
                 f"has dtype {str(value.dtype).removeprefix('torch.')}, and lutcc computes in "
                 "float32",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import sympy
 import torch
@@ -183,7 +184,7 @@ class Graph:
         key = (node, transposed)
         if key not in self._arrays:
             tensor = self.constants[node]
-            array = (tensor.t() if transposed else tensor).contiguous().numpy()
+            array = _to_numpy((tensor.t() if transposed else tensor).contiguous())
             array.flags.writeable = False
             self._arrays[key] = array
         return self._arrays[key]
@@ -263,6 +264,12 @@ def trailing_constant(constant: Array, shape: tuple[Dim, ...]) -> tuple[Array, i
 
 def _expression(size: int | torch.SymInt) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
+
+
+def _to_numpy(tensor: torch.Tensor) -> Array:
+    if tensor.dtype is torch.bfloat16:  # NumPy itself has no such type
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.fx.node import map_arg
 
 from lutcc import ir
+from lutcc.errors import FrontendError
 from lutcc.frontend import import_torch
 from lutcc.frontend.export import export_program
 from lutcc.frontend.graph import Graph
@@ -169,3 +171,34 @@ def test_regions_compute_what_the_graph_does(seed):
         torch.testing.assert_close(
             torch.as_tensor(value(node)), expected.detach(), rtol=1e-5, atol=1e-5
         )
+
+
+class _Narrow(nn.Module):
+    """A gather from bfloat16 tables; ``widened``: torch reads them, too."""
+
+    tables: torch.Tensor
+
+    def __init__(self, widened: bool) -> None:
+        super().__init__()
+        self.widened = widened
+        values = torch.tensor([[[1.5, -2.25, 3e38], [0, 1, 2]]])
+        self.register_buffer("tables", values.bfloat16())
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        codes, scores = torch.ops.lutcc.sign_hash(z, 1)
+        y = torch.ops.lutcc.weighted_gather(codes, scores, self.tables)
+        return y + self.tables.float()[0, 0] if self.widened else y
+
+
+def test_bfloat16_tables_come_as_they_are():
+    import lutcc.ops  # noqa: F401
+
+    graph = Graph(export_program(_Narrow(False).eval(), torch.zeros(2, 1)).program)
+    (node,) = (n for n, t in graph.constants.items() if t.dtype is torch.bfloat16)
+    array = graph.array(node)
+    assert array.dtype.name == "bfloat16"
+    assert not array.flags.writeable
+    wanted = graph.constants[node].float().numpy()
+    np.testing.assert_array_equal(array.astype(np.float32), wanted)
+    with pytest.raises(FrontendError, match="parameter 'tables': has dtype bfloat16, and lutcc"):
+        export_program(_Narrow(True).eval(), torch.zeros(2, 1))

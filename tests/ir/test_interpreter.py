@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lutcc import ir
 from lutcc.errors import InputError
+from lutcc.ir.types import type_of_array
 from tests.ir import plain
 from tests.ir.models import CASES, Case, N, inputs_for, modules
 
@@ -19,7 +20,7 @@ def assert_same(opcode: str, got: np.ndarray, want: np.ndarray, inputs: list[np.
     """Compare bit by bit (any NaN equals any NaN), or within the op's tolerance."""
     assert got.dtype == want.dtype
     assert got.shape == want.shape
-    tolerance = ir.OPS[opcode].tolerance_of([ir.types.type_of_array(a) for a in inputs])
+    tolerance = ir.OPS[opcode].tolerance_of([type_of_array(a) for a in inputs])
     if tolerance == 0 or got.dtype.kind == "i":
         np.testing.assert_array_equal(got, want)
         if got.dtype == np.float32:
