@@ -117,6 +117,7 @@ class _Dims:
         self.codebooks, self.outputs = get("codebooks"), get("outputs")
         self.entries = padded_entries(int(get("entries")))
         self.depth, self.width = get("depth"), get("width")
+        self.itemsize, self.gather_entries = get("itemsize") or 4.0, get("entries")
         self.dot = level.has_vbmi_vnni and not get("mean") and self.entries <= 32
         self.lanes = 16 if self.dot else level.vector_bytes
         self.registers = 28 if level.has_avx512 else 12
@@ -153,6 +154,15 @@ def _of_rows_alone(dims: _Dims, config: Config) -> Features:
             "alone.tables/L1": _log(tables) - math.log2(L1_BYTES),
             "alone.tables/L2": _log(tables) - math.log2(L2_BYTES),
             "alone.ahead": _log(float(config["rows.prefetch"]) * together * _ROW_COLUMNS),
+        }
+    if "gather.group" in config:
+        columns, group = float(config["gather.columns"]), float(config["gather.group"])
+        row = columns * dims.itemsize
+        found |= {
+            "gather.piece/L2": _log(group * dims.gather_entries * row) - math.log2(L2_BYTES),
+            "gather.registers": columns / 16 / dims.registers,
+            "gather.sums/loads": _log(2 * 4 * columns / (group * row)),
+            "gather.blocks": _log(math.ceil(dims.rows / float(config.get("gather.rows", 4096)))),
         }
     if dims.depth and "rows.linear_chunks" in config:
         chunks, batch = float(config["rows.linear_chunks"]), float(config["rows.linear_batch"])

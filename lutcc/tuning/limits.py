@@ -31,6 +31,8 @@ LIMITS_FILE = "limits.json"
 _SCHEMA = 1
 #: Working sets that reading is timed at; between them the rate is interpolated.
 READ_SIZES = tuple(1 << k for k in range(13, 28))
+#: What a gather keeps of its tables near the core.
+_GATHER_BYTES = 256 << 10
 _CLOCK = 3.0e9  # what assumed limits take a core to run at
 
 
@@ -105,7 +107,12 @@ class Limits:
         """
         threads = max(1, workload.threads)
         bounds: list[Bound] = []
-        if lookups := workload.cost.get("lookups", 0):
+        lookups = workload.cost.get("lookups", 0)
+        if lookups and (itemsize := workload.dims.get("itemsize", 0)):
+            rate = self.read_rate(_GATHER_BYTES) * threads
+            detail = f"table rows from {self.level(_GATHER_BYTES)}: {rate * 1e-9:.0f} GB/s"
+            bounds.append(Bound(lookups * itemsize / rate, "look-ups", detail))
+        elif lookups:
             mix = scan_limit(
                 self.isa,
                 mean=bool(workload.dims.get("mean", 0)),

@@ -15,6 +15,8 @@ FAMILIES = (
     "look-up chain",
     "scan",
     "encoder",
+    "gather layer",
+    "Hadamard and block-diagonal",
     "matrix product",
     "elementwise and other",
 )
@@ -31,6 +33,10 @@ def family(workload: Workload) -> str:
     'look-up layer'
     """
     ops = workload.op.split("+")
+    if "weighted_gather" in ops:
+        return "gather layer"
+    if "hadamard" in ops or "block_diagonal_matmul" in ops:
+        return "Hadamard and block-diagonal"
     scans = ops.count("lut_accumulate")
     encoders = sum(op.endswith("_encode") for op in ops)
     if scans > 1:
@@ -71,6 +77,12 @@ def short_name(workload: Workload) -> str:
             words += tables.split()[1:]
         case "encoder":
             words = [ops[0].replace("_", " "), f"{columns}→C{out}"]
+        case "gather layer":
+            words = ["gather", f"{columns}→{out}", f"h{size.get('codes', '?')}"]
+            dtype = {"1": "int8", "2": "bf16"}.get(size.get("itemsize", ""), "")
+            words += [f"K{size.get('entries', '?')}", dtype]
+        case "Hadamard and block-diagonal":
+            words = ["hadamard" if "hadamard" in ops else "blocks", f"{columns}→{out}"]
         case "matrix product" if workload.kind == "stage":
             words = ["+".join(ops), f"{size.get('depth', columns)}→{size.get('width', out)}"]
         case _ if workload.kind == "stage":

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from lutcc import ir
@@ -131,6 +132,49 @@ def _scan(C: int, M: int, K: int = 16, accumulate: str = "exact") -> ir.Module:
     return b.module()
 
 
+def _hadamard(D: int) -> ir.Module:
+    """Make a Hadamard transform."""
+    b = ir.Builder("main")
+    b.returns(b.op("hadamard", b.param("x", ir.TensorType((_N, D), "float32"))))
+    return b.module()
+
+
+def _lookup_ffn(
+    D: int,
+    M: int,
+    H: int,
+    T: int,
+    block_size: int = 64,
+    stages: int = 4,
+    table_dtype: str = "float32",
+) -> ir.Module:
+    """Make a LookupFFN layer: BH{stages}, hash, gather, bias."""
+    rng = np.random.default_rng(0)
+    b = ir.Builder("main")
+    value = b.param("x", ir.TensorType((_N, D), "float32"))
+    width = 1 << (D - 1).bit_length()
+    full = max(width, 1 << (H * T - 1).bit_length())
+    block = min(block_size, width)
+    for i in range(stages):
+        value = b.op("hadamard", value, scale=width**-0.5)
+        shape = (width // block, block, block * full // width)
+        blocks = (rng.normal(size=shape) * block**-0.5).astype(np.float32)
+        kept = {"columns": H * T} if i + 1 == stages else {}
+        value = b.op("block_diagonal_matmul", value, b.constant(f"blocks{i}", blocks), **kept)
+        width = full
+    codes, scores = b.ops("sign_hash", value, code_length=T)
+    tables = rng.normal(size=(H, 2**T, M)).astype(np.float32)
+    scale = np.ones(M, np.float32)
+    if table_dtype == "int8":
+        tables, scale = rng.integers(-127, 128, tables.shape).astype(np.int8), scale / 127
+    elif table_dtype == "bfloat16":
+        tables = tables.astype(ml_dtypes.bfloat16)
+    y = b.op("weighted_gather", codes, scores, b.constant("tables", tables))
+    bias = rng.normal(size=M).astype(np.float32)
+    b.returns(b.op("affine", y, b.constant("scale", scale), b.constant("bias", bias)))
+    return b.module()
+
+
 def _elementwise(op: str) -> Callable[..., ir.Module]:
     def make(D: int) -> ir.Module:
         rng = np.random.default_rng(0)
@@ -155,6 +199,8 @@ OPS: dict[str, Callable[..., ir.Module]] = {
     "linear": _linear,
     "tree_encode": _encode,
     "lut_accumulate": _scan,
+    "hadamard": _hadamard,
+    "lookup_ffn": _lookup_ffn,
     **{name: _elementwise(name) for name in ("relu", "add", "affine", "quantize")},
 }
 

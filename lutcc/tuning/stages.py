@@ -17,7 +17,7 @@ from lutcc.ir.types import ROW_MAJOR, Array, Sym
 from lutcc.schedules.space import Config, nested
 from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.schedules.x86.pack import aligned_empty, pack_blob
-from lutcc.schedules.x86.plan import stage_space, without_repacks
+from lutcc.schedules.x86.plan import HASHES, stage_space, without_repacks
 from lutcc.tuning.task import Candidate, Task
 from lutcc.tuning.workload import Workload
 
@@ -122,7 +122,8 @@ def _task(
     size = rows // lead_alone.factor if isinstance(lead_alone, Sym) else rows
     space = stage_space(isa_by_name(isa), function, rows)
     cost = ir.cost(alone, size)
-    luts = {op.operands[1].name for op in alone.main.body if op.opcode == "lut_accumulate"}
+    table = {"lut_accumulate": 1, "weighted_gather": 2}
+    luts = {op.operands[table[op.opcode]].name for op in alone.main.body if op.opcode in table}
     dense = sum(
         op.results[0].type.nbytes
         for op in alone.main.body
@@ -161,7 +162,8 @@ def stage_dims(stage: Module, rows: int) -> dict[str, float]:
     """Return the numbers that decide how fast a stage is.
 
     ``rows``, ``columns_in``, ``columns_out``; for look-ups ``codebooks``, ``entries``, ``outputs``
-    (of the largest scan), ``table_bytes``, ``mean``; for matrix products ``depth``, ``width``.
+    (of the largest scan), ``table_bytes``, ``mean``; for matrix products ``depth``, ``width``; for
+    gathers ``codes``, ``entries``, ``outputs``, ``itemsize`` and ``table_bytes``.
     """
     main = stage.main
     dims: dict[str, float] = {
@@ -185,8 +187,19 @@ def stage_dims(stage: Module, rows: int) -> dict[str, float]:
                     "table_bytes": nbytes,
                     "mean": float(op.attr("accumulate") == "mean"),
                 }
-        elif op.opcode == "linear":
-            width, depth = op.operands[1].type.sizes()
+        elif op.opcode == "weighted_gather":
+            _, entries, outputs = op.operands[2].type.sizes()
+            dims |= {
+                "codes": op.operands[0].type.size(1),
+                "entries": entries,
+                "outputs": outputs,
+                "itemsize": op.operands[2].type.itemsize,
+                "table_bytes": dims["table_bytes"] + op.operands[2].type.nbytes,
+            }
+        elif op.opcode in ("linear", "block_diagonal_matmul"):
+            width, depth = op.operands[1].type.sizes()[-2:]
+            if op.opcode != "linear":  # each block is (depth, width)
+                width, depth = depth, width
             if width * depth >= dims["depth"] * dims["width"]:
                 dims |= {"depth": depth, "width": width}
     return dims
@@ -236,8 +249,12 @@ class StageSubject:
     def _largest(self, param: Value) -> int:
         """Return one more than the largest integer that makes sense for a parameter."""
         kernel = next(f for f in self.module.functions if f.name != "main")
-        scans = [op for op in kernel.body if op.opcode == "lut_accumulate"]
-        entries = [o.operands[1].type.size(1) for o in scans if o.operands[0].name == param.name]
+        entries = [
+            op.operands[-1].type.size(1)
+            for op in kernel.body
+            if op.opcode in ("lut_accumulate", "weighted_gather")
+            and op.operands[0].name == param.name
+        ]
         return min(entries, default=256)
 
     def reference(self, inputs: Sequence[Array]) -> list[Array]:
@@ -283,14 +300,25 @@ class StageSubject:
         return self._blobs[key]
 
     def compare(self, got: Sequence[Array], want: Sequence[Array]) -> str | None:
-        """Return None if equal: bit by bit, or to rounding where a ``linear`` sums floats."""
-        exact = not any(op.opcode == "linear" for f in self.module.functions for op in f.body)
+        """Return None if equal: bit by bit, or to rounding where an operation sums floats.
+
+        Where a projection is hashed, its rounding may flip a sign next to zero: one row in fifty
+        may differ by more.
+        """
+        body = [op for f in self.module.functions for op in f.body]
+        opcodes = {op.opcode for op in body}
+        exact = not opcodes & {"linear", *HASHES}
+        flips = "sign_hash" in opcodes and bool(opcodes & {"hadamard", "block_diagonal_matmul"})
+        quantised = any(v.type.dtype == "int8" for op in body for v in op.operands)
+        tolerance = (2e-3 if quantised else 2e-5) if opcodes & HASHES else 1e-5
         for index, (have, wanted) in enumerate(zip(got, want, strict=True)):
             if exact or have.dtype.kind in "iu":
                 wrong = ~((have == wanted) | ((have != have) & (wanted != wanted)))
             else:
                 scale = float(np.max(np.abs(wanted), initial=1e-30))
-                wrong = ~(np.abs(have - wanted) <= 1e-5 * scale)
+                wrong = ~(np.abs(have - wanted) <= tolerance * scale)
+            if flips and wrong.any(axis=1).sum() <= len(wrong) // 50:
+                continue
             if wrong.any():
                 where = tuple(int(i) for i in np.argwhere(wrong)[0])
                 return (
