@@ -42,7 +42,7 @@ class BlobLayout:
         if key in self._seen:
             return self._seen[key]
         entry = {"pack": name, "params": params, "sources": list(sources), "offset": self.nbytes}
-        nbytes = pack.pack_entry(entry, self.constants).size
+        nbytes = pack.packed_nbytes(entry, self.constants)
         entry["nbytes"] = nbytes
         self.entries.append(entry)
         view = View(self.buffer, i64(self.nbytes), dtype)

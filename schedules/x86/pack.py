@@ -158,6 +158,18 @@ def sylvester(size: int) -> Array:
     return matrix
 
 
+def gather_starts(outputs: int, columns: int) -> list[int]:
+    """Return the first output of each chunk of 16 of whole slices; the last one may repeat.
+
+    Examples
+    --------
+    >>> gather_starts(40, 32)
+    [0, 16, 24, 24]
+    """
+    starts = chunk_starts(outputs)
+    return starts + [starts[-1]] * (-len(starts) % (columns // CHUNK))
+
+
 def pack_gather_tables(tables: Array, *, columns: int, form: str, lanes: int) -> Array:
     """(H, K, M) -> (slices of ``columns`` columns, H, K, columns), M padded with zeros.
 
@@ -168,8 +180,7 @@ def pack_gather_tables(tables: Array, *, columns: int, form: str, lanes: int) ->
     high half; ``pairs`` (bfloat16) and ``quads`` (int8): so that entries of two (four) rows,
     interleaved inside each 16 bytes of a vector of ``lanes`` bytes, give contiguous columns.
     """
-    starts = chunk_starts(tables.shape[2])
-    starts += [starts[-1]] * (round_up(len(starts), columns // CHUNK) - len(starts))
+    starts = gather_starts(tables.shape[2], columns)
     padded = _padded(tables, CHUNK, 2)
     picks = np.concatenate([np.arange(s, s + CHUNK) for s in starts])
     order = np.arange(columns)
@@ -226,6 +237,16 @@ def pack_entry(entry: Mapping[str, Any], constants: Mapping[str, Array]) -> Arra
     sources = [np.asarray(constants[name]) for name in entry["sources"]]
     packed = PACKERS[entry["pack"]](*sources, **entry["params"])
     return np.ascontiguousarray(packed).reshape(-1).view(np.uint8)
+
+
+def packed_nbytes(entry: Mapping[str, Any], constants: Mapping[str, Array]) -> int:
+    """Return the bytes of one entry; the tables of a gather may be too large to pack for that."""
+    if entry["pack"] != "gather_tables":
+        return pack_entry(entry, constants).size
+    tables = constants[entry["sources"][0]]
+    columns = entry["params"]["columns"]
+    outputs = len(gather_starts(tables.shape[2], columns)) * CHUNK
+    return tables.shape[0] * tables.shape[1] * outputs * tables.dtype.itemsize
 
 
 def aligned_empty(nbytes: int) -> NDArray[np.uint8]:

@@ -208,6 +208,10 @@ def default_stage_configs(isa: Isa, function: Function) -> KernelConfigs:
         tables = max((op.operands[2].type for op in gathers), key=lambda t: t.itemsize)
         gather = default_gather(tables.itemsize, tables.size(1))
         configs = replace(configs, gather=gather)
+    if isa.has_avx512 and any(op.opcode == "block_diagonal_matmul" for op in function.body):
+        # Blocks of 64 columns are four chunks: 24 sums, 4 weights and a row's value in registers.
+        rows = replace(configs.rows, linear_chunks=4, linear_batch=6, linear_rows=48)
+        configs = replace(configs, rows=rows)
     if _only_products(function) or rows_only(function):
         return replace(configs, stage=replace(configs.stage, row_threshold=ALWAYS))
     return configs

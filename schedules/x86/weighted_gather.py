@@ -42,7 +42,7 @@ from lutcc.schedules.x86.emit import (
     splat,
     when,
 )
-from lutcc.schedules.x86.pack import CHUNK, chunk_starts, round_up
+from lutcc.schedules.x86.pack import CHUNK, gather_starts, round_up
 
 LINE = 64
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -99,10 +99,9 @@ def plan_gather(ctx: StageContext, op: Operation, *, signed: bool) -> Gather:
     choice = ctx.configs.gather
     assert choice is not None
     codes = op.operands[0].type.size(1)
-    starts = chunk_starts(outputs)
     least = {"float32": CHUNK, "bfloat16": 2 * CHUNK, "int8": ctx.isa.vector_bytes}[dtype]
-    columns = min(max(choice.columns, least), round_up(len(starts) * CHUNK, least))
-    starts += [starts[-1]] * (round_up(len(starts), columns // CHUNK) - len(starts))
+    columns = min(max(choice.columns, least), round_up(outputs, least))
+    starts = gather_starts(outputs, columns)
     pairs = dtype == "bfloat16" == op.attr("score_dtype") and ctx.isa.has_bf16
     form = {
         "float32": "plain",

@@ -378,4 +378,4 @@ def test_a_gather_ends_its_group() -> None:
     assert len(lowered.program.kernels) == 2
     rows = normal(50, 32)
     for got, want in zip(call(rows), ir.interpret(module, [rows]), strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-4)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
