@@ -159,7 +159,7 @@ def _lookup_ffn(
         value = b.op("hadamard", value, scale=width**-0.5)
         shape = (width // block, block, block * full // width)
         blocks = (rng.normal(size=shape) * block**-0.5).astype(np.float32)
-        kept = {"columns": H * T} if i + 1 == stages else {}
+        kept: dict[str, Any] = {"columns": H * T} if i + 1 == stages else {}
         value = b.op("block_diagonal_matmul", value, b.constant(f"blocks{i}", blocks), **kept)
         width = full
     codes, scores = b.ops("sign_hash", value, code_length=T)
