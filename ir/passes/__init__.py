@@ -17,8 +17,8 @@ from lutcc.ir.passes.inline_calls import InlineCalls
 from lutcc.ir.verifier import verify
 
 #: What a module goes through before it is lowered, top to bottom. No pass folds the scale of a
-#: ``hadamard`` into the blocks of the product after it: a kernel does that when it packs them, in
-#: float64 and together with H itself, so that they are rounded once and not twice.
+#: ``hadamard`` into the blocks of the product after it: a kernel does that when it packs float32
+#: blocks, in float64 and together with H itself, so that they are rounded once and not twice.
 PIPELINE: tuple[Pass, ...] = (
     InlineCalls(),
     EraseLayouts(),
