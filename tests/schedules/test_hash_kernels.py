@@ -228,7 +228,7 @@ def test_weighted_gather(
 def test_gather_of_a_hash(isa: str, dtype: str, count: int, outputs: int) -> None:
     """Weights of a hash are not negative, which the integer kernels make use of."""
     tables = make_tables(count, 16, outputs, dtype)
-    attrs = {"score_dtype": "bfloat16"} if dtype == "bfloat16" else {}
+    attrs: dict[str, Any] = {"score_dtype": "bfloat16"} if dtype == "bfloat16" else {}
     module = gather(tables, **attrs)
     _, call = built(module, isa)
     for n in (1, 3, 40):
@@ -287,7 +287,7 @@ def layer(
             value = b.op("hadamard", value, scale=float(size**-0.5))
             out = block * full // width if i == 0 else block
             blocks = np.random.default_rng(i).normal(size=(size // block, block, out)) / block**0.5
-            attrs = {"columns": tables * length} if i == stages - 1 else {}
+            attrs: dict[str, Any] = {"columns": tables * length} if i == stages - 1 else {}
             constant = b.constant(f"b{i}", blocks.astype(F32))
             value = b.op("block_diagonal_matmul", value, constant, **attrs)
             size = full
