@@ -166,6 +166,16 @@ class Graph:
             raise NotExpressible(f"{node.name} is not a tensor")
         return tuple(self.dim(d) for d in value.shape)
 
+    def shapes(self, node: Node) -> tuple[tuple[Dim, ...], ...]:
+        """Return the shapes of the tensors that a node with several results returns.
+
+        Raises
+        ------
+        NotExpressible
+            If a dimension has no form in the IR.
+        """
+        return tuple(tuple(self.dim(d) for d in value.shape) for value in node.meta["val"])
+
     def dtype(self, node: Node) -> str:
         """Return the IR's name of a tensor node's dtype ("int64" and the like included)."""
         return str(node.meta["val"].dtype).removeprefix("torch.")

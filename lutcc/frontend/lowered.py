@@ -129,6 +129,10 @@ class RegionBuilder:
         """Append an op."""
         return self.builder.op(opcode, *operands, name=None, **attrs)
 
+    def emit_all(self, opcode: str, *operands: ir.Value, **attrs: Attr) -> tuple[ir.Value, ...]:
+        """Append an op, and return all of its results."""
+        return self.builder.ops(opcode, *operands, names=None, **attrs)
+
     def under_shape(self, value: ir.Value, shape: Sequence[Dim]) -> ir.Value:
         """Return ``value`` under another shape of as many elements; no op if it has that shape."""
         target = tuple(shape)
