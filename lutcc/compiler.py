@@ -35,8 +35,8 @@ def compile(
     example_inputs
         For a torch module: a tensor or a tuple of tensors; dimension 0 is the batch and stays open.
     target
-        ``host``, an instruction-set level (``avx2``, ``avx512``, ``avx512_vbmi_vnni``), a CPU name
-        of LLVM, or several joined by commas.
+        ``host``, an instruction-set level (``avx2``, ``avx512``, ``avx512_vbmi_vnni``,
+        ``avx512_bf16``), a CPU name of LLVM, or several joined by commas.
     tuning_logs
         Folder of tuning logs, searched before those that ship with lutcc. Each kernel gets the best
         config that a log has for it on the very processor, else on another one of the same level,

@@ -114,7 +114,7 @@ PRODUCTS: dict[str, Mix] = {
     "avx2": Mix("vfmadd231ps ymm", "avx2", ("vfmadd231ps %ymm14, %ymm15, %ymm{a}",), 12, 16),
     "avx512": Mix("vfmadd231ps zmm", "avx512", ("vfmadd231ps %zmm30, %zmm31, %zmm{a}",), 16, 32),
 }
-PRODUCTS["avx512_vbmi_vnni"] = PRODUCTS["avx512"]
+PRODUCTS["avx512_vbmi_vnni"] = PRODUCTS["avx512_bf16"] = PRODUCTS["avx512"]
 
 
 def scan_limit(isa: str, *, mean: bool, entries: int = 16) -> Mix:

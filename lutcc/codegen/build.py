@@ -44,7 +44,7 @@ def kernel_pipeline() -> str:
 def build_module(lowered: Lowered, *, mcpu: str | None = None) -> Any:
     """Compile in this process and return TVM's executable (``["lutcc_main"]`` is the entry).
 
-    ``.mod.inspect_source("asm")`` of the result is the assembly.
+    ``.inspect_source("asm")`` of the result is the assembly.
     """
     tvm = import_tvm()
     isa = isa_by_name(lowered.program.isa)

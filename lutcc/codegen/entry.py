@@ -35,6 +35,7 @@ from lutcc.schedules.x86.emit import (
     equal,
     fence,
     i64,
+    instructions_of,
     loop,
     minimum,
     streaming_definitions,
@@ -116,6 +117,7 @@ class EntryEmitter:
                 workspace_handle, (tir.Var("workspace_bytes", "int64"),), "uint8", align=1
             )
         stack.enter_context(streaming_definitions())
+        stack.enter_context(instructions_of(self.isa))
         for value, (buffer, strides) in zip(main.params, matched_inputs, strict=True):
             self.memory[value.name] = self._declare(value, buffer, strides)
         roots = _memory_roots(main)

@@ -62,7 +62,7 @@ def lower(
     module
         A verified module; passes run if it has not been through them.
     isa
-        ``avx2``, ``avx512`` or ``avx512_vbmi_vnni``.
+        A level of :data:`lutcc.schedules.x86.isa.ISAS`, or the name of a level's emulation.
     configs
         For each stage, values that replace the defaults, nested as
         :meth:`lutcc.schedules.x86.config.KernelConfigs.to_json` nests them, and ``source``.

@@ -37,8 +37,8 @@ def parse_targets(text: str) -> list[Target]:
     Parameters
     ----------
     text
-        ``host``; ``avx2``, ``avx512``, ``avx512_vbmi_vnni``; a CPU name of LLVM such as ``znver5``;
-        or several joined by commas.
+        ``host``; ``avx2``, ``avx512``, ``avx512_vbmi_vnni``, ``avx512_bf16``; a CPU name of LLVM
+        such as ``znver5``; or several joined by commas.
 
     Raises
     ------
@@ -110,6 +110,7 @@ def _level_of_cpu(name: str) -> Isa:
         "avx2": {"avx2", "fma"},
         "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
         "avx512_vbmi_vnni": {"avx512bw", "avx512vbmi", "avx512vnni", "avx512vl"},
+        "avx512_bf16": {"avx512bw", "avx512vbmi", "avx512vnni", "avx512vl", "avx512bf16"},
     }
     levels = [isa for isa in ISAS if wanted[isa] <= has]
     if not levels:

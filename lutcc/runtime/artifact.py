@@ -421,7 +421,8 @@ def load(path: str | os.PathLike[str], *, isa: str | None = None) -> Artifact:
     path
         A ``.lutcc`` file or an artifact folder.
     isa
-        Take this variant ("avx2", "avx512", "avx512_vbmi_vnni") instead of the best.
+        Take this variant ("avx2", "avx512", "avx512_vbmi_vnni", "avx512_bf16") instead of the
+        best.
 
     Raises
     ------

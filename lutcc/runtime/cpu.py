@@ -3,9 +3,9 @@
 Feature names are those of Linux's ``/proc/cpuinfo`` ("avx512_vnni", "abm", ...). Where that file is
 missing, NumPy's own detection is translated into the same names.
 
-``LUTCC_MAX_ISA`` (``none``, ``avx2``, ``avx512`` or ``avx512_vbmi_vnni``) makes this process behave
-as if the processor had no instruction beyond that level: for tests of the other variants, and to
-rule a variant out in the field.
+``LUTCC_MAX_ISA`` (``none`` or a level: ``avx2``, ``avx512``, ``avx512_vbmi_vnni``, ``avx512_bf16``)
+makes this process behave as if the processor had no instruction beyond that level: for tests of the
+other variants, and to rule a variant out in the field.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from lutcc.errors import TargetError, suggest
 _V3 = ("abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _VBMI_VNNI = (*_V4, "avx512vbmi", "avx512_vnni")
+_BF16 = (*_VBMI_VNNI, "avx512_bf16")
 
 #: Instruction-set levels from worst to best, and the flags that each one needs.
 ISA_FEATURES: dict[str, tuple[str, ...]] = {
     "avx2": _V3,
     "avx512": _V4,
     "avx512_vbmi_vnni": _VBMI_VNNI,
+    "avx512_bf16": _BF16,
 }
 
 #: Level names, worst to best.
@@ -50,6 +52,7 @@ _NUMPY_NAMES = {
     "AVX512VBMI": "avx512vbmi",
     "AVX512VBMI2": "avx512_vbmi2",
     "AVX512VNNI": "avx512_vnni",
+    "AVX512BF16": "avx512_bf16",
 }
 
 
@@ -66,7 +69,7 @@ class Host:
 
     def to_dict(self) -> dict[str, object]:
         """Return the facts that a report needs; only the flags that some level asks for."""
-        known = sorted(self.flags & set(_VBMI_VNNI))
+        known = sorted(self.flags & set(_BF16))
         return {
             "model": self.model,
             "isa": self.isa,
@@ -165,7 +168,7 @@ def flags(*, capped: bool = True) -> frozenset[str]:
     if cap is None or cap == ISA_LEVELS[-1]:
         return found
     allowed = set(ISA_FEATURES.get(cap, ()))
-    beyond = set(_VBMI_VNNI) - allowed
+    beyond = set(_BF16) - allowed
     return frozenset(
         flag
         for flag in found

@@ -141,19 +141,24 @@ class Chooser:
     ) -> list[_Ranked]:
         """Return the records whose configs the space still has, other knobs at today's defaults."""
         found = []
-        for folder, record in records:
+        for log, record in records:
             config = spaces.today(record.workload.rows, record.config)
             if config is not None:
-                found.append((folder, replace(record, config=config)))
+                found.append((log, replace(record, config=config)))
         self._note(len(records) - len(found), f"@{function.name}")
         return found
 
     # -- records -----------------------------------------------------------------------------
 
     def _records(self, ids: Sequence[str]) -> list[_Ranked]:
-        """Return the successful records of some kernels, each with the number of its folder."""
+        """Return the successful records of some kernels, each with the rank of its log.
+
+        Folders rank as they were given, and in each the level itself before those that it is
+        tuned as.
+        """
+        levels = isa_by_name(self.isa).tuned_as
         return [
-            (number, record)
+            (number * len(levels) + levels.index(record.place.isa), record)
             for number, logs in enumerate(self._logs)
             for record in logs.of_kernels(ids)
             if record.outcome.status == "ok" and record.workload.threads in (self.threads, 1)
@@ -162,8 +167,8 @@ class Chooser:
     def _groups(self, records: Sequence[_Ranked]) -> list[tuple[str, dict[int, Record]]]:
         """Return for each processor, the nearest first, the best record at each number of rows."""
         by_cpu: defaultdict[str, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
-        for folder, record in records:
-            by_cpu[record.place.cpu][folder].append(record)
+        for log, record in records:
+            by_cpu[record.place.cpu][log].append(record)
 
         def distance(cpu: str) -> tuple[bool, int, bool]:
             related = self.cpu is not None and vendor_of(cpu) == vendor_of(self.cpu)
@@ -173,9 +178,9 @@ class Chooser:
             return max(r.time for group in by_cpu[cpu].values() for r in group)
 
         def rank(item: tuple[int, Record]) -> tuple[bool, bool, int]:
-            folder, record = item
+            log, record = item
             work = record.workload
-            return work.threads != self.threads, work.cache != self.cache, folder
+            return work.threads != self.threads, work.cache != self.cache, log
 
         groups = []
         for cpu in sorted(sorted(by_cpu, key=newest, reverse=True), key=distance):

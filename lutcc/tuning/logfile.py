@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lutcc.errors import LogError
-from lutcc.schedules.x86.isa import ISAS
+from lutcc.schedules.x86.isa import ISAS, isa_by_name
 from lutcc.tuning.records import Record
 from lutcc.tuning.schema import InvalidRecord, from_line, to_line
 
@@ -192,7 +192,10 @@ class LogFile:
 
 
 class Logs:
-    """The logs of one instruction-set level, searched for kernels without parsing the rest.
+    """The logs that serve one instruction-set level, searched for kernels without parsing the rest.
+
+    They are of the level itself and of those that it is tuned as
+    (:attr:`lutcc.schedules.x86.isa.Isa.tuned_as`).
 
     Parameters
     ----------
@@ -204,8 +207,9 @@ class Logs:
     """
 
     def __init__(self, path: str | os.PathLike[str], isa: str) -> None:
-        self._isa = isa
-        files = [file for file in log_files(path) if file.stem == isa or file.stem not in ISAS]
+        self._levels = isa_by_name(isa).tuned_as
+        others = set(ISAS) - set(self._levels)
+        files = [file for file in log_files(path) if file.stem not in others]
         self._texts = [(file, _bytes_of(file)) for file in files]
 
     def of_kernels(self, ids: Iterable[str]) -> list[Record]:
@@ -229,7 +233,7 @@ class Logs:
             for start in sorted(starts):
                 end = text.find(b"\n", start)
                 record = _record_or_none(text[start : end if end >= 0 else None], file)
-                if record is not None and record.place.isa == self._isa:
+                if record is not None and record.place.isa in self._levels:
                     found.append(record)
         return found
 

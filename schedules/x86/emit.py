@@ -7,7 +7,7 @@ only 256 bits are there. Index arithmetic is 64-bit throughout.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,11 +154,10 @@ def streaming_definitions() -> Iterator[None]:
 @contextmanager
 def instructions_of(isa: Isa) -> Iterator[None]:
     """Open a body that calls a level's instructions, or what stands in for them."""
-    if not isa.emulated:
-        yield
-        return
-    text = x86.substitutes()
-    with emulation.emulating(), builder.attr(i64(0), "pragma_import_llvm", text):
+    text = x86.definitions(isa.levels, emulated=isa.emulated)
+    with emulation.emulating(isa.emulated), ExitStack() as stack:
+        if text:
+            stack.enter_context(builder.attr(i64(0), "pragma_import_llvm", text))
         yield
 
 

@@ -44,6 +44,12 @@ class Isa:
         return self.vector_bytes == 64
 
     @property
+    def levels(self) -> tuple[str, ...]:
+        """Levels whose instructions this one has: those below it, the least first, and itself."""
+        names = list(ISAS)
+        return tuple(names[: names.index(self.name.removesuffix(_EMULATED)) + 1])
+
+    @property
     def tuned_as(self) -> tuple[str, ...]:
         """Levels whose tuning records serve this one, itself first.
 
@@ -96,9 +102,7 @@ AVX512_BF16 = Isa(
 )
 
 #: All levels, the least first.
-ISAS: dict[str, Isa] = {
-    isa.name: isa for isa in (AVX2, AVX512, AVX512_VBMI_VNNI, AVX512_BF16)
-}
+ISAS: dict[str, Isa] = {isa.name: isa for isa in (AVX2, AVX512, AVX512_VBMI_VNNI, AVX512_BF16)}
 
 _EMULATED = "+emulated"
 

@@ -223,7 +223,7 @@ def test_wrong_usage_exits_2(lutcc_command, files: Files, monkeypatch, arguments
         ),
         (
             ["compile", "ARTIFACT", "-o", "x.lutcc", "-t", "nosuch"],
-            "To mend it: use host, avx2, avx512, avx512_vbmi_vnni, or a CPU",
+            "To mend it: use host, avx2, avx512, avx512_vbmi_vnni, avx512_bf16, or a CPU",
         ),
         (["run", "ARTIFACT", "ROWS", "--isa", "avx3"], "no variant 'avx3'"),
         (["run", "ARTIFACT", "ROWS", "--threads", "0"], "thread count"),

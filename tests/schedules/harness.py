@@ -1,4 +1,8 @@
-"""Builds kernels and calls them the way an artifact does, without one."""
+"""Builds kernels and calls them the way an artifact does, without one.
+
+Kernels of a level that this CPU lacks are built in its emulation, so that they are checked on any
+CPU with AVX2; ``tests/conftest.py`` counts those tests.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +16,32 @@ import tvm_ffi
 
 from lutcc import ir
 from lutcc.codegen import Lowered, build_module, lower
-from lutcc.schedules.x86.isa import ISAS
+from lutcc.runtime import cpu
+from lutcc.schedules.x86.isa import AVX512_BF16, ISAS, isa_by_name
 from lutcc.schedules.x86.pack import aligned_empty, pack_blob
 
 N = ir.Sym("n")
-ISA_PARAMS = [pytest.param(name, marks=pytest.mark.isa(name)) for name in ISAS]
+#: Levels for tests that call machine code of theirs: skipped where the CPU lacks one.
+NATIVE_ISA_PARAMS = [pytest.param(name, marks=pytest.mark.isa(name)) for name in ISAS]
+#: Levels for tests that run kernels through :func:`built`: emulated where the CPU lacks one.
+ALL_ISA_PARAMS = [pytest.param(name, marks=pytest.mark.isa(name, emulated=True)) for name in ISAS]
+#: The same for kernels without bfloat16, which the last level shares with the one below
+#: (test_entry.py proves it).
+ISA_PARAMS = [param for param in ALL_ISA_PARAMS if param.values != (AVX512_BF16.name,)]
 #: One row, primes, one below and above every group, tails of every kind, more than a block.
 ROWS = (1, 2, 3, 7, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 257, 300)
+
+
+def runnable(isa: str) -> str:
+    """Return the level, or its emulation where this CPU lacks it."""
+    return isa if isa in cpu.supported_isas() else isa_by_name(isa).emulation().name
 
 
 def built(
     module: ir.Module, isa: str, configs: Mapping[str, Any] | None = None, *, threads: int = 1
 ) -> tuple[Lowered, Callable[..., list[np.ndarray]]]:
     """Return the lowered module and a function of its inputs."""
-    lowered = lower(module, isa, configs, parallel=threads > 1)
+    lowered = lower(module, runnable(isa), configs, parallel=threads > 1)
     program = lowered.program
     symbol = program.entry + ("_mt" if threads > 1 else "")
     alone = replace(lowered, functions={symbol: lowered.functions[symbol]})

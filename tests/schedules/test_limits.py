@@ -9,7 +9,7 @@ import pytest
 from lutcc.bench.limits import MIXES, limit_loop, memcpy, scan_limit
 from lutcc.bench.scan import scan_kernel, scan_module
 from lutcc.errors import TargetError
-from tests.schedules.harness import ISA_PARAMS
+from tests.schedules.harness import NATIVE_ISA_PARAMS
 
 #: Bounds of the instructions retired per second: 50 MHz at one per cycle (a busy, emulated core)
 #: and 7 GHz at eight per cycle.
@@ -33,7 +33,7 @@ def test_rates_are_plausible(name: str) -> None:
     assert SLOWEST < instructions / min(times) < FASTEST
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", NATIVE_ISA_PARAMS)
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("entries", [16, 64])
 def test_every_scan_has_a_limit(isa: str, mean: bool, entries: int) -> None:
@@ -61,7 +61,7 @@ def test_memcpy(nbytes: int) -> None:
     assert (source == 1).all()
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", NATIVE_ISA_PARAMS)
 @pytest.mark.parametrize("accumulate", ["exact", "mean"])
 def test_the_scan_that_is_held_to_a_limit_runs(isa: str, accumulate: str) -> None:
     module = scan_module(6, 16, 20, accumulate=accumulate, seed=0)

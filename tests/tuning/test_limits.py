@@ -21,7 +21,7 @@ from lutcc.tuning.limits import (
     save_limits,
 )
 from lutcc.tuning.workload import Workload
-from tests.schedules.harness import ISA_PARAMS
+from tests.schedules.harness import NATIVE_ISA_PARAMS
 
 LIMITS = Limits(
     isa="avx2",
@@ -44,7 +44,7 @@ def bound_of(workload: Workload, limits: Limits = LIMITS) -> Bound:
     return bound
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", NATIVE_ISA_PARAMS)
 def test_measured_rates_are_plausible(isa):
     limits = measure_limits(isa, seconds=0.001, rounds=2)
     for rate in limits.lookups.values():
@@ -62,7 +62,7 @@ def test_a_level_that_the_processor_lacks_is_refused(monkeypatch):
         measure_limits("avx512_vbmi_vnni")
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", NATIVE_ISA_PARAMS)
 def test_loops_do_what_they_say(isa):
     once, flops = limit_loop(PRODUCTS[isa].name)
     once()
