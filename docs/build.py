@@ -23,6 +23,7 @@ PAGES = (
     "cli",
     "tuning",
     "tuning-logs",
+    "lookup-ffn-training",
     "ir-reference",
     "artifact-format",
     "how-to-add-an-op",
