@@ -28,7 +28,7 @@ def rounded(value: Expr) -> Expr:
 
 def halves(value: Expr) -> Expr:
     """Return 16 float32 values as bfloat16, in uint16; denormals become zero."""
-    return reinterpret("uint16x16", x86.VCVTNEPS2BF16_512(value))
+    return x86.VCVTNEPS2BF16_512(value)
 
 
 def round_row(source: Row, target: Row) -> None:
@@ -41,5 +41,5 @@ def round_row(source: Row, target: Row) -> None:
 
 def dot_pairs(acc: Expr, pairs: Expr, weights: Expr) -> Expr:
     """Return ``acc`` plus, in each lane, two products of bfloat16 values that lie in 32 bits."""
-    a, b = (reinterpret("bfloat16x32", v) for v in (pairs, weights))
+    a, b = (reinterpret("int32x16", v) for v in (pairs, weights))
     return bind(x86.VDPBF16PS_512(acc, a, b))
