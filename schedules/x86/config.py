@@ -232,7 +232,7 @@ def default_gather(itemsize: int, entries: int) -> GatherConfig:
     """
     columns = {4: 32, 2: 32, 1: 64}[itemsize]
     row = entries * columns * itemsize
-    group = 32
+    group = 16
     while group > 4 and group * row > _PIECE_BYTES * (2 if itemsize == 4 else 1):
         group //= 2
     return GatherConfig(4096, columns, group)

@@ -1,4 +1,4 @@
-"""Hadamard, block-diagonal products, sign hashes and gathers: every level against the interpreter."""
+"""Hadamard, block-diagonal products, hashes and gathers: every level against the interpreter."""
 
 from __future__ import annotations
 
