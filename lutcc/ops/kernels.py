@@ -289,6 +289,14 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     )
 
 
+def _place(identity: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return an identity without the version, so without what in-place changes change.
+
+    Of tensors made in inference mode it is the identity itself: it has no place.
+    """
+    return identity if isinstance(identity[0], bytes) else (*identity[:2], *identity[3:])
+
+
 def _entry(signature: Plan, tables: Sequence[torch.Tensor]) -> _Entry:
     key = (signature, *map(_identity, tables))
     with _lock:
@@ -298,9 +306,11 @@ def _entry(signature: Plan, tables: Sequence[torch.Tensor]) -> _Entry:
             return entry
         # A storage whose tensors are gone may give its address to another one: forget it. (While
         # its weak reference is kept, the storage's own handle is not given away, so no stale entry
-        # can be taken for a new table.)
+        # can be taken for a new table.) An earlier version of these tables never comes back either.
+        places = [_place(identity) for identity in key[1:]]
         for old, stale in list(_state.kernels.items()):
-            if any(owner.expired() for owner in stale.owners):
+            earlier = tables and old[0] is signature and [_place(i) for i in old[1:]] == places
+            if earlier or any(owner.expired() for owner in stale.owners):
                 del _state.kernels[old]
         owners = tuple(StorageWeakRef(t.untyped_storage()) for t in tables if not t.is_inference())
         entry = _state.kernels[key] = _Entry(owners)

@@ -21,7 +21,6 @@ from torch import nn
 import lutcc
 from lutcc import ir
 from lutcc.frontend import import_torch
-from lutcc.frontend.relax import build_mixed
 
 _op = torch.ops.lutcc
 
@@ -242,10 +241,3 @@ def test_compiled_transformer(run_relax: Any) -> None:
     for (result,), (x,) in zip(run_relax(imported, inputs), inputs, strict=True):
         with torch.no_grad():
             np.testing.assert_allclose(result, model(x).numpy(), rtol=1e-4, atol=2e-5)
-
-
-def test_tables_of_a_mixed_model_are_parameters(tmp_path: Any) -> None:
-    imported = import_torch(Block().eval(), torch.randn(2, 5, 12))
-    build = build_mixed(imported, ["avx2"], tmp_path)
-    tables = 6 * 16 * 12 * 4
-    assert sum(a.nbytes for name, a in build.params.items() if name.startswith("region")) > tables

@@ -188,10 +188,11 @@ def tables(value: int, shape: tuple[int, int, int] = (4, 16, 8)) -> torch.Tensor
 
 
 @needs_kernels
-def test_changed_tables_are_noticed() -> None:
+def test_changed_tables_are_noticed_and_earlier_ones_forgotten() -> None:
     codes = torch.ones((9, 4), dtype=torch.uint8)
     lut = tables(5)
     ops.set_compilation("always")
+    ops.clear_kernels()
     for change in (
         lambda: None,
         lut[:, 1:].zero_,
@@ -203,6 +204,7 @@ def test_changed_tables_are_noticed() -> None:
             ops.lut_accumulate(codes, lut),
             interpret("lut_accumulate", [codes.numpy(), lut.numpy()]),
         )
+        assert ops.kernel_statistics()["kept"] == 1
 
 
 @needs_kernels
