@@ -1,0 +1,45 @@
+"""What :mod:`lutcc.ops` calls for tensors on a GPU: the Triton kernels, under the operators' names.
+
+Imported at the first such call, and only then: this module imports Triton, and never TVM.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+import lutcc.schedules.triton.bh_stage as _bh_stage
+import lutcc.schedules.triton.block_diagonal_matmul as _block_diagonal_matmul
+import lutcc.schedules.triton.hadamard as _hadamard
+import lutcc.schedules.triton.sign_hash as _sign_hash
+import lutcc.schedules.triton.weighted_gather as _weighted_gather
+import lutcc.schedules.triton.weighted_gather_backward as _weighted_gather_backward
+
+Launcher = TypeVar("Launcher", bound=Callable[..., Any])
+
+
+def _on_device(launcher: Launcher) -> Launcher:
+    """Make the first argument's device current: Triton launches on the current one."""
+
+    @functools.wraps(launcher)
+    def run(first: torch.Tensor, *rest: Any) -> Any:
+        with torch.cuda.device(first.device):
+            return launcher(first, *rest)
+
+    return run  # type: ignore[return-value]
+
+
+hadamard = _on_device(_hadamard.hadamard)
+block_diagonal_matmul = _on_device(_block_diagonal_matmul.block_diagonal_matmul)
+block_diagonal_matmul_weight_grad = _on_device(
+    _block_diagonal_matmul.block_diagonal_matmul_weight_grad
+)
+bh_stage = _on_device(_bh_stage.bh_stage)
+bh_stage_backward = _on_device(_bh_stage.bh_stage_backward)
+sign_hash = _on_device(_sign_hash.sign_hash)
+sign_hash_backward = _on_device(_sign_hash.sign_hash_backward)
+weighted_gather = _on_device(_weighted_gather.weighted_gather)
+weighted_gather_backward = _on_device(_weighted_gather_backward.weighted_gather_backward)

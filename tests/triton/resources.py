@@ -1,0 +1,142 @@
+"""What each kernel takes at production shapes, and how to record it anew.
+
+    python -m tests.triton.resources --update
+
+compiles every case for every target and rewrites ``resources.json``. Do it when a kernel or its
+config was changed on purpose, or with a new Triton, and look at the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import triton
+
+from lutcc.schedules.triton import bh_stage as stage
+from lutcc.schedules.triton import block_diagonal_matmul as product
+from lutcc.schedules.triton.hadamard import hadamard
+from lutcc.schedules.triton.sign_hash import sign_hash, sign_hash_backward
+from lutcc.schedules.triton.weighted_gather import weighted_gather
+from lutcc.schedules.triton.weighted_gather_backward import weighted_gather_backward
+from tests.triton.compile_only import TARGETS, Resources, compiling_for
+
+BASELINE = Path(__file__).with_name("resources.json")
+
+ROWS = 32768
+BF16, F32 = torch.bfloat16, torch.float32
+
+
+def empty(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def transform(columns: int, dtype: torch.dtype = BF16) -> Callable[[], object]:
+    return lambda: hadamard(empty(ROWS, columns, dtype=dtype), 0.5)
+
+
+def blocks(count: int, p: int, q: int, dtype: torch.dtype, columns: int | None = None):
+    def run() -> None:
+        x, weights = empty(ROWS, count * p, dtype=dtype), empty(count, p, q, dtype=dtype)
+        y = product.block_diagonal_matmul(x, weights, columns)
+        product.block_diagonal_matmul_weight_grad(x, y, count, q)
+
+    return run
+
+
+def fused(d: int, count: int, p: int, q: int, columns: int | None = None) -> Callable[[], object]:
+    def run() -> None:
+        x, weights = empty(ROWS, d), empty(count, p, q)
+        y, mixed = stage.bh_stage(x, weights, 0.1, columns)
+        dx, dweights = stage.bh_stage_backward(y, mixed, weights, 0.1, d)
+        assert (dx.shape, dweights.shape) == (x.shape, weights.shape)
+
+    return run
+
+
+def hashing(tables: int, length: int, variant: str, neighbors: int, dtype: torch.dtype = F32):
+    def run() -> None:
+        z = empty(ROWS, tables * length, dtype=dtype)
+        _, scores = sign_hash(z, length, variant, neighbors)
+        dz = sign_hash_backward(z, scores, length, variant, neighbors)
+        assert dz.shape == z.shape
+
+    return run
+
+
+def lookup(tables: int, length: int, d: int, dtype: torch.dtype, *, deterministic: bool = True):
+    def run() -> None:
+        codes = empty(ROWS, tables, dtype=torch.int32)
+        scores, weights = empty(ROWS, tables, dtype=dtype), empty(tables, 2**length, d, dtype=dtype)
+        y = weighted_gather(codes, scores, weights)
+        ds, dt = weighted_gather_backward(y, codes, scores, weights, deterministic)
+        assert (ds.shape, dt.shape, dt.dtype) == (scores.shape, weights.shape, dtype)
+
+    return run
+
+
+def lookup_int8() -> None:
+    codes, scores = empty(ROWS, 128, dtype=torch.int32), empty(ROWS, 128, dtype=F32)
+    weighted_gather(codes, scores, empty(128, 256, 512, dtype=torch.int8))
+
+
+#: The paper's layers: d = 512, h = 128, tau = 8; d = 768, h = 170, tau = 9; d = 1024, h = 256, 64.
+CASES: dict[str, Callable[[], object]] = {
+    "hadamard 768": transform(768),
+    "hadamard 1024 float32": transform(1024, F32),
+    "hadamard 32768": transform(32768),
+    "blocks (16, 64, 128)": blocks(16, 64, 128, BF16, 1530),
+    "blocks (16, 64, 64) float32": blocks(16, 64, 64, F32),
+    "blocks (128, 8, 8)": blocks(128, 8, 8, BF16),
+    "stage (8, 64, 64)": fused(512, 8, 64, 64),
+    "stage (16, 64, 64)": fused(768, 16, 64, 64, 1000),
+    "hash 128 of 8": hashing(128, 8, "gelu", 1),
+    "hash 170 of 9, 4 neighbours": hashing(170, 9, "softmax", 4, BF16),
+    "lookup d=512, h=128, tau=8": lookup(128, 8, 512, BF16),
+    "lookup d=768, h=170, tau=9 float32": lookup(170, 9, 768, F32),
+    "lookup d=1024, h=64, tau=13": lookup(64, 13, 1024, BF16),
+    "lookup d=1024, h=256, tau=8 atomic": lookup(256, 8, 1024, BF16, deterministic=False),
+    "lookup int8": lookup_int8,
+}
+
+
+def measure(target: str) -> dict[str, Resources]:
+    """Compile all cases for a target; return what each kernel takes, by case and kernel."""
+    found: dict[str, Resources] = {}
+    for name, run in CASES.items():
+        with compiling_for(target) as launches:
+            run()
+        for i, (kernel, resources) in enumerate(launches):
+            key = f"{name}: {kernel}"
+            found[f"{key} ({i})" if key in found else key] = resources
+    return found
+
+
+def main() -> int:
+    """Print what kernels take, or record it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--update", action="store_true", help="rewrite resources.json")
+    arguments = parser.parse_args()
+    everything = {target: measure(target) for target in TARGETS}
+    record = {
+        "triton": triton.__version__,
+        "targets": {
+            target: {name: asdict(value) for name, value in found.items()}
+            for target, found in everything.items()
+        },
+    }
+    if arguments.update:
+        BASELINE.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for target, name in itertools.product(everything, next(iter(everything.values()))):
+        print(target, name, everything[target][name], file=sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
