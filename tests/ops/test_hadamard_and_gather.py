@@ -401,6 +401,17 @@ def test_constant_scores_have_no_gradient_and_codes_never_have() -> None:
     assert not grad.any()
 
 
+def test_gradients_of_no_rows() -> None:
+    layer = Layer()
+    x = torch.zeros(0, 3, 13, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    for parameter in layer.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
 @pytest.mark.parametrize("name", ["blocks", "hash gelu 1", "gather 1"])
 def test_second_derivatives_are_refused(name: str) -> None:
     function, inputs = GRADIENTS[name]()
