@@ -1,9 +1,10 @@
 """What a user would run instead of look-ups: dense layers in torch, float32, bfloat16 and int8.
 
 Every precision is given its best chance: weights converted beforehand, cast buffers allocated
-beforehand, one thread, both int8 engines of torch. On CPUs with AMX, oneDNN's bf16 and int8 are
-several times faster than elsewhere; :data:`WITHOUT_AMX` in the environment of a process shows the
-difference.
+beforehand, one thread, both int8 engines of torch; for feed-forward blocks also oneDNN with weights
+reordered beforehand and the activation fused, which is what ``torch.compile`` makes of them with
+``freezing``. On CPUs with AMX, oneDNN's bf16 and int8 are several times faster than elsewhere;
+:data:`WITHOUT_AMX` in the environment of a process shows the difference.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lutcc.errors import UsageError, suggest
+from lutcc.runtime import cpu
 
 if TYPE_CHECKING:
     import torch
@@ -31,13 +33,32 @@ PRECISIONS = {
     "int8_x86": "dynamic int8 (FBGEMM/oneDNN 'x86' engine), float32 in and out",
 }
 
+#: Through oneDNN whatever torch's own choice is (MKL for float32).
+ONEDNN = {
+    "fp32_onednn": "float32 through oneDNN, weights reordered, activations fused",
+    "bf16_onednn": "bfloat16 through oneDNN, weights reordered, activations fused, bf16 in and out",
+}
+_BF16_NEEDS = ("avx512bw", "avx512vl", "avx512dq")
+
+
+def runs_here(precision: str) -> bool:
+    """Return whether this CPU has what a precision needs; only ``bf16_onednn`` needs any."""
+    return precision != "bf16_onednn" or cpu.supports(_BF16_NEEDS)
+
 
 def dense_chain(
-    weights: Sequence[tuple[torch.Tensor, torch.Tensor | None]], *, relu_last: bool = False
+    weights: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+    *,
+    relu_last: bool = False,
+    activation: str = "relu",
 ) -> nn.Sequential:
-    """Build Linear layers with ReLU between them from (weight (M, D), bias (M,) or None) pairs."""
+    """Build Linear layers with an activation ("relu" or "gelu") between them.
+
+    From (weight (M, D), bias (M,) or None) pairs.
+    """
     from torch import nn
 
+    between = {"relu": nn.ReLU, "gelu": nn.GELU}[activation]
     layers: list[nn.Module] = []
     for index, (weight, bias) in enumerate(weights):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
@@ -46,12 +67,14 @@ def dense_chain(
             linear.bias.data.copy_(bias)
         layers.append(linear)
         if index < len(weights) - 1 or relu_last:
-            layers.append(nn.ReLU())
+            layers.append(between())
     return nn.Sequential(*layers).eval()
 
 
-def prepare(model: nn.Module, precision: str, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Return a call that runs ``model`` on ``x`` (N, D) float32 in one of :data:`PRECISIONS`.
+def prepare(model: nn.Module, precision: str, *inputs: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Return a call that runs ``model`` on an input (N, D) float32, the next one each time.
+
+    ``precision`` is one of :data:`PRECISIONS`, or of :data:`ONEDNN` for a chain of Linear layers.
 
     Raises
     ------
@@ -65,21 +88,80 @@ def prepare(model: nn.Module, precision: str, x: torch.Tensor) -> Callable[[], t
     >>> call().dtype
     torch.bfloat16
     """
+    run = _converted(model, precision)
+    return in_turn([run(x) for x in inputs])
+
+
+def in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
+    """Return one call that makes the given ones in turn.
+
+    Examples
+    --------
+    >>> call = in_turn([lambda: 1, lambda: 2])
+    >>> call(), call(), call()
+    (1, 2, 1)
+    """
+    if len(calls) == 1:
+        return calls[0]
+    following = itertools.cycle(calls).__next__
+    return lambda: following()()
+
+
+def _converted(model: nn.Module, precision: str) -> Callable[[torch.Tensor], Callable[[], Any]]:
+    """Convert a model once; returns a function from an input to the call that is timed."""
     import torch
 
     if precision == "fp32":
-        return lambda: model(x)
+        return lambda x: lambda: model(x)
     if precision in ("bf16", "bf16_cast"):
         half = _copy(model).to(torch.bfloat16)
-        given = x.to(torch.bfloat16)
-        if precision == "bf16":
-            return lambda: half(given)
-        out = torch.empty(half(given).shape, dtype=torch.float32)
-        return lambda: out.copy_(half(given.copy_(x)))
+
+        def in_bf16(x: torch.Tensor) -> Callable[[], Any]:
+            given = x.to(torch.bfloat16)
+            if precision == "bf16":
+                return lambda: half(given)
+            out = torch.empty(half(given).shape, dtype=torch.float32)
+            return lambda: out.copy_(half(given.copy_(x)))
+
+        return in_bf16
     if precision in ("int8_onednn", "int8_x86"):
         quantised = quantize(model, precision.removeprefix("int8_"))
-        return lambda: quantised(x)
-    raise UsageError(f"unknown precision {precision!r}", fix=suggest(precision, PRECISIONS))
+        return lambda x: lambda: quantised(x)
+    if precision in ONEDNN:
+        dtype = torch.bfloat16 if precision == "bf16_onednn" else torch.float32
+        whole = _fused(model, dtype)
+
+        def fused(x: torch.Tensor) -> Callable[[], Any]:
+            given = x.to(dtype)
+            return lambda: whole(given)
+
+        return fused
+    known = [*PRECISIONS, *ONEDNN]
+    raise UsageError(f"unknown precision {precision!r}", fix=suggest(precision, known))
+
+
+def _fused(model: nn.Module, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a chain of Linear layers as oneDNN calls, each with the activation that follows."""
+    import torch
+    from torch import nn
+
+    ops = torch.ops.mkldnn
+    layers = list(model) if isinstance(model, nn.Sequential) else [model]
+    steps: list[tuple[Any, ...]] = []
+    for layer, following in itertools.zip_longest(layers, layers[1:]):
+        if isinstance(layer, nn.Linear):
+            kinds = {nn.ReLU: ("relu", ""), nn.GELU: ("gelu", "none")}
+            attr, algorithm = kinds.get(type(following), ("none", ""))
+            weight = ops._reorder_linear_weight(layer.weight.detach().to(dtype))
+            bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+            steps.append((weight, bias, attr, algorithm))
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        for weight, bias, attr, algorithm in steps:
+            x = ops._linear_pointwise(x, weight, bias, attr, [], algorithm)
+        return x
+
+    return run
 
 
 def quantize(model: nn.Module, engine: str) -> nn.Module:
@@ -119,8 +201,12 @@ def read_chain(path: str) -> nn.Sequential:
                 break
             bias = file.get_tensor(f"{index}.bias") if f"{index}.bias" in names else None
             pairs.append((file.get_tensor(f"{index}.weight"), bias))
-        relu_last = (file.metadata() or {}).get("relu_last") == "true"
-    return dense_chain(pairs, relu_last=relu_last)
+        metadata = file.metadata() or {}
+    return dense_chain(
+        pairs,
+        relu_last=metadata.get("relu_last") == "true",
+        activation=metadata.get("activation", "relu"),
+    )
 
 
 def write_chain(
@@ -128,6 +214,7 @@ def write_chain(
     weights: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
     *,
     relu_last: bool = False,
+    activation: str = "relu",
 ) -> None:
     """Store (weight, bias) pairs of a dense chain as safetensors for a process that measures it."""
     from safetensors.torch import save_file
@@ -137,4 +224,5 @@ def write_chain(
         tensors[f"{index}.weight"] = weight.detach().contiguous()
         if bias is not None:
             tensors[f"{index}.bias"] = bias.detach().contiguous()
-    save_file(tensors, path, metadata={"relu_last": "true" if relu_last else "false"})
+    metadata = {"relu_last": "true" if relu_last else "false", "activation": activation}
+    save_file(tensors, path, metadata=metadata)

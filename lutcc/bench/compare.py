@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +27,15 @@ _ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TOP_PAD_": "67108864",
 }
+#: A call that takes longer than this many seconds is timed once a turn, without warm-up.
+_LONG = 0.1
+#: One that takes this many is timed twice in all.
+_HOPELESS = 4.0
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TVM_BIND_THREADS": "0"}
+
+
+#: Precisions that oneDNN computes with AMX where it may.
+_WITH_AMX = ("bf16", "bf16_cast", "bf16_onednn", "int8_onednn")
 
 
 class Worker:
@@ -113,7 +121,7 @@ class Comparison:
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="lutcc-bench-")
-        self._inputs: dict[str, str] = {}
+        self._inputs: dict[str, tuple[str, int | None]] = {}
         self.amx = has_amx()
 
     def __enter__(self) -> Comparison:
@@ -127,26 +135,46 @@ class Comparison:
     def _worker(self, name: str) -> Worker:
         if name not in self._workers:
             self._workers[name] = Worker(WITHOUT_AMX if name == "torch-without-amx" else None)
-            for key, path in self._inputs.items():
-                self._workers[name].ask("input", name=key, path=path)
+            for key, (path, batch) in self._inputs.items():
+                self._workers[name].ask("input", name=key, path=path, batch=batch)
         return self._workers[name]
 
-    def add_input(self, name: str, x: np.ndarray) -> None:
-        """Make an input (N, D) float32 known to every process."""
+    def add_input(self, name: str, x: np.ndarray, batch: int | None = None) -> None:
+        """Make an input (N, D) float32 known to every process.
+
+        With ``batch``, calls take that many rows of it in turn: look-ups of one input again and
+        again would find their few table rows in the nearest cache.
+        """
         path = str(Path(self._folder.name) / f"{len(self._inputs)}.npy")
         np.save(path, np.ascontiguousarray(x, np.float32))
-        self._inputs[name] = path
+        self._inputs[name] = (path, batch)
         for worker in self._workers.values():
-            worker.ask("input", name=name, path=path)
+            worker.ask("input", name=name, path=path, batch=batch)
 
     def add_artifact(
-        self, label: str, path: Path, *, isa: str | None = None, threads: int = 1
+        self,
+        label: str,
+        path: Path,
+        *,
+        isa: str | None = None,
+        cores: Sequence[int] = (),
     ) -> tuple[Subject, dict[str, Any]]:
-        """Load an artifact in a process without torch; returns it and {"isa", "load_s"}."""
-        answer = self._worker("lutcc").ask(
-            "artifact", name=label, path=str(path), isa=isa, threads=threads
+        """Load an artifact in a process without torch; returns it and {"isa", "load_s"}.
+
+        Parameters
+        ----------
+        label, path, isa
+            Name of the subject, the artifact, and its variant (None: the best).
+        cores
+            Run on these, with a thread for each; by default on this process's, with one thread.
+        """
+        worker = "lutcc" if not cores else f"lutcc-on-{len(cores)}"
+        if cores:
+            self._worker(worker).ask("cores", cores=list(cores))
+        answer = self._worker(worker).ask(
+            "artifact", name=label, path=str(path), isa=isa, threads=len(cores) or 1
         )
-        return Subject(label, "lutcc", label), answer
+        return Subject(label, worker, label), answer
 
     def add_dense(
         self, key: str, path: Path, precisions: Iterable[str] = PRECISIONS
@@ -154,7 +182,7 @@ class Comparison:
         """Load a dense chain in each precision; with and without AMX where the CPU has it."""
         subjects = []
         for precision in precisions:
-            capped = self.amx and precision in ("bf16", "bf16_cast", "int8_onednn")
+            capped = self.amx and precision in _WITH_AMX
             for worker in ("torch", "torch-without-amx") if capped else ("torch",):
                 label = f"{precision}/amx" if capped and worker == "torch" else precision
                 name = f"{key}:{precision}"
@@ -165,17 +193,28 @@ class Comparison:
     def measure(
         self, subjects: Iterable[Subject], input: str, *, seconds: float = 0.02, rounds: int = 10
     ) -> dict[str, Timing]:
-        """Time subjects on one input in turns; label -> seconds per call."""
+        """Time subjects on one input in turns; label -> seconds per call.
 
-        def turn(subject: Subject, length: float) -> list[int]:
-            worker = self._worker(subject.worker)
-            return worker.ask("burst", name=subject.name, input=input, seconds=length)["ns"]
-
-        def runner(subject: Subject):
-            return lambda length: turn(subject, length)
-
-        chosen = {subject.label: runner(subject) for subject in subjects}
+        A first call, not counted, tells how long one takes; where it is long, fewer are made.
+        """
+        chosen = {subject.label: self._runner(subject, input) for subject in subjects}
         return interleave(chosen, seconds=seconds, rounds=rounds)
+
+    def _runner(self, subject: Subject, input: str) -> Callable[[float], list[int]]:
+        worker = self._worker(subject.worker)
+
+        def turn(seconds: float, **counts: int) -> list[int]:
+            request = {"name": subject.name, "input": input, "seconds": seconds}
+            return worker.ask("burst", **request, **counts)["ns"]
+
+        once = {"warmup": 0, "least": 1}
+        first = turn(0, **once)[0] * 1e-9
+        if first > _HOPELESS:
+            times = iter([turn(0, **once) for _ in range(2)])
+            return lambda seconds: next(times, [])
+        if first > _LONG:
+            return lambda seconds: turn(seconds, **once)
+        return turn
 
     def output(self, subject: Subject, input: str) -> tuple[np.ndarray, bool]:
         """Run once; returns the output (float32) and whether its process had loaded torch."""

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from lutcc import ir
-from lutcc.bench.limits import MIXES, limit_loop, memcpy, scan_limit
+from lutcc.bench.limits import MIXES, limit_loop, memcpy, product_limit, read_loop, scan_limit
 from lutcc.bench.options import BenchOptions
 from lutcc.bench.timing import burst, interleave
+from lutcc.ir.types import numpy_dtype
 from lutcc.runtime import cpu
 
 Row = dict[str, Any]
@@ -187,6 +188,128 @@ def bench_linear(options: BenchOptions) -> list[Row]:
     return rows
 
 
+def bench_hadamard(options: BenchOptions) -> list[Row]:
+    """Transform rows, against a memcpy of the same bytes: both read and write each once."""
+    rows = []
+    rng, n = np.random.default_rng(options.seed), 4096
+    for isa in _isas(options):
+        for width in (512,) if options.quick else (512, 1024, 4096):
+            module = _one_op("hadamard", ((N, width), "float32"), [], scale=width**-0.5)
+            x = rng.normal(size=(n, width)).astype(np.float32)
+            rows.append(
+                _row(
+                    options,
+                    "hadamard",
+                    f"N={n} n={width}",
+                    isa,
+                    partial(_compiled(module, isa), x),
+                    x.nbytes,
+                    "GB/s of input",
+                    memcpy(x.nbytes),
+                    x.nbytes,
+                    "memcpy of the input",
+                )
+            )
+    return rows
+
+
+def bench_block_diagonal_matmul(options: BenchOptions) -> list[Row]:
+    """Multiply by blocks, against a loop of multiply-adds between registers."""
+    rows = []
+    rng, n, width = np.random.default_rng(options.seed), 4096, 1024
+    for isa in _isas(options):
+        for size in (64,) if options.quick else (64, 32, 16):
+            for dtype in ("float32", "bfloat16"):
+                blocks = rng.normal(size=(width // size, size, size)).astype(numpy_dtype(dtype))
+                module = _one_op("block_diagonal_matmul", ((N, width), "float32"), [blocks])
+                x = rng.normal(size=(n, width)).astype(np.float32)
+                mix = product_limit(isa, bfloat16=dtype == "bfloat16")
+                loop, flops = limit_loop(mix.name)
+                rows.append(
+                    _row(
+                        options,
+                        "block_diagonal_matmul",
+                        f"N={n} {width // size} blocks of {size}x{size} {dtype}",
+                        isa,
+                        partial(_compiled(module, isa), x),
+                        2.0 * n * width * size,
+                        "GFLOP/s",
+                        loop,
+                        flops,
+                        mix.name,
+                    )
+                )
+    return rows
+
+
+def bench_sign_hash(options: BenchOptions) -> list[Row]:
+    """Hash rows of z, against a memcpy of them."""
+    rows = []
+    rng, n, width = np.random.default_rng(options.seed), 4096, 1024
+    shapes = ((8, "gelu", 1),) if options.quick else ((8, "gelu", 1), (8, "softmax", 3))
+    for isa in _isas(options):
+        for length, variant, neighbors in shapes:
+            b = ir.Builder("main")
+            z = b.param("z", ir.TensorType((N, width), "float32"))
+            attrs = {"code_length": length, "variant": variant, "neighbors": neighbors}
+            b.returns(*b.ops("sign_hash", z, **attrs))
+            x = rng.normal(size=(n, width)).astype(np.float32)
+            rows.append(
+                _row(
+                    options,
+                    "sign_hash",
+                    f"N={n} H={width // length} T={length} {variant}, {neighbors} a table",
+                    isa,
+                    partial(_compiled(b.module(), isa), x),
+                    x.nbytes,
+                    "GB/s of input",
+                    memcpy(x.nbytes),
+                    x.nbytes,
+                    "memcpy of the input",
+                )
+            )
+    return rows
+
+
+#: Bytes of a table's piece that a gather keeps at hand: they come from the L2 cache.
+_L2_BYTES = 1 << 18
+
+
+def bench_weighted_gather(options: BenchOptions) -> list[Row]:
+    """Sum weighted table rows, against reading as many bytes from the L2 cache."""
+    rows = []
+    rng, n = np.random.default_rng(options.seed), 4096
+    shapes = ((128, 8, 512),) if options.quick else ((128, 8, 512), (170, 9, 768))
+    for isa in _isas(options):
+        read, nbytes = read_loop(isa, _L2_BYTES)
+        for tables, length, outputs in shapes:
+            codes = rng.integers(0, 1 << length, (n, tables)).astype(np.int32)
+            scores = rng.random((n, tables), np.float32)
+            for dtype in ("float32", "bfloat16", "int8"):
+                table = (rng.normal(size=(tables, 1 << length, outputs)) * 40).astype(
+                    numpy_dtype(dtype)
+                )
+                b = ir.Builder("main")
+                c = b.param("codes", ir.TensorType((N, tables), "int32"))
+                s = b.param("scores", ir.TensorType((N, tables), "float32"))
+                b.returns(b.op("weighted_gather", c, s, b.constant("tables", table)))
+                rows.append(
+                    _row(
+                        options,
+                        "weighted_gather",
+                        f"N={n} H={tables} T={length} M={outputs} {dtype}",
+                        isa,
+                        partial(_compiled(b.module(), isa), codes, scores),
+                        float(n) * tables * outputs * table.itemsize,
+                        "GB/s of table rows",
+                        read,
+                        nbytes,
+                        f"L2 reads, {_L2_BYTES >> 10} KiB",
+                    )
+                )
+    return rows
+
+
 def _moving(
     opcode: str, shape: tuple[Any, ...], constants: list[Any], dtype: str = "float32", **attrs: Any
 ) -> Callable[[BenchOptions], list[Row]]:
@@ -237,6 +360,10 @@ BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[Row]]] = {
     "tree_encode": bench_tree_encode,
     "nearest_encode": bench_nearest_encode,
     "linear": bench_linear,
+    "hadamard": bench_hadamard,
+    "block_diagonal_matmul": bench_block_diagonal_matmul,
+    "sign_hash": bench_sign_hash,
+    "weighted_gather": bench_weighted_gather,
     "lut_dequantize": _moving("lut_dequantize", (N, 256), [_VECTOR, _VECTOR], "int32"),
     "quantize": _moving("quantize", (N, 256), [_VECTOR, _VECTOR]),
     "affine": _moving("affine", (N, 256), [_VECTOR, _VECTOR]),

@@ -33,7 +33,7 @@ class Mix:
     chains
         Independent accumulators, so that latency does not show.
     work
-        Table look-ups per body; of :data:`PRODUCTS` floating-point operations.
+        Table look-ups per body; of products, floating-point operations.
     """
 
     name: str
@@ -106,6 +106,9 @@ MIXES: dict[str, Mix] = {
     )
 }
 
+#: The mix of products of bfloat16: four operations for each lane of 32 bits.
+BF16_PRODUCT = Mix("vdpbf16ps zmm", "avx512_bf16", ("vdpbf16ps %zmm30, %zmm31, %zmm{a}",), 16, 64)
+
 #: Bytes that one turn of a reading loop's body loads.
 READ_BLOCK = 512
 
@@ -131,6 +134,13 @@ def scan_limit(isa: str, *, mean: bool, entries: int = 16) -> Mix:
     if level.has_vbmi_vnni:
         return MIXES["vpermb+vpdpbusd zmm" if entries <= 32 else "vpermb zmm, 16-bit sums"]
     return MIXES["vpshufb zmm, 16-bit sums" if level.has_avx512 else "vpshufb ymm, 16-bit sums"]
+
+
+def product_limit(isa: str, *, bfloat16: bool = False) -> Mix:
+    """Return the mix that bounds a matrix product, of bfloat16 if so and the level has it."""
+    if bfloat16 and isa_by_name(isa).has_bf16:
+        return BF16_PRODUCT
+    return PRODUCTS[isa_by_name(isa).name]
 
 
 def _zeroed(isa: Isa) -> list[str]:
@@ -209,14 +219,14 @@ def _native(source: str, isa: Isa, arguments: int) -> Callable[..., None]:
 def limit_loop(name: str) -> tuple[Callable[[], None], int]:
     """Return a function that runs the loop of a mix once, and how much work that is.
 
-    Work is look-ups, or floating-point operations of a mix of :data:`PRODUCTS`.
+    Work is look-ups, or floating-point operations of a mix of products.
 
     Raises
     ------
     TargetError
         If there is no mix of that name.
     """
-    mixes = MIXES | {mix.name: mix for mix in PRODUCTS.values()}
+    mixes = MIXES | {mix.name: mix for mix in (*PRODUCTS.values(), BF16_PRODUCT)}
     if name not in mixes:
         raise TargetError(f"there is no limit {name!r}", fix=suggest(name, mixes))
     mix = mixes[name]

@@ -18,6 +18,8 @@ class BenchOptions:
         Turns of each candidate.
     quick
         Fewer shapes and turns: seconds instead of minutes.
+    full
+        More and larger batches.
     isa
         Only this ISA level; None: every level that the CPU has.
     seed
@@ -29,6 +31,7 @@ class BenchOptions:
     seconds: float = 0.02
     rounds: int = 10
     quick: bool = False
+    full: bool = False
     isa: str | None = None
     seed: int = 0
     core: int = 0

@@ -1,7 +1,8 @@
 """Measures again and rewrites the figures in README.md: ``python -m lutcc.bench.readme README.md``.
 
-Runs ``lutcc demo --json``, ``lutcc bench layers --json`` and ``lutcc report tuning --json`` (of the
-shipped logs, in the current folder) and puts their tables between the markers
+Runs ``lutcc demo --json``, ``lutcc bench layers --json``, ``lutcc bench ffn --json``, ``lutcc bench
+kernels --only hadamard --json`` and ``lutcc report tuning --json`` (of the shipped logs, in the
+current folder) and puts their tables between the markers
 ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
 """
 
@@ -103,6 +104,25 @@ def tuning_block(data: dict[str, Any]) -> str:
     return markdown_table(header, body) + f"\n\n{', '.join(models)}, one core."
 
 
+def ffn_block(data: dict[str, Any]) -> str:
+    """Return the table of feed-forward blocks: times, verdicts, errors, two cores."""
+    from lutcc.bench.ffn_report import ffn_cells, ffn_header, notes
+
+    rows = data["sections"]["ffn"]
+    table = markdown_table(ffn_header(rows), [ffn_cells(row, rows) for row in rows])
+    return f"{table}\n\n{_caption(data['machine'])} {notes(rows)}"
+
+
+def hadamard_block(data: dict[str, Any]) -> str:
+    """Return the table of Hadamard transforms against a memcpy of the same bytes."""
+    header = ["transform", "level", "microseconds", "of a memcpy's time"]
+    body = [
+        [row["workload"], row["isa"], number(row["best"] * 1e6), f"{1 / row['share']:.2f}x"]
+        for row in data["sections"]["kernels"]
+    ]
+    return markdown_table(header, body) + "\n\n" + _caption(data["machine"])
+
+
 def _caption(machine: dict[str, Any]) -> str:
     from lutcc.bench.machine import one_line
 
@@ -142,6 +162,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="lutcc-readme-") as folder:
         text = replace_block(text, "demo", demo_block(measure("demo", "-o", folder)))
     text = replace_block(text, "layers", layers_block(measure("bench", "layers")))
+    text = replace_block(text, "ffn", ffn_block(measure("bench", "ffn")))
+    transforms = measure("bench", "kernels", "--only", "hadamard")
+    text = replace_block(text, "hadamard", hadamard_block(transforms))
     args.file.write_text(text, encoding="utf-8")
     return 0
 

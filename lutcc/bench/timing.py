@@ -29,8 +29,10 @@ class Timing:
         return cls(*pick, calls=len(ordered))
 
 
-def burst(call: Callable[[], object], seconds: float, *, warmup: int = 2) -> list[int]:
-    """Call for about ``seconds``, at least 3 times; return the nanoseconds of each call."""
+def burst(
+    call: Callable[[], object], seconds: float, *, warmup: int = 2, least: int = 3
+) -> list[int]:
+    """Call for about ``seconds``, at least ``least`` times; return the nanoseconds of each call."""
     for _ in range(warmup):
         call()
     times: list[int] = []
@@ -41,7 +43,7 @@ def burst(call: Callable[[], object], seconds: float, *, warmup: int = 2) -> lis
         call()
         stop = clock()
         times.append(stop - start)
-        if stop >= end and len(times) >= 3:
+        if stop >= end and len(times) >= least:
             return times
 
 

@@ -2,11 +2,13 @@
 
 ``python -m lutcc.bench.worker`` reads one JSON request per line and answers each with one line:
 
-    {"do": "artifact", "name": N, "path": P, "isa": null, "threads": 1}    -> {"isa": ..., "load_s":
-    ...} {"do": "dense", "name": N, "path": P, "precision": "fp32"}             -> {} {"do":
-    "input", "name": X, "path": P}                                  -> {} {"do": "burst", "name": N,
-    "input": X, "seconds": 0.02}                -> {"ns": [...]} {"do": "output", "name": N,
-    "input": X, "path": P}                     -> {"torch": bool}
+    {"do": "artifact", "name": N, "path": P, "isa": null, "threads": 1}
+        -> {"isa": ..., "load_s": ...}
+    {"do": "dense", "name": N, "path": P, "precision": "fp32"}   -> {}
+    {"do": "input", "name": X, "path": P, "batch": null}         -> {}
+    {"do": "cores", "cores": [0, 1]}                             -> {}
+    {"do": "burst", "name": N, "input": X, "seconds": 0.02}      -> {"ns": [...]}
+    {"do": "output", "name": N, "input": X, "path": P}           -> {"torch": bool}
 
 A worker that is asked for artifacts alone never imports torch, as a deployed program would not.
 """
@@ -19,10 +21,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from lutcc.bench.baselines import in_turn
 from lutcc.bench.timing import burst
 from lutcc.errors import LutccError, UsageError, suggest
 
@@ -33,7 +37,7 @@ class Bench:
     def __init__(self) -> None:
         self._artifacts: dict[str, Any] = {}
         self._models: dict[str, tuple[Any, str]] = {}
-        self._inputs: dict[str, np.ndarray] = {}
+        self._inputs: dict[str, list[np.ndarray]] = {}
         self._calls: dict[tuple[str, str], Callable[[], Any]] = {}
 
     def artifact(self, name: str, path: str, isa: str | None, threads: int) -> dict[str, Any]:
@@ -56,15 +60,25 @@ class Bench:
         self._models[name] = (read_chain(path), precision)
         return {}
 
-    def input(self, name: str, path: str) -> dict[str, Any]:
-        """Load an input array, float32 (N, D)."""
-        self._inputs[name] = np.load(path, allow_pickle=False)
+    def input(self, name: str, path: str, batch: int | None = None) -> dict[str, Any]:
+        """Load an input array, float32 (N, D); calls take ``batch`` rows of it in turn."""
+        x = np.load(path, allow_pickle=False)
+        size = batch or len(x)
+        self._inputs[name] = [x[i : i + size] for i in range(0, len(x) - size + 1, size)]
         return {}
 
-    def burst(self, name: str, input: str, seconds: float) -> dict[str, Any]:
+    def cores(self, cores: list[int]) -> dict[str, Any]:
+        """Let this process run on these cores."""
+        os.sched_setaffinity(0, cores)
+        return {}
+
+    def burst(
+        self, name: str, input: str, seconds: float, warmup: int = 2, least: int = 3
+    ) -> dict[str, Any]:
         """Run one subject for some time."""
         with self._mode(name):
-            return {"ns": burst(self._call(name, input), seconds)}
+            times = burst(self._call(name, input), seconds, warmup=warmup, least=least)
+            return {"ns": times}
 
     def output(self, name: str, input: str, path: str) -> dict[str, Any]:
         """Run one subject once and store its output as float32."""
@@ -90,17 +104,18 @@ class Bench:
             for what, among in ((name, known), (input, self._inputs)):
                 if what not in among:
                     raise UsageError(f"nothing of the name {what!r}", fix=suggest(what, among))
-            x = self._inputs[input]
+            batches = self._inputs[input]
             if name in self._artifacts:
                 artifact = self._artifacts[name]
-                self._calls[key] = lambda: artifact(x)
+                self._calls[key] = in_turn([partial(artifact, x) for x in batches])
             else:
                 import torch
 
                 from lutcc.bench.baselines import prepare
 
                 model, precision = self._models[name]
-                self._calls[key] = prepare(model, precision, torch.from_numpy(x))
+                tensors = [torch.from_numpy(x) for x in batches]
+                self._calls[key] = prepare(model, precision, *tensors)
         return self._calls[key]
 
 

@@ -2,8 +2,8 @@
 
 Everything runs on one core, candidates in turns. Sections: limits (register-only loops, memcpy),
 kernels (each lutcc kernel and its share of the limit), layers (a whole look-up layer against torch
-float32, bf16 and int8; with and without AMX where the CPU has it). A ratio below 1 is a loss and
-printed as one.
+float32, bf16 and int8; with and without AMX where the CPU has it), ffn (LookupFFN against the dense
+feed-forward block that it replaces). A ratio below 1 is a loss and printed as one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lutcc.cli.arrays import output_file
 from lutcc.cli.console import Console
 from lutcc.errors import UsageError, suggest
 
-SECTIONS = ("limits", "kernels", "layers")
+SECTIONS = ("limits", "kernels", "layers", "ffn")
 Section = tuple[list[dict[str, Any]], list[Table]]
 
 
@@ -31,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--only", metavar="TEXT", help="kernels whose name contains TEXT")
     parser.add_argument("--quick", action="store_true", help="fewer shapes and turns")
+    parser.add_argument("--full", action="store_true", help="ffn: also at batch 32768")
     parser.add_argument(
-        "--isa", help="one ISA level (default: all that the CPU has; layers: the best)"
+        "--isa", help="one ISA level (default: all that the CPU has; layers and ffn: the best)"
     )
     parser.add_argument("--core", type=int, help="core to run on (default: the last usable one)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the JSON there as well")
@@ -54,7 +55,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     core = pin_to_core(args.core)
     set_num_threads(1)
     brief = {"seconds": 0.01, "rounds": 5} if args.quick else {}
-    options = BenchOptions(quick=args.quick, isa=args.isa, seed=args.seed, core=core, **brief)
+    options = BenchOptions(
+        quick=args.quick, full=args.full, isa=args.isa, seed=args.seed, core=core, **brief
+    )
     machine = describe(core)
     data: dict[str, Any] = {"machine": machine, "sections": {}}
     shown: list[Any] = [one_line(machine)]
@@ -74,6 +77,15 @@ def _layers(options: BenchOptions, only: str | None, console: Console) -> Sectio
     with console.working("whole layers against torch"):
         rows = bench_layers(options, lambda r: console.detail(f"N={r['N']} {r['D']}x{r['M']} done"))
     return rows, [layers_table(rows)]
+
+
+def _ffn(options: BenchOptions, only: str | None, console: Console) -> Section:
+    from lutcc.bench.ffn import bench_ffn
+    from lutcc.bench.ffn_report import ffn_table
+
+    with console.working("feed-forward blocks against torch"):
+        rows = bench_ffn(options, lambda r: console.detail(f"d={r['d']} batch {r['batch']} done"))
+    return rows, [ffn_table(rows)]
 
 
 def layers_table(rows: list[dict[str, Any]]) -> Table:
@@ -159,4 +171,5 @@ _SECTIONS: dict[str, Callable[[BenchOptions, str | None, Console], Section]] = {
     "limits": _limits,
     "kernels": _kernels,
     "layers": _layers,
+    "ffn": _ffn,
 }

@@ -12,18 +12,24 @@ import pytest
 import torch
 
 from lutcc.bench.baselines import (
+    ONEDNN,
     PRECISIONS,
     WITHOUT_AMX,
     dense_chain,
+    in_turn,
     prepare,
     read_chain,
+    runs_here,
     write_chain,
 )
 from lutcc.bench.compare import Comparison, Worker
 from lutcc.bench.machine import caches, describe, has_amx, one_line
 from lutcc.errors import BackendError, UsageError
 
-TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2, "bf16_cast": 2e-2, "int8_onednn": 5e-2, "int8_x86": 5e-2}
+TOLERANCE = {
+    "fp32": 1e-6, "bf16": 2e-2, "bf16_cast": 2e-2, "int8_onednn": 5e-2, "int8_x86": 5e-2,
+    "fp32_onednn": 1e-6, "bf16_onednn": 2e-2,
+}  # fmt: skip
 
 
 def pairs(bias: bool = True) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
@@ -32,20 +38,26 @@ def pairs(bias: bool = True) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     return [(w, torch.randn(len(w), generator=draw) if bias else None) for w in weights]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*PRECISIONS, *ONEDNN])
 @pytest.mark.parametrize("rows", [1, 33])
-@pytest.mark.parametrize("bias", [True, False])
-def test_every_precision_is_near_float64(precision: str, rows: int, bias: bool):
+@pytest.mark.parametrize(
+    ("bias", "activation"), [(True, "relu"), (False, "relu"), (True, "gelu"), (False, "gelu")]
+)
+def test_every_precision_is_near_float64(precision: str, rows: int, bias: bool, activation: str):
+    if not runs_here(precision):
+        pytest.skip(f"this CPU has not what {precision} needs")
     x = torch.randn(rows, 40, generator=torch.Generator().manual_seed(1))
     (first, b1), (second, b2) = pairs(bias)
-    hidden = torch.relu(x.double() @ first.double().T + (0 if b1 is None else b1.double()))
+    function = {"relu": torch.relu, "gelu": torch.nn.functional.gelu}[activation]
+    hidden = function(x.double() @ first.double().T + (0 if b1 is None else b1.double()))
     exact = hidden @ second.double().T + (0 if b2 is None else b2.double())
     with torch.inference_mode():
-        got = prepare(dense_chain(pairs(bias)), precision, x)()
-    assert got.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+        got = prepare(dense_chain(pairs(bias), activation=activation), precision, x)()
+    bf16 = precision in ("bf16", "bf16_onednn")
+    assert got.dtype == (torch.bfloat16 if bf16 else torch.float32)
     error = (got.double() - exact).norm() / exact.norm()
     assert error < TOLERANCE[precision]
-    assert precision == "fp32" or error > 1e-6, "that is not the precision it says"
+    assert "fp32" in precision or error > 1e-6, "that is not the precision it says"
 
 
 def test_unknown_precision():
@@ -61,6 +73,39 @@ def test_chains_are_stored_and_read_back(tmp_path: Path, relu_last: bool):
     expected = dense_chain(pairs(bias=False), relu_last=relu_last)(x)
     assert torch.equal(read_chain(path)(x), expected)
     assert bool((expected >= 0).all()) is relu_last
+    write_chain(path, pairs(bias=False), activation="gelu")
+    smooth = dense_chain(pairs(bias=False), activation="gelu")(x)
+    assert torch.equal(read_chain(path)(x), smooth)
+    assert not torch.equal(smooth, dense_chain(pairs(bias=False))(x))
+
+
+def test_inputs_take_turns():
+    inputs = [torch.full((1, 40), float(i)) for i in range(3)]
+    model = dense_chain(pairs())
+    with torch.inference_mode():
+        call = prepare(model, "fp32", *inputs)
+        for x in (*inputs, inputs[0]):
+            assert torch.equal(call(), model(x))
+    calls = [lambda: 1, lambda: 2]
+    assert in_turn(calls[:1]) is calls[0]
+
+
+def test_onednn_is_what_it_says():
+    script = (
+        "import torch; from lutcc.bench.baselines import dense_chain, prepare\n"
+        "model = dense_chain([(torch.ones(8, 8), None)] * 2, activation='gelu')\n"
+        "with torch.inference_mode(): prepare(model, '{}', torch.ones(16, 8))()\n"
+    )
+    for precision, fused in (("fp32", False), ("fp32_onednn", True)):
+        ran = subprocess.run(
+            [sys.executable, "-c", script.format(precision)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"ONEDNN_VERBOSE": "1"},
+        )
+        products = [line for line in ran.stdout.splitlines() if ",exec,cpu,inner_product" in line]
+        assert ["post-ops:eltwise_gelu" in line for line in products] == [True, False] * fused
 
 
 def onednn_kernels(environment: dict[str, str]) -> str:
