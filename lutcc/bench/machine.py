@@ -74,9 +74,8 @@ def one_line(machine: dict[str, Any]) -> str:
     """Return the description as one line for a caption."""
     versions = machine["versions"]
     amx = ", AMX" if "amx_int8" in machine["flags"] else ""
-    level = next(
-        (f for f in ("avx512vbmi", "avx512bw", "avx2") if f in machine["flags"]), "no AVX2"
-    )
+    told = ("avx512_bf16", "avx512vbmi", "avx512bw", "avx2")
+    level = next((f for f in told if f in machine["flags"]), "no AVX2")
     return (
         f"{machine['cpu']} ({level}{amx}), one core, lutcc {versions['lutcc']}, "
         f"torch {versions['torch']}, TVM {versions['apache-tvm']}"
