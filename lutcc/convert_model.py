@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,14 +13,9 @@ import numpy as np
 import torch
 
 from lutcc import recipes
-from lutcc.errors import ConvertError, LutccError, suggest
-from lutcc.nn.conversion import (
-    CONVERTERS,
-    ConversionReport,
-    LayerReport,
-    convert_layer,
-    exact_report,
-)
+from lutcc.errors import ConvertError, LutccError
+from lutcc.nn.conversion import ConversionReport, LayerReport, convert_layer, exact_report
+from lutcc.nn.conversion_plan import Step, plan_conversion
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 Batch: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -36,9 +31,16 @@ def convert(
     """Return a copy of ``model`` in eval mode whose layers are replaced as ``recipe`` says.
 
     Layers are converted in the order in which the model runs them. Each is fitted on what reaches
-    it through the layers already converted, with the product of its exact weights as the target, so
-    that later layers see the errors of earlier ones. Linear layers and one-group 2-D convolutions
-    can be converted.
+    it through the layers already converted, with the outputs of the exact layer as the target, so
+    that later layers see the errors of earlier ones.
+
+    ``Maddness`` converts Linear layers and one-group 2-D convolutions. ``LookupFFN`` converts
+    feed-forward blocks: ``Sequential(Linear, activation, Linear)`` and any other module that
+    consists of two Linear layers (or three gated ones) and nothing else with parameters; the
+    ``linear1`` and ``linear2`` of torch's transformer encoder and decoder layers, and the
+    ``intermediate.dense`` and ``output.dense`` of the BERT family, of which the layer is named.
+    There the look-ups take the first one's place, and identities those of the activation, the inner
+    drop-out and the second; torch's fused path for encoder layers is switched off for that layer.
 
     Parameters
     ----------
@@ -47,11 +49,13 @@ def convert(
     recipe
         {module name pattern: config}, or the path of a TOML or JSON file of the same, see
         :mod:`lutcc.recipes`. A number of codebooks beyond a layer's columns is lowered to them,
-        with a note in the report.
+        with a note in the report. The last pattern that matches a layer, or a block around it,
+        counts.
     calibration
         Typical inputs: a tensor or array, or batches of them (list, DataLoader, generator). Of a
         batch that is a tuple, the model gets as many entries as its ``forward`` requires (so labels
-        are dropped); of a dictionary, all as keywords.
+        are dropped); of a dictionary, all as keywords. None, if the recipe has LookupFFN blocks
+        only, starts those afresh: the model must then be trained.
     progress
         Called as ``progress(done, total, layer name)`` before each fit and once at the end.
 
@@ -62,8 +66,8 @@ def convert(
     Raises
     ------
     ConvertError
-        If a pattern matches no layer that can be converted (the nearest names are suggested), a
-        layer is never run, the calibration is missing or empty, or a fit fails; the message names
+        If a pattern matches nothing that its config can convert (the nearest names are suggested),
+        a layer is never run, the calibration is missing or empty, or a fit fails; the message names
         the layer.
     RecipeError
         If the recipe is malformed.
@@ -86,26 +90,31 @@ def convert(
         )
     configs = recipes.read_recipe(recipe)
     converted = copy.deepcopy(model).eval()
-    plan = _plan(converted, configs)
-    inexact = {name for name, config in plan.items() if not isinstance(config, recipes.Exact)}
+    plan = plan_conversion(converted, configs)
+    fitted = [step for step in plan if not isinstance(step.config, recipes.Exact)]
+    afresh = calibration is None and all(
+        isinstance(step.config, recipes.LookupFFN) for step in fitted
+    )
     reports: list[LayerReport] = []
-    with torch.no_grad():
-        batches = _batches(converted, calibration) if inexact else []
-        order = _execution_order(converted, list(plan), batches, inexact)
-        for done, name in enumerate(order):
+    with torch.no_grad(), _plain_transformers():
+        batches = _batches(converted, calibration) if fitted and not afresh else []
+        order = plan if afresh else _execution_order(converted, plan, batches)
+        for done, step in enumerate(order):
             if progress:
-                progress(done, len(order), name)
-            layer, config = converted.get_submodule(name), plan[name]
-            if isinstance(config, recipes.Exact):
-                reports.append(exact_report(name, layer))
+                progress(done, len(order), step.name)
+            if isinstance(step.config, recipes.Exact):
+                reports.append(exact_report(step.name, step.module, step.block))
                 continue
+            inputs = _inputs_of(converted, step.entry, batches) if batches else None
             try:
                 replacement, report = convert_layer(
-                    name, layer, config, _inputs_of(converted, layer, batches)
+                    step.name, step.module, step.config, inputs, step.block
                 )
             except LutccError as error:
-                raise ConvertError(error.what, where=f"layer {name!r}", fix=error.fix) from error
-            converted = _replace(converted, layer, replacement)
+                raise ConvertError(
+                    error.what, where=f"layer {step.name!r}", fix=error.fix
+                ) from error
+            converted = _install(converted, step, replacement)
             reports.append(report)
         if progress:
             progress(len(order), len(order), "")
@@ -113,26 +122,15 @@ def convert(
     return converted
 
 
-def _plan(model: torch.nn.Module, configs: dict[str, recipes.Config]) -> dict[str, recipes.Config]:
-    """Return {layer name: config} for every convertible layer; the last matching pattern counts."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    layers = {name: module for name, module in modules.items() if type(module) in CONVERTERS}
-    plan: dict[int, tuple[str, recipes.Config]] = {}
-    for pattern, config in configs.items():
-        matches = [name for name in layers if fnmatchcase(name, pattern)]
-        if not matches:
-            others = [name for name in modules if fnmatchcase(name, pattern)]
-            if others:
-                kinds = sorted({type(modules[name]).__name__ for name in others})
-                what = f"{pattern!r} matches only {', '.join(kinds)}, which cannot be converted"
-                fix = f"name Linear or Conv2d layers; {suggest(pattern, layers)}"
-            else:
-                what, fix = f"no layer of the model is called {pattern!r}", suggest(pattern, layers)
-            raise ConvertError(what, where=f"recipe[{pattern}]", fix=fix)
-        for name in matches:  # a module registered under two names is one layer
-            first = plan.get(id(layers[name]), (name, config))[0]
-            plan[id(layers[name])] = (first, config)
-    return dict(plan.values())
+@contextlib.contextmanager
+def _plain_transformers() -> Iterator[None]:
+    """Run torch's transformer layers module by module, so that each sees its input."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _batches(model: torch.nn.Module, calibration: Any) -> list[Batch]:
@@ -202,37 +200,32 @@ def _required_arguments(model: torch.nn.Module) -> int:
     return max(1, sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters))
 
 
-def _execution_order(
-    model: torch.nn.Module,
-    names: list[str],
-    batches: list[Batch],
-    needed: set[str],
-) -> list[str]:
-    """Return ``names`` in the order of their first call, then the (exact) ones never called."""
-    order: list[str] = []
+def _execution_order(model: torch.nn.Module, plan: list[Step], batches: list[Batch]) -> list[Step]:
+    """Return ``plan`` in the order of the first calls, then the (exact) steps never called."""
+    order: list[Step] = []
     handles = []
-    for name in names:
+    for step in plan:
 
-        def note(module: torch.nn.Module, args: Any, name: str = name) -> None:
-            if name not in order:
-                order.append(name)
+        def note(module: torch.nn.Module, args: Any, step: Step = step) -> None:
+            if step not in order:
+                order.append(step)
 
-        handles.append(model.get_submodule(name).register_forward_pre_hook(note))
+        handles.append(step.entry.register_forward_pre_hook(note))
     try:
         for args, kwargs in batches:
             _run(model, args, kwargs)
-            if len(order) == len(names):
+            if len(order) == len(plan):
                 break
     finally:
         for handle in handles:
             handle.remove()
-    idle = [name for name in names if name not in order]
-    for name in idle:
-        if name in needed:
+    idle = [step for step in plan if step not in order]
+    for step in idle:
+        if not isinstance(step.config, recipes.Exact):
             raise ConvertError(
                 "the model does not call this layer as a module on the calibration data, "
                 "so there is nothing to fit it on",
-                where=f"layer {name!r}",
+                where=f"layer {step.name!r}",
                 fix="make it 'exact' in the recipe, or calibrate with inputs that reach it",
             )
     return order + idle
@@ -269,6 +262,17 @@ def _inputs_of(
     finally:
         handle.remove()
     return received
+
+
+def _install(model: torch.nn.Module, step: Step, replacement: torch.nn.Module) -> torch.nn.Module:
+    """Put ``replacement`` in the place of a layer or block; return what is now the model."""
+    if step.block is None or step.block.install is None:
+        return _replace(model, step.module, replacement)
+    step.block.install(replacement.train(step.module.training))
+    for parent in model.modules():
+        if isinstance(parent, torch.nn.TransformerEncoder) and step.module in parent.layers:
+            parent.use_nested_tensor = False  # that path reads the weights of its first layer
+    return model
 
 
 def _replace(

@@ -8,8 +8,15 @@ has a dot or a star:
     method = "maddness"
     ncodebooks = 16
 
+    ["layers.*"]
+    method = "lookup_ffn"
+    num_tables = 128
+
     [head]
     method = "exact"
+
+MADDNESS replaces linear layers and convolutions one by one; LookupFFN whole feed-forward blocks,
+which its patterns name (or the layer of a transformer that holds one).
 """
 
 from __future__ import annotations
@@ -23,6 +30,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from lutcc.errors import InputError, RecipeError, suggest
 from lutcc.fit.options import check_int, check_maddness_options
+from lutcc.lookup_options import check_count, check_lookup_options
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +90,85 @@ class Maddness:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LookupFFN:
+    """Replace a feed-forward block by look-ups that are distilled from it, or trained afterwards.
+
+    The fields are the arguments of :class:`lutcc.nn.LookupFFN` and of its ``from_ffn``. Without
+    calibration data the layer starts afresh, to be trained.
+
+    Parameters
+    ----------
+    steps, batch_size, learning_rate, synthetic
+        Of the distillation.
+    max_rows
+        Distil each block on at most this many rows of what it receives.
+    random_state
+        Seed of everything random.
+
+    Raises
+    ------
+    InputError
+        If a value is out of range.
+
+    Examples
+    --------
+    >>> LookupFFN(num_tables=64).code_length
+    8
+    """
+
+    method: ClassVar[str] = "lookup_ffn"
+
+    num_tables: int = 128
+    code_length: int = 8
+    projection: str = "bh4"
+    block_size: int = 64
+    table_dtype: str = "float32"
+    variant: str = "gelu"
+    neighbors: int = 1
+    bias: bool = True
+    projection_dtype: str = "float32"
+    score_dtype: str = "float32"
+    steps: int = 1000
+    batch_size: int = 256
+    learning_rate: float = 0.1
+    synthetic: float = 0.5
+    max_rows: int = 65536
+    random_state: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        check_count("recipes.LookupFFN", "random_state", self.random_state, 0, 2**32 - 1)
+        if not isinstance(self.bias, bool):
+            raise InputError(
+                f"bias={self.bias!r} is neither true nor false",
+                where="recipes.LookupFFN",
+                fix="use true or false",
+            )
+        check_lookup_options("recipes.LookupFFN", **dataclasses.asdict(self))
+
+    def layer_options(self) -> dict[str, Any]:
+        """Return the arguments of :class:`lutcc.nn.LookupFFN`, without the columns."""
+        options = dataclasses.asdict(self)
+        for name in (
+            "steps",
+            "batch_size",
+            "learning_rate",
+            "synthetic",
+            "max_rows",
+            "random_state",
+        ):
+            del options[name]
+        return options
+
+    def distillation_options(self) -> dict[str, Any]:
+        """Return the arguments of ``LookupFFN.from_ffn`` that are not the layer's, but the seed."""
+        names = ("steps", "batch_size", "learning_rate", "synthetic", "max_rows")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Exact:
-    """Leave a layer as it is.
+    """Leave a layer or a block as it is.
 
     Examples
     --------
@@ -93,8 +178,10 @@ class Exact:
     method: ClassVar[str] = "exact"
 
 
-Config: TypeAlias = Maddness | Exact
-RECIPES: dict[str, type[Config]] = {config.method: config for config in (Maddness, Exact)}
+Config: TypeAlias = Maddness | LookupFFN | Exact
+RECIPES: dict[str, type[Config]] = {
+    config.method: config for config in (Maddness, LookupFFN, Exact)
+}
 
 
 def config_from_dict(settings: Mapping[str, Any], where: str = "recipe") -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,11 @@ from lutcc.errors import ConvertError
 from lutcc.fit import Maddness
 from lutcc.nn.calibration import conv_rows, linear_rows
 from lutcc.nn.conv import MaddnessConv2d, conv_geometry, conv_weights
+from lutcc.nn.distillation import seeded
+from lutcc.nn.feed_forward import FeedForward
 from lutcc.nn.linear import MaddnessLinear, linear_weights
 from lutcc.nn.lookup import MaddnessLookup
+from lutcc.nn.lookup_ffn import LookupFFN
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,10 +33,11 @@ class LayerReport:
         The layer, and the recipe's method.
     in_features, out_features, ncodebooks, nprototypes
         D, M, C and K of its product (patches are rows for a convolution); C = K = 0 for an exact
-        layer.
+        layer. For a LookupFFN, C and K are its tables and their rows.
     relative_error
         Frobenius norm of (look-up - exact) over that of exact, on the calibration rows it was
-        fitted on; both get the output of the converted layers before it. 0 for an exact layer.
+        fitted on (for a LookupFFN: on held-out ones); both get the output of the converted layers
+        before it. 0 for an exact layer, None for one that starts afresh.
     rows
         Calibration rows fitted on.
     table_bytes, weight_bytes
@@ -49,7 +54,7 @@ class LayerReport:
     out_features: int
     ncodebooks: int
     nprototypes: int
-    relative_error: float
+    relative_error: float | None
     rows: int
     table_bytes: int
     weight_bytes: int
@@ -69,20 +74,84 @@ class ConversionReport:
 
     def __str__(self) -> str:
         """Return a table with one line per layer."""
-        head = f"{'layer':24} {'method':9} {'D':>5} {'M':>5} {'C':>4} {'K':>4}"
+        head = f"{'layer':24} {'method':10} {'D':>5} {'M':>5} {'C':>4} {'K':>4}"
         head += f" {'error':>8} {'table bytes':>12}  note"
         lines = [head]
         for r in self.layers:
-            line = f"{r.name:24} {r.method:9} {r.in_features:5} {r.out_features:5}"
-            line += f" {r.ncodebooks:4} {r.nprototypes:4} {r.relative_error:8.4f}"
+            line = f"{r.name:24} {r.method:10} {r.in_features:5} {r.out_features:5}"
+            error = "-" if r.relative_error is None else f"{r.relative_error:.4f}"
+            line += f" {r.ncodebooks:4} {r.nprototypes:4} {error:>8}"
             lines.append(f"{line} {r.table_bytes:12,}  {r.note}".rstrip())
         return "\n".join(lines)
 
 
 def convert_layer(
+    name: str,
+    layer: torch.nn.Module,
+    config: recipes.Maddness | recipes.LookupFFN,
+    inputs: list[torch.Tensor] | None,
+    block: FeedForward | None = None,
+) -> tuple[torch.nn.Module, LayerReport]:
+    """Fit and build the replacement of one layer, or of the feed-forward block that it holds."""
+    if isinstance(config, recipes.LookupFFN):
+        assert block is not None  # the plan gives LookupFFN blocks only
+        return _convert_block(name, block, config, inputs)
+    assert inputs is not None
+    return _convert_product(name, layer, config, inputs)
+
+
+def _convert_block(
+    name: str, block: FeedForward, config: recipes.LookupFFN, inputs: list[torch.Tensor] | None
+) -> tuple[LookupFFN, LayerReport]:
+    """Distil a feed-forward block, or start a new one where there is no data."""
+    started = time.perf_counter()
+    device = next(block.owner.parameters()).device
+    seed = block_seed(name, config)
+    if inputs is None:
+        with seeded(seed, device):
+            layer = LookupFFN(block.d_in, block.d_out, **config.layer_options(), device=device)
+        count, error, note = 0, None, "starts afresh: train it"
+    else:
+        options = config.layer_options() | config.distillation_options()
+        rows = [x.reshape(-1, x.shape[-1]) for x in inputs if x.numel()]
+        if not rows:
+            raise ConvertError(
+                "no rows reach the block",
+                where="convert",
+                fix="pass calibration inputs that reach it",
+            )
+        layer = LookupFFN.from_ffn(
+            block.function, torch.cat(rows), seed=seed, device=device, **options
+        )
+        found = layer.distillation
+        assert found is not None
+        count, error = found.rows + found.held_out, found.relative_error
+        note = f"the mean output alone has {found.mean_error:.4f}"
+    report = LayerReport(
+        name=name,
+        method=config.method,
+        in_features=block.d_in,
+        out_features=block.d_out,
+        ncodebooks=config.num_tables,
+        nprototypes=2**config.code_length,
+        relative_error=error,
+        rows=count,
+        table_bytes=layer.table_bytes,
+        weight_bytes=block.weight_bytes,
+        seconds=time.perf_counter() - started,
+        note=note,
+    )
+    return layer.eval(), report
+
+
+def block_seed(name: str, config: recipes.LookupFFN) -> int:
+    """Return a block's own seed: blocks of one model must not share their random hash."""
+    return (config.random_state + zlib.crc32(name.encode())) % 2**32
+
+
+def _convert_product(
     name: str, layer: torch.nn.Module, config: recipes.Maddness, inputs: list[torch.Tensor]
 ) -> tuple[MaddnessLookup, LayerReport]:
-    """Fit and build the replacement of one layer."""
     started = time.perf_counter()
     rows, weights, bias, build = CONVERTERS[type(layer)](layer, inputs, config)
     options, note = config.estimator_options(), ""
@@ -170,8 +239,13 @@ def _weight_bytes(layer: torch.nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in layer.parameters())
 
 
-def exact_report(name: str, layer: torch.nn.Module) -> LayerReport:
-    """Return the report of a layer that stays as it is."""
-    weight = next(layer.parameters())
-    outputs, inputs = weight.shape[0], weight[0].numel()
-    return LayerReport(name, "exact", inputs, outputs, 0, 0, 0.0, 0, 0, _weight_bytes(layer), 0.0)
+def exact_report(
+    name: str, layer: torch.nn.Module, block: FeedForward | None = None
+) -> LayerReport:
+    """Return the report of a layer or block that stays as it is."""
+    if block is not None:
+        size, inputs, outputs = block.weight_bytes, block.d_in, block.d_out
+    else:
+        weight = next(layer.parameters())
+        size, inputs, outputs = _weight_bytes(layer), weight[0].numel(), weight.shape[0]
+    return LayerReport(name, "exact", inputs, outputs, 0, 0, 0.0, 0, 0, size, 0.0)

@@ -10,18 +10,30 @@ from typing import Any
 
 import pytest
 
-from lutcc import fit, recipes
+from lutcc import fit, nn, recipes
 from lutcc.errors import InputError, RecipeError
-from lutcc.recipes import RECIPES, Exact, Maddness, config_from_dict, config_to_dict, read_recipe
+from lutcc.recipes import (
+    RECIPES,
+    Exact,
+    LookupFFN,
+    Maddness,
+    config_from_dict,
+    config_to_dict,
+    read_recipe,
+)
 
 
 def test_configs_are_frozen_and_round_trip() -> None:
-    for config in (Maddness(ncodebooks=7, accumulate="mean", ridge_lambda=2.0), Exact()):
+    for config in (
+        Maddness(ncodebooks=7, accumulate="mean", ridge_lambda=2.0),
+        LookupFFN(num_tables=7, projection="dense", table_dtype="int8", learning_rate=0.5),
+        Exact(),
+    ):
         assert config_from_dict(config_to_dict(config)) == config
         assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
         Maddness().ncodebooks = 3  # pyright: ignore[reportAttributeAccessIssue]
-    assert {"maddness": Maddness, "exact": Exact} == RECIPES
+    assert {"maddness": Maddness, "lookup_ffn": LookupFFN, "exact": Exact} == RECIPES
 
 
 def test_recipe_has_the_options_and_defaults_of_the_estimator() -> None:
@@ -53,6 +65,59 @@ def test_values_are_checked_at_once(options: dict[str, Any]) -> None:
         Maddness(**options)
     with pytest.raises(RecipeError, match="recipe"):
         config_from_dict({"method": "maddness", **options})
+
+
+def test_lookup_recipe_has_the_options_and_defaults_of_the_layer() -> None:
+    ours = {f.name: f.default for f in dataclasses.fields(LookupFFN)}
+    assert ours.pop("random_state") == 0
+    theirs = {
+        **inspect.signature(nn.LookupFFN).parameters,
+        **{
+            name: p
+            for name, p in inspect.signature(nn.LookupFFN.from_ffn).parameters.items()
+            if p.default is not inspect.Parameter.empty
+        },
+    }
+    assert {ours.pop("num_tables"), ours.pop("code_length")} == {128, 8}  # the paper's
+    assert ours == {name: theirs[name].default for name in ours}
+    config = LookupFFN(num_tables=3, steps=7, random_state=5)
+    assert set(config.layer_options()) <= set(inspect.signature(nn.LookupFFN).parameters)
+    arguments = set(inspect.signature(nn.LookupFFN.from_ffn).parameters)
+    assert set(config.distillation_options()) <= arguments - {"seed"}
+    assert config.distillation_options()["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"code_length": 17}, "2\\*\\*code_length rows"),
+        ({"code_length": 0}, "1..16"),
+        ({"num_tables": 0}, "at least 1"),
+        ({"num_tables": 2.0}, "at least 1"),
+        ({"projection": "bh9"}, "use 'bh8'"),
+        ({"projection": "hb4"}, "did you mean 'bh4'"),
+        ({"projection": 4}, "use 'dense'"),
+        ({"projection": "acdc8", "projection_dtype": "bfloat16"}, "no bfloat16 form"),
+        ({"block_size": 48}, "use 32"),
+        ({"table_dtype": "uint8"}, "did you mean 'int8'"),
+        ({"variant": "relu"}, "'gelu', 'softmax', 'constant'"),
+        ({"variant": "constant", "neighbors": 2}, "neighbors=1"),
+        ({"neighbors": 10}, "1..9"),
+        ({"score_dtype": "bfloat16"}, "table_dtype='bfloat16'"),
+        ({"bias": "no"}, "neither true nor false"),
+        ({"learning_rate": 0}, "positive"),
+        ({"learning_rate": "fast"}, "positive"),
+        ({"steps": -1}, "at least 0"),
+        ({"synthetic": 1.5}, "between 0 and 1"),
+        ({"random_state": -1}, "4294967295"),
+    ],
+)
+def test_lookup_options_are_checked_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        LookupFFN(**options)
+    assert caught.value.fix
+    with pytest.raises(RecipeError, match="recipe"):
+        config_from_dict({"method": "lookup_ffn", **options})
 
 
 @pytest.mark.parametrize(
@@ -107,6 +172,10 @@ def test_files(tmp_path: Path) -> None:
 
 def test_module_docstring_shows_a_valid_recipe(tmp_path: Path) -> None:
     assert recipes.__doc__
-    example = recipes.__doc__.split("\n\n", 2)[2]
+    example = recipes.__doc__.split("\n\n", 2)[2].rpartition("\n\n")[0]
     (tmp_path / "r.toml").write_text(inspect.cleandoc(example), encoding="utf-8")
-    assert read_recipe(tmp_path / "r.toml") == {"*": Maddness(ncodebooks=16), "head": Exact()}
+    assert read_recipe(tmp_path / "r.toml") == {
+        "*": Maddness(ncodebooks=16),
+        "layers.*": LookupFFN(num_tables=128),
+        "head": Exact(),
+    }
