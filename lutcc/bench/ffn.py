@@ -71,15 +71,20 @@ def family_of(label: str) -> str:
     return exact or next(n for n, labels in FAMILIES.items() if base.startswith(labels))
 
 
-def projection_dtype(table_dtype: str, isa: str) -> str:
-    """Return the type of the projection that goes with a type of tables.
+def options_of(table_dtype: str, isa: str) -> dict[str, Any]:
+    """Return LookupFFN's types that go with a type of tables on a level.
 
-    bfloat16 products pay only where the CPU multiplies them; elsewhere float32 is faster and more
-    exact.
+    bfloat16 projections and scores pay only where the CPU multiplies bfloat16; elsewhere float32 is
+    faster and more exact.
     """
     from lutcc.schedules.x86.isa import isa_by_name
 
-    return "bfloat16" if table_dtype != "float32" and isa_by_name(isa).has_bf16 else "float32"
+    bf16 = isa_by_name(isa).has_bf16
+    return {
+        "table_dtype": table_dtype,
+        "projection_dtype": "bfloat16" if bf16 and table_dtype != "float32" else "float32",
+        "score_dtype": "bfloat16" if bf16 and table_dtype == "bfloat16" else "float32",
+    }
 
 
 def lookup_block(shape: Shape, table_dtype: str, isa: str, seed: int) -> torch.nn.Module:
@@ -95,8 +100,7 @@ def lookup_block(shape: Shape, table_dtype: str, isa: str, seed: int) -> torch.n
             shape.d,
             num_tables=shape.h,
             code_length=shape.tau,
-            table_dtype=table_dtype,
-            projection_dtype=projection_dtype(table_dtype, isa),
+            **options_of(table_dtype, isa),
         )
     return layer.eval()
 
@@ -195,10 +199,7 @@ def _compile(folder: Path, shape: Shape, isa: str, seed: int) -> dict[str, dict[
         layer = lookup_block(shape, table_dtype, isa, seed)
         artifact = lutcc.compile(layer, torch.zeros(8, shape.d), target=isa)
         artifact.save(folder / f"{table_dtype}.lutcc")
-        facts[table_dtype] = {
-            "projection": projection_dtype(table_dtype, isa),
-            "table_bytes": layer.table_bytes,
-        }
+        facts[table_dtype] = {**options_of(table_dtype, isa), "table_bytes": layer.table_bytes}
     return facts
 
 

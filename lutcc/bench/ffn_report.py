@@ -65,13 +65,24 @@ def notes(rows: Sequence[Row]) -> str:
     """Return what the tables' numbers do not say."""
     parts = [
         "batches taken in turn from up to 4096 rows",
-        *(f"projection with {t} tables: {rows[0]['tables'][t]['projection']}" for t in TABLES),
+        types(rows),
         errors(rows),
     ]
     parts += scaling(rows)
     if not rows[0]["bf16_native"]:
         parts.append("this CPU has no bfloat16 products: dense bfloat16 is slow on it")
     return ". ".join(part[0].upper() + part[1:] for part in parts) + "."
+
+
+def types(rows: Sequence[Row]) -> str:
+    """Return which layers have a bfloat16 projection, or bfloat16 scores."""
+    found = []
+    for table_dtype in TABLES:
+        own = rows[0]["tables"][table_dtype]
+        parts = [part for part in ("projection", "score") if own[f"{part}_dtype"] == "bfloat16"]
+        if parts:
+            found.append(f"with {table_dtype} tables {' and '.join(parts)}s are bfloat16")
+    return "; ".join(found) or "projections and scores are float32"
 
 
 def errors(rows: Sequence[Row]) -> str:

@@ -19,7 +19,7 @@ from lutcc.bench.ffn import (
     dense_block,
     family_of,
     lookup_block,
-    projection_dtype,
+    options_of,
     two_cores,
     verdicts,
 )
@@ -47,7 +47,7 @@ def made_up(amx: bool) -> list[dict]:
     measured = {label: timing(t) for label, t in times.items()}
     as_timings = {label: Timing(**t) for label, t in measured.items()}  # type: ignore[arg-type]
     tables = {
-        t: {"projection": "float32", "table_bytes": 1, "error": error}
+        t: {**options_of(t, "avx512_bf16" if amx else "avx2"), "table_bytes": 1, "error": error}
         | verdicts(as_timings, f"lutcc {t}")
         for t, error in zip(TABLES, (0.0, 0.002, 0.011), strict=True)
     }
@@ -87,6 +87,8 @@ def test_the_table_names_wins_and_losses() -> None:
     assert "10.03x" in with_amx
     assert "torch int8 (oneDNN), AMX" in with_amx
     assert "no bfloat16 products" not in with_amx
+    assert "With int8 tables" not in with_amx
+    assert "with int8 tables projections are bfloat16" in with_amx
     without = text_of(ffn_table(made_up(amx=False)))
     assert "AMX" not in without
     assert "1.46x slower" in without  # float32 tables against int8
@@ -120,9 +122,10 @@ def test_layers_differ_in_their_tables_only() -> None:
     for state in others:
         assert state.keys() == first.keys()
         assert all(torch.equal(state[key], first[key]) for key in first)
-    assert projection_dtype("int8", "avx512_vbmi_vnni") == "float32"
-    assert projection_dtype("int8", "avx512_bf16") == "bfloat16"
-    assert projection_dtype("float32", "avx512_bf16") == "float32"
+    assert options_of("bfloat16", "avx512_vbmi_vnni")["projection_dtype"] == "float32"
+    bf16 = {t: options_of(t, "avx512_bf16") for t in TABLES}
+    assert [bf16[t]["projection_dtype"] for t in TABLES] == ["float32", "bfloat16", "bfloat16"]
+    assert [bf16[t]["score_dtype"] for t in TABLES] == ["float32", "bfloat16", "float32"]
 
 
 def test_the_dense_block_is_four_times_as_wide() -> None:
