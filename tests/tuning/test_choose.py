@@ -63,13 +63,14 @@ def log(
     cache: str = "hot",
     time: str = "2026-01-01T00:00:00",
     phase: Phase = "final",
+    isa: str = ISA,
     **knobs: Any,
 ) -> None:
     """Log that the default config with some knobs changed (``accumulate__tile_m=2``) is best."""
-    (task,) = stage_tasks(module, ISA, rows=(rows,), threads=threads, cache=cache)
+    (task,) = stage_tasks(module, isa, rows=(rows,), threads=threads, cache=cache)
     config = dict(task.space.default) | {k.replace("__", "."): v for k, v in knobs.items()}
-    at = Place(cpu, "Some CPU", ISA, None, ())
-    LogFile(path_for(folder, cpu, ISA)).append(
+    at = Place(cpu, "Some CPU", isa, None, ())
+    LogFile(path_for(folder, cpu, isa)).append(
         record(relative, config, phase, of=task.workload, at=at, time=time)
     )
 
@@ -118,6 +119,21 @@ def test_another_level_says_nothing(tmp_path):
     log(tmp_path, 1024)
     found = Chooser("avx512", "znver5", [tmp_path]).stage_configs(PREPARED)
     assert [c["source"] for c in found.values()] == [UNTUNED]
+
+
+def test_bfloat16_is_tuned_as_the_level_below(tmp_path):
+    below, widest = "avx512_vbmi_vnni", "avx512_bf16"
+
+    def chosen(isa: str) -> dict[str, Any]:
+        (config,) = Chooser(isa, "znver5", [tmp_path]).stage_configs(PREPARED).values()
+        return config
+
+    log(tmp_path, 1024, isa=below, stage__row_block=64)
+    assert chosen(widest)["stage"]["row_block"] == chosen(below)["stage"]["row_block"] == 64
+    assert chosen(widest)["source"] == "tuned on znver5 (rows 1024)"
+    log(tmp_path, 1024, isa=widest, stage__row_block=512, time="2025-01-01T00:00:00")
+    assert chosen(widest)["stage"]["row_block"] == 512  # its own records come first
+    assert chosen(below)["stage"]["row_block"] == 64
 
 
 def test_a_folder_named_first_counts_first(tmp_path):
