@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-import lutcc.ops  # noqa: F401  registers torch.ops.lutcc
+import lutcc.ops
 from lutcc.errors import InputError
 from lutcc.lookup_options import check_lookup_options, parse_projection
 from lutcc.nn.constants import RoundedParameters
@@ -234,7 +234,10 @@ class BHProjection(BlockProjection):
         self.check_input(x)
         for i, blocks in enumerate(self.blocks_in_use()):
             columns = self.d_out if i == self.m - 1 and self.d_out < self.width else None
-            x = torch.ops.lutcc.block_diagonal_matmul(orthonormal_hadamard(x), blocks, columns)
+            if x.is_cuda and not torch.compiler.is_exporting():  # one kernel for both, in training
+                x = lutcc.ops.bh_stage(x, blocks, next_power_of_two(x.shape[-1]) ** -0.5, columns)
+            else:
+                x = torch.ops.lutcc.block_diagonal_matmul(orthonormal_hadamard(x), blocks, columns)
         return x
 
     @property

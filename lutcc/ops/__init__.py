@@ -10,6 +10,7 @@ tensors on a GPU, and never compile for the CPU while they are.
 
 from __future__ import annotations
 
+from lutcc.ops.bh import bh_stage
 from lutcc.ops.block_diagonal import block_diagonal_matmul
 from lutcc.ops.encoders import nearest_encode, tree_encode
 from lutcc.ops.gather import set_deterministic_gradients, weighted_gather
@@ -20,6 +21,7 @@ from lutcc.ops.tables import lut_accumulate, lut_dequantize
 from lutcc.ops.transforms import hadamard
 
 __all__ = [
+    "bh_stage",
     "block_diagonal_matmul",
     "clear_kernels",
     "get_compilation",

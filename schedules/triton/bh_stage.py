@@ -19,6 +19,7 @@ from lutcc.schedules.triton.block_diagonal_matmul import (
     block_diagonal_matmul_weight_grad,
 )
 from lutcc.schedules.triton.hadamard import butterflies, hadamard
+from lutcc.schedules.triton.jit import jit
 from lutcc.schedules.triton.rows import as_rows, next_power_of_two, sum_dtype, sum_type
 from lutcc.schedules.triton.target import Target, current_target
 
@@ -67,7 +68,7 @@ def choose_config(
     return StageConfig(16, 8 if wide else 4)
 
 
-@triton.jit
+@jit
 def bh_stage_kernel(
     x,
     blocks,
@@ -106,7 +107,7 @@ def bh_stage_kernel(
         tl.store(y + r * columns + c, v.to(y.dtype.element_ty), mask=inside & (c < columns))
 
 
-@triton.jit
+@jit
 def bh_stage_input_grad_kernel(
     grad,
     blocks,

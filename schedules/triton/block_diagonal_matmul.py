@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from lutcc.schedules.triton.jit import jit
 from lutcc.schedules.triton.rows import (
     as_rows,
     element_type,
@@ -81,7 +82,7 @@ def choose_config(
     )
 
 
-@triton.jit
+@jit
 def block_diagonal_matmul_kernel(
     x,
     blocks,
@@ -141,7 +142,7 @@ def block_diagonal_matmul_kernel(
     tl.store(out, total.to(y.dtype.element_ty), mask=inside & wanted[None, :])
 
 
-@triton.jit
+@jit
 def weight_grad_kernel(
     x,
     grad,

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from lutcc.errors import InputError
+from lutcc.schedules.triton.jit import jit
 from lutcc.schedules.triton.rows import (
     as_rows,
     element_type,
@@ -85,7 +86,7 @@ def choose_config(n: int, dtype: torch.dtype, target: Target) -> HadamardConfig:
     return HadamardConfig(size, outer, inner, max(1, TILE // size), TERMS[dtype])
 
 
-@triton.jit
+@jit
 def sign_matrix(N: tl.constexpr, dtype: tl.constexpr):
     """Return the (N, N) matrix of (-1)**popcount(i & j), N up to 256."""
     i = tl.arange(0, N)
@@ -96,7 +97,7 @@ def sign_matrix(N: tl.constexpr, dtype: tl.constexpr):
     return (1 - 2 * (parity & 1)).to(dtype)
 
 
-@triton.jit
+@jit
 def times_signs(v, N: tl.constexpr, TERMS: tl.constexpr, SUM: tl.constexpr):
     """Return v (any, N) times the sign matrix, v split into TERMS bfloat16 terms, least first."""
     if TERMS == 0:
@@ -119,7 +120,7 @@ def times_signs(v, N: tl.constexpr, TERMS: tl.constexpr, SUM: tl.constexpr):
     return out
 
 
-@triton.jit
+@jit
 def hadamard_kernel(
     x,
     y,
@@ -159,21 +160,21 @@ def hadamard_kernel(
     tl.store(y + r * (CHUNKS * SIZE) + c, v.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def butterflies(parts, COUNT: tl.constexpr, LOG_COUNT: tl.constexpr):
     """Transform across a tuple of COUNT equal tiles; no data move between threads."""
     for s in tl.static_range(LOG_COUNT):
         mixed = ()
         for i in tl.static_range(COUNT):
             if (i >> s) & 1:
-                mixed = mixed + (parts[i ^ (1 << s)] - parts[i],)
+                mixed = mixed + (parts[i ^ (1 << s)] - parts[i],)  # pyright: ignore
             else:
                 mixed = mixed + (parts[i] + parts[i ^ (1 << s)],)
         parts = mixed
     return parts
 
 
-@triton.jit
+@jit
 def across_chunks_kernel(
     x,
     y,

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from lutcc.schedules.triton.jit import jit
 from lutcc.schedules.triton.rows import as_whole_rows, next_power_of_two, sum_type
 from lutcc.schedules.triton.target import Target, current_target
 
@@ -48,7 +49,7 @@ def choose_config(code_length: int, target: Target) -> HashConfig:
     return HashConfig(width, 64 if target.backend == "interpreter" else 1024 // width)
 
 
-@triton.jit
+@jit
 def least_certain(key, taken, t, T: tl.constexpr):
     """Return the position (codes, 1) of the smallest key not taken; of equal ones the lowest."""
     free = tl.where(taken, (1 << 63) - 1, key)
@@ -56,7 +57,7 @@ def least_certain(key, taken, t, T: tl.constexpr):
     return tl.min(tl.where((free == smallest) & (t < T), t, T), 1)[:, None]
 
 
-@triton.jit
+@jit
 def magnitude_key(magnitude):
     """Return the bits of numbers that are not negative: the same order, with NaN last."""
     if magnitude.dtype == tl.float64:
@@ -67,7 +68,7 @@ def magnitude_key(magnitude):
     return tl.where(magnitude == magnitude, key, (1 << 63) - 2)
 
 
-@triton.jit
+@jit
 def decays(magnitude, there):
     """Return exp(-2 |z|), and the product over the bits of 1 / (1 + exp(-2 |z|)) as (codes, 1)."""
     decay = tl.exp(-2.0 * magnitude)
@@ -75,7 +76,7 @@ def decays(magnitude, there):
     return decay, tl.exp(-tl.sum(logs, 1))[:, None]
 
 
-@triton.jit
+@jit
 def sign_hash_kernel(
     z,
     codes,
@@ -124,7 +125,7 @@ def sign_hash_kernel(
                 tl.store(scores + out, score.to(scores.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def sign_hash_backward_kernel(
     z,
     grad,

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from lutcc.schedules.triton.jit import jit
 from lutcc.schedules.triton.rows import as_rows, next_power_of_two, sum_type
 from lutcc.schedules.triton.target import Target, current_target
 
@@ -50,7 +51,7 @@ def choose_config(outputs: int, itemsize: int, target: Target) -> GatherConfig:
     return GatherConfig(rows, columns)
 
 
-@triton.jit
+@jit
 def weighted_gather_kernel(
     codes,
     scores,
@@ -99,7 +100,7 @@ def weighted_gather_kernel(
     tl.store(out, total.to(y.dtype.element_ty), mask=inside[:, None] & wanted)
 
 
-@triton.jit
+@jit
 def integer_gather_kernel(
     codes,
     weights,

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from lutcc.schedules.triton.jit import jit
 from lutcc.schedules.triton.rows import as_rows, next_power_of_two, sum_dtype, sum_type
 from lutcc.schedules.triton.target import Target, current_target
 
@@ -64,7 +65,7 @@ def choose_config(outputs: int, per_entry: int, itemsize: int, target: Target) -
     return GradConfig(rows, columns, share, width)
 
 
-@triton.jit
+@jit
 def score_grad_kernel(
     grad,
     codes,
@@ -117,7 +118,7 @@ def score_grad_kernel(
             tl.store(out + r * count + e, total.to(out.dtype.element_ty), mask=here)
 
 
-@triton.jit
+@jit
 def table_grad_kernel(
     order,
     starts,
@@ -158,7 +159,7 @@ def table_grad_kernel(
     tl.store(target, tl.sum(total, 0).to(out.dtype.element_ty), mask=m < outputs)
 
 
-@triton.jit
+@jit
 def table_grad_atomic_kernel(
     codes,
     scores,

@@ -7,7 +7,7 @@ import torch
 
 import lutcc.ops
 from lutcc.errors import InputError
-from lutcc.ops.bh_stage import bh_stage
+from lutcc.ops.bh import bh_stage
 
 
 def two_operators(x, blocks, scale, columns):

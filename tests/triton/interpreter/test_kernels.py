@@ -309,10 +309,10 @@ def test_strides_of_any_kind():
     wanted = torch.einsum("rgp,rgq->gpq", rows.reshape(5, 3, 6), grad.reshape(5, 3, 8))
     check([got], [wanted], torch.float64)
     codes, scores, tables, grad = gather_inputs(4, 2, 4, 2, 6, torch.float64)
-    views = [t.repeat_interleave(2, -1)[..., ::2] for t in (codes, scores, tables, grad)]
-    check([weighted_gather(*views[:3])], [weighted_gather(codes, scores, tables)], torch.float64)
-    got = weighted_gather_backward(views[3], *views[:3])
-    check(got, weighted_gather_backward(grad, codes, scores, tables), torch.float64)
+    c, s, t, g = (v.repeat_interleave(2, -1)[..., ::2] for v in (codes, scores, tables, grad))
+    check([weighted_gather(c, s, t)], [weighted_gather(codes, scores, tables)], torch.float64)
+    wanted = weighted_gather_backward(grad, codes, scores, tables)
+    check(weighted_gather_backward(g, c, s, t), wanted, torch.float64)
 
 
 def test_no_rows():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import triton
 import triton.language as tl
 from triton.runtime.errors import InterpreterError
 
+from lutcc.schedules.triton.jit import jit
 from tests.triton.interpreter.repair import to_tf32
 
 
-@triton.jit
+@jit
 def copy_kernel(x, y, n, READ: tl.constexpr, WRITE: tl.constexpr, SIZE: tl.constexpr):
     """Copy; READ and WRITE are added to what the program number gives."""
     i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
@@ -20,25 +20,25 @@ def copy_kernel(x, y, n, READ: tl.constexpr, WRITE: tl.constexpr, SIZE: tl.const
     tl.store(y + i + WRITE, v, mask=i < n)
 
 
-@triton.jit
+@jit
 def unmasked_kernel(x, y, n, SIZE: tl.constexpr):
     i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     tl.store(y + i, tl.load(x + i), mask=i < n)
 
 
-@triton.jit
+@jit
 def same_place_kernel(x, y, n, SIZE: tl.constexpr):
     i = tl.arange(0, SIZE)
     tl.store(y + i, tl.load(x + tl.program_id(0) * SIZE + i), mask=i < n)
 
 
-@triton.jit
+@jit
 def scatter_kernel(x, y, where, SIZE: tl.constexpr):
     i = tl.arange(0, SIZE)
     tl.store(y + tl.load(where + i), tl.load(x + i))
 
 
-@triton.jit
+@jit
 def add_kernel(x, y, PLAIN: tl.constexpr, SIZE: tl.constexpr):
     i = tl.arange(0, SIZE)
     v = tl.load(x + i)
@@ -116,7 +116,7 @@ def test_a_bug_seeded_into_a_real_kernel_is_seen(monkeypatch):
 
 
 def test_bfloat16_is_computed_as_such():
-    @triton.jit
+    @jit
     def kernel(x, y, z, SIZE: tl.constexpr):
         i = tl.arange(0, SIZE)
         v = tl.load(x + i)
