@@ -65,14 +65,14 @@ SETUPS = {
     "full": Setup(Sizes(16384), Recipe(), blocks(256, 128, 64), None, 8_000_000),
     # A quarter of the width, of the tables and of the projection's blocks: nearly the same ratios.
     "small": Setup(
-        Sizes(2048, length=64, width=128, layers=2, heads=4, local=True),
+        Sizes(2048, length=64, width=128, layers=2, heads=4, pre_norm=True, local=True),
         Recipe(
-            steps=1000,
+            steps=800,
             batch_size=16,
-            learning_rate=3e-3,
+            learning_rate=4e-3,
             warmup=100,
-            evaluate_every=100,
-            save_every=250,
+            evaluate_every=80,
+            save_every=200,
             validation_sequences=512,
         ),
         blocks(64, 32, 16),

@@ -90,7 +90,10 @@ def load(
             state = {k: tensors[f"{k}.{name}"] for k in _MOMENTS if f"{k}.{name}" in tensors}
             if state:
                 moved = {key: value.to(parameter.device) for key, value in state.items()}
-                optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moved}
+                done = torch.tensor(
+                    float(step), device=parameter.device
+                )  # as Adam's fused form has it
+                optimizer.state[parameter] = {"step": done, **moved}
     return step
 
 

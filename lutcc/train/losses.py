@@ -71,6 +71,8 @@ class LossLog:
             return
         kept = [r for r in self.read() if r["model"] != model or r["step"] <= after]
         text = "".join(json.dumps(record) + "\n" for record in kept)
+        if text == self.path.read_text(encoding="utf-8"):
+            return  # another run may be writing to it
         new = self.path.with_suffix(".new")
         new.write_text(text, encoding="utf-8")
         os.replace(new, self.path)
