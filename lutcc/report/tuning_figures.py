@@ -27,6 +27,8 @@ COLOURS: dict[str, tuple[str, str]] = {
     "family3": ("#b45309", "#f5b942"),
     "family4": ("#be185d", "#f783ac"),
     "family5": ("#4d7c0f", "#a9d94b"),
+    "family6": ("#0369a1", "#4cc9f0"),
+    "family7": ("#57534e", "#c3bdb5"),
 }
 _LIGHT = {name: pair[0] for name, pair in COLOURS.items()}
 _INK, _MUTED, _GRID, _PAPER, _BAD = (
