@@ -30,6 +30,12 @@ ALL_ISA_PARAMS = [pytest.param(name, marks=pytest.mark.isa(name, emulated=True))
 ISA_PARAMS = [param for param in ALL_ISA_PARAMS if param.values != (AVX512_BF16.name,)]
 #: One row, primes, one below and above every group, tails of every kind, more than a block.
 ROWS = (1, 2, 3, 7, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 257, 300)
+#: For the costly tests: of the levels that are emulated, the widest one only.
+WIDEST_ISA_PARAMS = [
+    param
+    for param in ISA_PARAMS
+    if param.values[0] in cpu.supported_isas() or param is ISA_PARAMS[-1]
+]
 
 
 def runnable(isa: str) -> str:
