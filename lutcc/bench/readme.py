@@ -1,9 +1,8 @@
 """Measures again and rewrites the figures in README.md: ``python -m lutcc.bench.readme README.md``.
 
-Runs ``lutcc demo --json``, ``lutcc bench layers --json``, ``lutcc bench ffn --json``, ``lutcc bench
-kernels --only hadamard --json`` and ``lutcc report tuning --json`` (of the shipped logs, in the
-current folder) and puts their tables between the markers
-``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
+Runs ``lutcc demo --json``, ``lutcc bench layers --json``, ``lutcc bench ffn --json`` and ``lutcc
+report tuning --json`` (of the shipped logs, in the current folder) and puts their tables between
+the markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def ffn_block(data: dict[str, Any]) -> str:
     """Return the table of feed-forward blocks: times, verdicts, errors, two cores."""
     from lutcc.bench.ffn_report import ffn_cells, ffn_header, notes
 
-    rows = data["sections"]["ffn"]
+    rows = data["sections"]["ffn"]["blocks"]
     table = markdown_table(ffn_header(rows), [ffn_cells(row, rows) for row in rows])
     return f"{table}\n\n{_caption(data['machine'])} {notes(rows)}"
 
@@ -118,7 +117,7 @@ def hadamard_block(data: dict[str, Any]) -> str:
     header = ["transform", "level", "microseconds", "of a memcpy's time"]
     body = [
         [row["workload"], row["isa"], number(row["best"] * 1e6), f"{1 / row['share']:.2f}x"]
-        for row in data["sections"]["kernels"]
+        for row in data["sections"]["ffn"]["hadamard"]
     ]
     return markdown_table(header, body) + "\n\n" + _caption(data["machine"])
 
@@ -162,9 +161,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="lutcc-readme-") as folder:
         text = replace_block(text, "demo", demo_block(measure("demo", "-o", folder)))
     text = replace_block(text, "layers", layers_block(measure("bench", "layers")))
-    text = replace_block(text, "ffn", ffn_block(measure("bench", "ffn")))
-    transforms = measure("bench", "kernels", "--only", "hadamard")
-    text = replace_block(text, "hadamard", hadamard_block(transforms))
+    blocks = measure("bench", "ffn")
+    text = replace_block(text, "ffn", ffn_block(blocks))
+    text = replace_block(text, "hadamard", hadamard_block(blocks))
     args.file.write_text(text, encoding="utf-8")
     return 0
 

@@ -3,7 +3,8 @@
 Everything runs on one core, candidates in turns. Sections: limits (register-only loops, memcpy),
 kernels (each lutcc kernel and its share of the limit), layers (a whole look-up layer against torch
 float32, bf16 and int8; with and without AMX where the CPU has it), ffn (LookupFFN against the dense
-feed-forward block that it replaces). A ratio below 1 is a loss and printed as one.
+feed-forward block that it replaces; Hadamard transforms against memcpy). A ratio below 1 is a loss
+and printed as one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lutcc.cli.console import Console
 from lutcc.errors import UsageError, suggest
 
 SECTIONS = ("limits", "kernels", "layers", "ffn")
-Section = tuple[list[dict[str, Any]], list[Table]]
+Section = tuple[Any, list[Table]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,10 +83,12 @@ def _layers(options: BenchOptions, only: str | None, console: Console) -> Sectio
 def _ffn(options: BenchOptions, only: str | None, console: Console) -> Section:
     from lutcc.bench.ffn import bench_ffn
     from lutcc.bench.ffn_report import ffn_table
+    from lutcc.bench.kernels import bench_hadamard
 
     with console.working("feed-forward blocks against torch"):
         rows = bench_ffn(options, lambda r: console.detail(f"d={r['d']} batch {r['batch']} done"))
-    return rows, [ffn_table(rows)]
+        transforms = bench_hadamard(options)
+    return {"blocks": rows, "hadamard": transforms}, [ffn_table(rows), kernels_table(transforms)]
 
 
 def layers_table(rows: list[dict[str, Any]]) -> Table:
@@ -146,6 +149,11 @@ def _kernels(options: BenchOptions, only: str | None, console: Console) -> Secti
     from lutcc.bench.sections import kernel_rows
 
     rows = kernel_rows(options, only, console.progress)
+    return rows, [kernels_table(rows)]
+
+
+def kernels_table(rows: list[dict[str, Any]]) -> Table:
+    """Return a table with a line for each kernel and workload, and its share of the limit."""
     table = Table(
         title="kernels: best (median) microseconds, rate, and share of the limit that bounds it",
         title_justify="left",
@@ -164,7 +172,7 @@ def _kernels(options: BenchOptions, only: str | None, console: Console) -> Secti
         else:
             cells += [f"{row['limit']:.1f}", f"{row['share']:.2f}", row["limit_name"]]
         table.add_row(*cells)
-    return rows, [table]
+    return table
 
 
 _SECTIONS: dict[str, Callable[[BenchOptions, str | None, Console], Section]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from lutcc.bench import ffn, kernels
 from lutcc.bench.baselines import ONEDNN, PRECISIONS, runs_here
 from lutcc.bench.compare import Comparison
 from lutcc.bench.ffn import (
@@ -29,6 +31,7 @@ from lutcc.bench.machine import describe, has_amx
 from lutcc.bench.options import BenchOptions
 from lutcc.bench.readme import ffn_block, hadamard_block
 from lutcc.bench.timing import Timing
+from lutcc.cli.main import main
 from lutcc.runtime import cpu
 
 TINY = Shape(64, 8, 4)
@@ -99,7 +102,7 @@ def test_the_table_names_wins_and_losses() -> None:
 @pytest.mark.parametrize("amx", [True, False])
 def test_the_readme_has_a_line_for_each_batch(amx: bool) -> None:
     machine = describe(0)
-    block = ffn_block({"machine": machine, "sections": {"ffn": made_up(amx)}})
+    block = ffn_block({"machine": machine, "sections": {"ffn": {"blocks": made_up(amx)}}})
     header, rule, *lines = block.split("\n\n")[0].splitlines()
     assert len(lines) == 2
     assert all(line.count("|") == header.count("|") == rule.count("|") for line in lines)
@@ -112,8 +115,29 @@ def test_the_readme_has_a_line_for_each_batch(amx: bool) -> None:
 
 def test_the_readme_compares_transforms_with_memcpy() -> None:
     row = {"workload": "N=4096 n=512", "isa": "avx2", "best": 1e-3, "share": 0.8}
-    data = {"machine": describe(0), "sections": {"kernels": [row]}}
+    data = {"machine": describe(0), "sections": {"ffn": {"hadamard": [row]}}}
     assert "| N=4096 n=512 | avx2 | 1,000 | 1.25x |" in hadamard_block(data)
+
+
+def test_the_command_measures_blocks_and_transforms(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transform = {
+        "kernel": "hadamard", "workload": "N=4096 n=512", "isa": "avx2", "best": 1e-3,
+        "median": 2e-3, "rate": 8.0, "unit": "GB/s", "limit": 10.0, "share": 0.8,
+        "limit_name": "memcpy of the input",
+    }  # fmt: skip
+    monkeypatch.setattr(ffn, "bench_ffn", lambda options, _: made_up(amx=options.full))
+    monkeypatch.setattr(kernels, "bench_hadamard", lambda options: [transform])
+    before = os.sched_getaffinity(0)
+    try:
+        assert main(["bench", "ffn", "--full", "--json", "-q"]) == 0
+    finally:
+        os.sched_setaffinity(0, before)
+    found = json.loads(capsys.readouterr().out)["sections"]["ffn"]
+    assert [row["batch"] for row in found["blocks"]] == [1, 4096]
+    assert "int8_onednn/amx" in found["blocks"][0]["times"]  # the option has arrived
+    assert found["hadamard"] == [transform]
 
 
 def test_layers_differ_in_their_tables_only() -> None:
