@@ -247,10 +247,10 @@ def bh_stage_backward(
     flat = as_rows(grad)
     rows, columns = flat.shape
     if config is None or not rows:
-        dblocks = block_diagonal_matmul_weight_grad(mixed, grad, groups, q)
+        dblocks = block_diagonal_matmul_weight_grad(mixed, grad, groups, q, blocks.dtype)
         whole = torch.nn.functional.pad(grad, (0, groups * q - columns))
         dmixed = block_diagonal_matmul(whole, blocks.transpose(1, 2))
-        return hadamard(dmixed, scale)[..., :columns_in], dblocks
+        return hadamard(dmixed, scale)[..., :columns_in].contiguous(), dblocks
     wide = sum_dtype(grad.dtype)  # what is folded back is rounded once, afterwards
     dfolded = block_diagonal_matmul_weight_grad(mixed, grad, groups, q, wide)
     mix = groups**-0.5

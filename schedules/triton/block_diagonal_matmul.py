@@ -221,7 +221,7 @@ def block_diagonal_matmul(
 
     Examples
     --------
-    >>> x, blocks = torch.ones(5, 128, device="cuda"), torch.ones(2, 64, 64, device="cuda")
+    >>> x, blocks = torch.ones(5, 128).cuda(), torch.ones(2, 64, 64).cuda()  # doctest: +SKIP
     >>> block_diagonal_matmul(x, blocks, columns=100).shape  # doctest: +SKIP
     torch.Size([5, 100])
     """
@@ -285,7 +285,7 @@ def block_diagonal_matmul_weight_grad(
 
     Examples
     --------
-    >>> x, grad = torch.ones(5, 128, device="cuda"), torch.ones(5, 100, device="cuda")
+    >>> x, grad = torch.ones(5, 128).cuda(), torch.ones(5, 100).cuda()  # doctest: +SKIP
     >>> block_diagonal_matmul_weight_grad(x, grad, 2, 64).shape  # doctest: +SKIP
     torch.Size([2, 64, 64])
     """

@@ -251,7 +251,7 @@ def sign_hash_backward(
 
     Examples
     --------
-    >>> z, grad = torch.ones(2, 24, device="cuda"), torch.ones(2, 3, device="cuda")
+    >>> z, grad = torch.ones(2, 24).cuda(), torch.ones(2, 3).cuda()  # doctest: +SKIP
     >>> sign_hash_backward(z, grad, 8, "gelu", 1).shape  # doctest: +SKIP
     torch.Size([2, 24])
     """

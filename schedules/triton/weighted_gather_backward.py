@@ -50,14 +50,14 @@ def choose_config(outputs: int, per_entry: int, itemsize: int, target: Target) -
     Examples
     --------
     >>> choose_config(512, 128, 2, Target("sm_90", "cuda"))
-    GradConfig(rows=16, columns=512, share=32, width=128, unroll=2, num_warps=4)
+    GradConfig(rows=16, columns=512, share=16, width=128, unroll=2, num_warps=4)
     >>> choose_config(1024, 4, 2, Target("sm_90", "cuda"))
     GradConfig(rows=8, columns=1024, share=2, width=512, unroll=2, num_warps=4)
     """
     whole = next_power_of_two(outputs)
     columns = min(1024, whole)
     rows = max(4, min(64, (8192 if itemsize <= 4 else 4096) // columns))
-    share = min(32, next_power_of_two(max(1, per_entry // 2)))
+    share = min(16, next_power_of_two(max(1, per_entry // 2)))
     # At least a cache line or two of each row, and 16 bytes for each of 128 threads.
     width = min(whole, max(256, 2048 // share) // itemsize)
     if target.backend == "interpreter":
@@ -129,15 +129,16 @@ def table_grad_kernel(
     outputs,
     grad_stride,
     scores_stride,
-    tiles,
+    buckets,
     SHARE: tl.constexpr,
     WIDTH: tl.constexpr,
     INDEX: tl.constexpr,
     SUM: tl.constexpr,
 ):
     """Sum one table row's share of the batch: from starts[b] up to starts[b + 1] in ``order``."""
-    bucket = tl.program_id(0) // tiles
-    m = (tl.program_id(0) % tiles) * WIDTH + tl.arange(0, WIDTH)
+    # One stretch of columns after the other: that of the gradient fits into L2.
+    bucket = tl.program_id(0) % buckets
+    m = (tl.program_id(0) // buckets) * WIDTH + tl.arange(0, WIDTH)
     wanted = (m < outputs)[None, :]
     low = tl.load(starts + bucket)
     high = tl.load(starts + bucket + 1)
@@ -297,7 +298,7 @@ def _table_grad(
         outputs,
         grad.stride(0),
         scores.stride(0),
-        tiles,
+        buckets,
         SHARE=config.share,
         WIDTH=config.width,
         INDEX=tl.int32 if order.numel() < 2**31 else tl.int64,

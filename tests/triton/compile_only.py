@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,14 @@ class Resources:
         Bytes of stack per thread (AMD: registers spilled).
     shared
         Bytes of shared memory per program.
+    wide_loads
+        Loads of 16 bytes in the text of the kernel.
     """
 
     registers: int
     spilled: int
     shared: int
+    wide_loads: int
 
 
 class Driver:
@@ -101,14 +104,12 @@ def resources(kernel: Any) -> Resources:
         match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", ran.stdout)
         assert match, ran.stdout
         registers, stack, local = map(int, match.groups())
-        return Resources(registers, stack + local, kernel.metadata.shared)
+        wide = len(re.findall(r"\b(?:ld\.global\S*\.v4\.b32|cp\.async\S*)", kernel.asm["ptx"]))
+        return Resources(registers, stack + local, kernel.metadata.shared, wide)
     text = kernel.asm["amdgcn"]
     numbers = [
         int(re.search(rf"\.{field}:\s*(\d+)", text)[1])  # type: ignore[index]
         for field in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
     ]
-    return Resources(numbers[0], numbers[1] + numbers[2], kernel.metadata.shared)
-
-
-def as_json(found: Resources) -> dict[str, int]:
-    return asdict(found)
+    wide = len(re.findall(r"\b(?:global|buffer)_load_dwordx4\b", text))
+    return Resources(numbers[0], numbers[1] + numbers[2], kernel.metadata.shared, wide)

@@ -28,6 +28,15 @@ def test_resources_at_production_shapes(target):
         # Other versions have other compilers: their spills are looked at when the pin is raised.
         if triton.__version__ == RECORD["triton"]:
             assert resources.spilled <= before[name].spilled, name
+            assert resources.wide_loads >= before[name].wide_loads, name
+
+
+def test_tables_are_loaded_16_bytes_at_a_time():
+    """They are most of what a layer reads."""
+    for target in TARGETS:
+        gathers = [v for name, v in recorded(target).items() if "gather_kernel" in name]
+        assert len(gathers) >= 4
+        assert all(value.wide_loads for value in gathers)
 
 
 def test_nothing_is_recorded_that_would_not_launch():

@@ -53,6 +53,14 @@ def install() -> None:
             result = result + to_tf32(a.data - high_a) @ high_b + high_a @ to_tf32(b.data - high_b)
         return interpreter.TensorHandle(result + high_a @ high_b, total.dtype.scalar)
 
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        # Triton 3.6 converts an array of one element, which NumPy 2.4 refuses.
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
     interpreter._get_np_dtype = get_np_dtype
     builder.cast_impl, builder.create_fp_to_fp = cast_impl, create_fp_to_fp
     builder.create_dot = create_dot

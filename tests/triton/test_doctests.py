@@ -1,0 +1,33 @@
+"""Examples in docstrings; those that need a GPU are skipped in them."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = [
+    "lutcc.bench.gpu",
+    "lutcc.ops.bh",
+    *(
+        f"lutcc.schedules.triton.{name}"
+        for name in (
+            "bh_stage",
+            "block_diagonal_matmul",
+            "hadamard",
+            "rows",
+            "sign_hash",
+            "target",
+            "weighted_gather",
+            "weighted_gather_backward",
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted
+    assert not result.failed
