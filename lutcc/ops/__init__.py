@@ -10,6 +10,7 @@ tensors on a GPU, and never compile for the CPU while they are.
 
 from __future__ import annotations
 
+from lutcc.ops import optimizer_versions as _optimizer_versions  # noqa: F401  sets its hook
 from lutcc.ops.bh import bh_stage
 from lutcc.ops.block_diagonal import block_diagonal_matmul
 from lutcc.ops.encoders import nearest_encode, tree_encode
