@@ -102,7 +102,14 @@ class HashRowEmitter(RowEmitter):
         """Count a reading of ``value``; after the last one its memory is free."""
         self._left[value.name] = self._left.get(value.name, 0) - 1
         have = self.ctx.values.get(value.name)
-        if self._left[value.name] == 0 and isinstance(have, Row) and have.dtype == "float32":
+        if self._left[value.name] or not isinstance(have, Row) or have.dtype != "float32":
+            return
+        # A transform in place has handed its operand's memory on to its result.
+        taken_over = any(
+            isinstance(other, Row) and other.view is have.view and self._left.get(name, 0) > 0
+            for name, other in self.ctx.values.items()
+        )
+        if not taken_over:
             self._free.setdefault(have.stride, []).append(have)
 
     def _own_copy(self, value: Value, room: int) -> Row:
