@@ -106,7 +106,7 @@ CASES: dict[str, Callable[[], object]] = {
 }
 
 
-#: Compiled in every run of the tests; the others only for sm_90, to keep the tests quick.
+#: What the tests compile for sm_80 and gfx942, and for sm_90, to stay quick; --update takes all.
 QUICK = (
     "hadamard 1024 float32",
     "hadamard 32768",
@@ -116,6 +116,7 @@ QUICK = (
     "lookup d=512, h=128, tau=8",
     "lookup d=1024, h=256, tau=8 atomic",
 )
+THOROUGH = tuple(name for name in CASES if name != "stage (8, 64, 64)")
 
 
 def measure(target: str, cases: Iterable[str] = CASES) -> dict[str, Resources]:

@@ -9,7 +9,7 @@ import triton
 
 from lutcc.schedules.triton.target import SHARED_MEMORY
 from tests.triton.compile_only import TARGETS
-from tests.triton.resources import BASELINE, CASES, QUICK, measure, recorded
+from tests.triton.resources import BASELINE, QUICK, THOROUGH, measure, recorded
 
 RECORD = json.loads(BASELINE.read_text(encoding="utf-8"))
 
@@ -17,7 +17,7 @@ RECORD = json.loads(BASELINE.read_text(encoding="utf-8"))
 @pytest.mark.slow
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_resources_at_production_shapes(target):
-    cases = list(CASES if target == "sm_90" else QUICK)
+    cases = THOROUGH if target == "sm_90" else QUICK
     before = recorded(target)
     found = measure(target, cases)
     wanted = [name for name in before if name.partition(":")[0] in cases]
