@@ -117,7 +117,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="default: out/lookupffn-mlm-RECIPE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--budget", type=duration, help="training time of all models: 25m, 2h")
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--steps", type=int, help="of each model, instead of the recipe's")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--table-rate", type=float, help="factor on the tables' learning rate")
@@ -205,15 +205,14 @@ class Experiment:
         if path.exists():
             steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
         elif self.args.budget is None:
-            return recipe
+            return recipe if self.args.steps is None else _scaled(recipe)
         else:
             times = [self.trainer(b, recipe).seconds_per_step() for b in self.setup.blocks]
             steps = steps_within(self.args.budget, times, recipe)
             path.write_text(json.dumps({"steps": steps}), encoding="utf-8")
-        warmup = min(recipe.warmup, max(1, steps // 10))
-        every = max(1, min(recipe.evaluate_every, steps // 10))
-        self.display.say(f"{steps} steps of each model fit the budget; warm-up {warmup}")
-        return replace(recipe, steps=steps, warmup=warmup, evaluate_every=every)
+        recipe = _scaled(replace(recipe, steps=steps))
+        self.display.say(f"{steps} steps of each model fit the budget; warm-up {recipe.warmup}")
+        return recipe
 
     def model(self, block: Block) -> MaskedLM:
         """Return a block's new model; those of all blocks share every other initial value."""
@@ -288,6 +287,16 @@ class Experiment:
             label=block.label,
             seconds=0.2 if self.args.recipe == "tiny" else 3.0,
         )
+
+
+def _scaled(recipe: Recipe) -> Recipe:
+    """Return a recipe of other length with at most a tenth of the steps for the warm-up."""
+    tenth = max(1, recipe.steps // 10)
+    return replace(
+        recipe,
+        warmup=min(recipe.warmup, tenth),
+        evaluate_every=min(recipe.evaluate_every, tenth),
+    )
 
 
 def main(argv: list[str] | None = None) -> float:

@@ -72,7 +72,7 @@ def _or_dash(value: int | None) -> str:
 
 
 def picture(rows: Sequence[Row], records: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Draw held-out curves, and log perplexity over FLOPs; write a PNG or SVG.
+    """Draw held-out curves, gaps to the first model, and quality over FLOPs; write a PNG or SVG.
 
     Parameters
     ----------
@@ -94,30 +94,31 @@ def picture(rows: Sequence[Row], records: Sequence[dict[str, Any]], path: str | 
         raise DependencyError(
             "matplotlib is missing", where="train.report", fix='pip install "lutcc[examples]"'
         ) from error
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    curves, trade = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1.25, 1)})
-    for axes in (curves, trade):
+    figure = Figure(figsize=(13, 4.0), layout="constrained")
+    curves, gaps, trade = figure.subplots(1, 3)
+    for axes in (curves, gaps, trade):
         axes.grid(color=_GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=_MUTED, labelsize=9)
-        axes.set_ylabel("log perplexity of held-out masked tokens", fontsize=9)
+    base = dict(zip(*curve(records, rows[0].name, "log_perplexity"), strict=True))
     for row, colour in zip(rows, _cycle(len(rows)), strict=True):
-        steps, losses = curve(records, row.name, "loss")
-        curves.plot(steps, losses, color=colour, alpha=0.18, linewidth=0.8)
         steps, values = curve(records, row.name, "log_perplexity")
-        curves.plot(steps, values, color=colour, marker="o", markersize=3, label=row.label)
+        style = {"color": colour, "marker": "o", "markersize": 3}
+        curves.plot(steps, values, label=row.label, **style)
+        shared = [
+            (step, v - base[step]) for step, v in zip(steps, values, strict=True) if step in base
+        ]
+        gaps.plot([step for step, _ in shared], [gap for _, gap in shared], **style)
         trade.plot(row.mflop, row.log_perplexity, "o", color=colour, markersize=7)
     _place_labels(trade, rows)
-    curves.set_xlabel("steps (pale: training loss of single batches)", fontsize=9)
-    curves.set_title("Equal steps, equal batches", fontsize=10, loc="left")
+    curves.set_title("Log perplexity of held-out masked tokens", fontsize=10, loc="left")
     curves.legend(fontsize=9, frameon=False)
-    ends = [row.log_perplexity for row in rows]
-    seen = [v for r in rows for v in curve(records, r.name, "log_perplexity")[1]]
-    if seen:
-        curves.set_ylim(min(ends) - 0.15, max(seen) + 0.15)
+    gaps.set_title(f"The same, less that of the {rows[0].label}", fontsize=10, loc="left")
+    for axes in (curves, gaps):
+        axes.set_xlabel("steps", fontsize=9)
+    trade.set_title("Log perplexity at the end", fontsize=10, loc="left")
     trade.set_xlabel("MFLOP per token of one feed-forward block", fontsize=9)
-    trade.set_title("Quality over cost", fontsize=10, loc="left")
     figure.savefig(path, dpi=130)
 
 
