@@ -195,7 +195,7 @@ class Comparison:
     ) -> dict[str, Timing]:
         """Time subjects on one input in turns; label -> seconds per call.
 
-        A first call, not counted, tells how long one takes; where it is long, fewer are made.
+        A first call tells how long one takes; where it is long, fewer are made.
         """
         chosen = {subject.label: self._runner(subject, input) for subject in subjects}
         return interleave(chosen, seconds=seconds, rounds=rounds)
@@ -208,11 +208,11 @@ class Comparison:
             return worker.ask("burst", **request, **counts)["ns"]
 
         once = {"warmup": 0, "least": 1}
-        first = turn(0, **once)[0] * 1e-9
-        if first > _HOPELESS:
-            times = iter([turn(0, **once) for _ in range(2)])
+        first = turn(0, **once)
+        if first[0] > _HOPELESS * 1e9:
+            times = iter([first, turn(0, **once)])
             return lambda seconds: next(times, [])
-        if first > _LONG:
+        if first[0] > _LONG * 1e9:
             return lambda seconds: turn(seconds, **once)
         return turn
 
