@@ -152,18 +152,25 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--logs-only", action="store_true", help="only what the tuning logs say")
+    parser.add_argument(
+        "--ffn",
+        type=Path,
+        metavar="JSON",
+        help="only the feed-forward blocks, from what lutcc bench ffn -o JSON wrote",
+    )
     args = parser.parse_args(argv)
     text = args.file.read_text(encoding="utf-8")
-    text = replace_block(text, "tuning", tuning_block(measure("report", "tuning", SHIPPED)))
-    if args.logs_only:
-        args.file.write_text(text, encoding="utf-8")
-        return 0
-    with tempfile.TemporaryDirectory(prefix="lutcc-readme-") as folder:
-        text = replace_block(text, "demo", demo_block(measure("demo", "-o", folder)))
-    text = replace_block(text, "layers", layers_block(measure("bench", "layers")))
-    blocks = measure("bench", "ffn")
-    text = replace_block(text, "ffn", ffn_block(blocks))
-    text = replace_block(text, "hadamard", hadamard_block(blocks))
+    if args.ffn is None:
+        text = replace_block(text, "tuning", tuning_block(measure("report", "tuning", SHIPPED)))
+    if args.ffn is None and not args.logs_only:
+        with tempfile.TemporaryDirectory(prefix="lutcc-readme-") as folder:
+            text = replace_block(text, "demo", demo_block(measure("demo", "-o", folder)))
+        text = replace_block(text, "layers", layers_block(measure("bench", "layers")))
+    if not args.logs_only:
+        stored = json.loads(args.ffn.read_text(encoding="utf-8")) if args.ffn else None
+        blocks = stored or measure("bench", "ffn")
+        text = replace_block(text, "ffn", ffn_block(blocks))
+        text = replace_block(text, "hadamard", hadamard_block(blocks))
     args.file.write_text(text, encoding="utf-8")
     return 0
 

@@ -94,6 +94,10 @@ def _steps(
     levels = (width // stride).bit_length() - 1
     done = 0
     passes = _passes(levels, 4 if ctx.isa.has_avx512 else 3)
+    if finish is not None and lanes < LANES and levels > 1:
+        # Two registers make a cache line. Results leave line by line, which four lines at a time
+        # allow: half lines of eight, stored past the caches, may leave the core half empty.
+        passes = [*(_passes(levels - 2, 3) if levels > 2 else []), 2]
     for number, steps in enumerate(passes):
         put = finish if number == len(passes) - 1 else None
         inside = finish is not None and number == 0
@@ -122,8 +126,10 @@ def _pass(
 ) -> None:
     """Do ``steps`` steps between vectors ``stride`` apart, after those inside if ``inside``."""
     size = 1 << steps
-    with loop(width // (stride * size)) as block, loop(stride // lanes) as k:
-        first = bind(block * (stride * size) + k * lanes)
+    whole = finish is not None and lanes < LANES and stride >= LANES and steps <= 2
+    chunk = LANES if whole else lanes
+
+    def transformed(first: Expr) -> list[Expr]:
         values = [bind(load(first + i * stride)) for i in range(size)]
         if inside:
             values = [_inside(value, lanes) for value in values]
@@ -134,11 +140,20 @@ def _pass(
                     a, b = values[i], values[i + half]
                     values[i], values[i + half] = bind(a + b), bind(a - b)
             half *= 2
+        return values
+
+    with loop(width // (stride * size)) as block, loop(stride // chunk) as k:
+        first = bind(block * (stride * size) + k * chunk)
+        values = transformed(first)
+        if whole:
+            others = transformed(bind(first + lanes))
+            pairs = zip(values, others, strict=True)
+            values = [shuffle(pair, range(LANES)) for pair in pairs]
         for i, value in enumerate(values):
             if finish is None:
                 view.store(first + i * stride, value, lanes)
                 continue
-            scaled = value * splat(scale, lanes=lanes) if scale != 1 else value
+            scaled = value * splat(scale, lanes=chunk) if scale != 1 else value
             finish(bind(first + i * stride), scaled)
 
 

@@ -144,14 +144,21 @@ class HashRowEmitter(RowEmitter):
         else:
             target = self._own_copy(op.operands[0], width)
 
+        # Stores of a pass to places a page or more apart are slow past the caches: copy instead.
+        direct_out = last and width < 2048
+
         def transform(row: Expr, at: Row, load: hadamard.Load | None) -> None:
             def finish(first: Expr, value: Expr) -> None:
-                if last:
+                if direct_out:
                     store_columns(output, row, first, value)
                 else:
                     at.view.store(first, value, value_lanes(value))
 
             hadamard.emit_row(self.ctx, op, at, finish, load)
+            if last and not direct_out:
+                with loop(width // LANES) as k:
+                    first = bind(k * LANES)
+                    store_columns(output, row, first, at.view.load(first, LANES))
 
         with self._each_row() as (index, row):
             at = target.at(index)
