@@ -14,7 +14,8 @@ class RoundedParameters(torch.nn.Module):
     The copies are buffers outside the ``state_dict``: made by ``eval()``, made again when a
     parameter has changed, dropped by ``train()``. ``torch.export`` therefore sees them as
     constants, and the exported model computes what the layer computes. Only a parameter that is
-    edited in place in eval mode and exported before the next call needs another ``eval()`` first.
+    edited in place in eval mode and exported (or run by ``torch.compile``) before the next call
+    needs another ``eval()`` first.
     """
 
     def __init__(self) -> None:

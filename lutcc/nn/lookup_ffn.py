@@ -172,7 +172,9 @@ class LookupFFN(RoundedParameters):
         else:
             tables, scale = self.rounded()
             y = torch.ops.lutcc.weighted_gather(codes, scores, tables) * scale
-        return y if self.bias is None else y + self.bias
+        y = y if self.bias is None else y + self.bias
+        # int8 sums and scales are float32 whatever the input is
+        return y.to(scores.dtype) if y.dtype is not scores.dtype else y
 
     @classmethod
     def from_ffn(

@@ -61,7 +61,7 @@ def test_links_of_the_other_documents():
 
 
 EXAMPLES = {"maddness_matmul.py": 0.9, "compile_mlp.py": 0.7}
-OTHERS = {"lookupffn_mlm.py"}  # in tests/examples
+OTHERS = {"figure4_projections.py", "lookupffn_mlm.py"}  # in tests/examples
 
 
 def test_every_example_is_tested():
