@@ -23,6 +23,7 @@ PAGES = (
     "cli",
     "tuning",
     "tuning-logs",
+    "lookup-ffn",
     "lookup-ffn-training",
     "ir-reference",
     "artifact-format",
