@@ -112,6 +112,6 @@ def test_constraints_pin_every_dependency():
     }
     assert all("==" in p for p in pins if p and not p.startswith("#"))
     wanted = names(PROJECT["project"]["dependencies"])
-    for extra, lines in PROJECT["project"]["optional-dependencies"].items():
+    for lines in PROJECT["project"]["optional-dependencies"].values():
         wanted |= names(lines)
     assert not {re.sub(r"[-_.]+", "-", name) for name in wanted} - pinned
