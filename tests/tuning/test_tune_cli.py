@@ -168,6 +168,7 @@ def test_wrong_lists(tmp_path: Path, text: str, message: str) -> None:
 
 
 SIZES = {
+    "lookup_ffn": {"D": 9, "M": 5, "H": 3, "T": 4, "table_dtype": "int8"},
     "lookup": {"D": 9, "M": 5, "C": 3},
     "linear": {"D": 9, "M": 5},
     "tree_encode": {"D": 9, "C": 3},
