@@ -59,7 +59,7 @@ def test_mean(isa: str, upcast_every: int, codebooks: int) -> None:
     check(module, isa, lambda n: floats(20, n), rows=(1, 5, 17, 64, 70, 129))
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
 @pytest.mark.parametrize("codebooks", [258, 600])
 def test_more_codebooks_than_a_16_bit_sum_holds(isa: str, codebooks: int) -> None:
     module = maddness(30, codebooks, 18, entries=64)
@@ -79,7 +79,7 @@ def test_float_tables(isa: str) -> None:
     check(module, isa, lambda n: floats(24, n), rows=(1, 4, 16, 50))
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
 @pytest.mark.parametrize(("columns", "entries"), [(40, 16), (9, 64)])
 def test_quantised_input(isa: str, columns: int, entries: int) -> None:
     module = maddness(columns, 6, 21, entries=entries, x_dtype="uint8")
@@ -91,7 +91,7 @@ def test_quantised_input(isa: str, columns: int, entries: int) -> None:
     check(module, isa, lambda n: [np.asfortranarray(inputs(n)[0])], rows=(1, 17, 64, 65))
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
 @pytest.mark.parametrize("columns", [5, 64, 75])
 def test_strides_and_alignment(isa: str, columns: int) -> None:
     module = maddness(columns, 5, 33)
@@ -115,7 +115,7 @@ def test_strides_and_alignment(isa: str, columns: int) -> None:
             np.testing.assert_array_equal(call(view)[0], expected, err_msg=f"{name}, n={n}")
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
 @pytest.mark.parametrize("outputs", [1, 3, 10, 16, 31, 48])
 def test_codes_and_sums_alone(isa: str, outputs: int) -> None:
     rng = np.random.default_rng(outputs)
@@ -136,7 +136,7 @@ def test_codes_and_sums_alone(isa: str, outputs: int) -> None:
     check(b.module(), isa, random_codes, rows=(1, 9, 16, 65))
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
 @pytest.mark.parametrize(
     ("entries", "starts"),
     [
@@ -172,7 +172,7 @@ def test_nearest_encode(isa: str, entries: int, starts: tuple[int, ...]) -> None
     check(b.module(), isa, inputs, rows=(1, 5, 16, 33, 70))
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
 def test_threads_give_the_same_bits(isa: str) -> None:
     module = maddness(64, 16, 48)
     rows = (1, 15, 33, 255, 256, 257, 1000)

@@ -9,7 +9,7 @@ import pytest
 
 from lutcc import ir
 from tests.ir.test_peers_replay import BOLT_SHAPES, bolt_average
-from tests.schedules.harness import ISA_PARAMS, N, built
+from tests.schedules.harness import WIDEST_ISA_PARAMS, N, built
 
 
 def scan(isa: str, lut: np.ndarray, **attrs: Any):
@@ -34,7 +34,7 @@ def random_codes(n: int, ncodebooks: int, nprototypes: int) -> np.ndarray:
     return codes
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
 @pytest.mark.parametrize(
     ("ncodebooks", "nprototypes"), [(1, 16), (7, 32), (37, 16), (257, 32), (259, 16)]
 )
@@ -50,7 +50,7 @@ def test_faiss_exact_sums(isa: str, ncodebooks: int, nprototypes: int) -> None:
         assert got.max() == 255 * ncodebooks
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
 @pytest.mark.parametrize(
     ("upcast_every", "ncodebooks"),
     [(2, 5), (4, 64), (8, 13), (16, 2), (16, 64), (32, 37), (64, 64), (128, 16)],
@@ -63,7 +63,7 @@ def test_bolt_averages(isa: str, upcast_every: int, ncodebooks: int) -> None:
         np.testing.assert_array_equal(call(codes), bolt_average(codes, lut, upcast_every))
 
 
-@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
 @pytest.mark.parametrize(("n", "d", "m", "sweep"), BOLT_SHAPES)
 def test_bolt_shapes(isa: str, n: int, d: int, m: int, sweep: tuple[int, ...]) -> None:
     rng = np.random.default_rng(n * d + m)
