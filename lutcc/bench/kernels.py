@@ -71,25 +71,18 @@ def _compiled(module: ir.Module, isa: str) -> Any:
     return compile_module(module, parse_targets(isa))
 
 
-def _into_memory(module: ir.Module, isa: str, x: np.ndarray) -> Callable[[], None]:
-    """Return a call that writes the result, of the size of ``x``, to the same memory each time.
+def _in_place(artifact: Any, *inputs: np.ndarray) -> Callable[[], object]:
+    """Return a call that writes its results to the same memory each time.
 
-    A fresh result costs page faults, more than a transform does; the memcpy beside it has none.
+    Fresh results cost page faults, more than some kernels do; the memcpy beside it has none.
     """
-    import tvm_ffi
+    from lutcc.runtime.arguments import admit
+    from lutcc.runtime.kernel import allocate
 
-    from lutcc.codegen import build_module, lower
-    from lutcc.schedules.x86.pack import aligned_empty, pack_blob
-
-    lowered = lower(module, isa)
-    program = lowered.program
-    entry = build_module(lowered)[program.entry]
-    space = program.workspace
-    nbytes = space["fixed"] + space["per_row"] * len(x) + space["per_thread"] + 64
-    result = aligned_empty(x.nbytes).view(x.dtype).reshape(x.shape)
-    blob = pack_blob(program.to_json(), dict(lowered.module.constants))
-    arguments = [tvm_ffi.from_dlpack(a) for a in (x, blob, aligned_empty(nbytes), result)]
-    return partial(entry, *arguments, 1)
+    artifact(*inputs)
+    kernel = artifact.kernel
+    tensors, sizes, _ = admit(inputs, kernel.inputs)
+    return partial(kernel.launch, len(inputs[0]), tensors, allocate(kernel.outputs, sizes, None))
 
 
 def _one_op(opcode: str, x: tuple[tuple[Any, ...], str], constants: list[Any], **attrs: Any) -> Any:
@@ -223,7 +216,7 @@ def bench_hadamard(options: BenchOptions) -> list[Row]:
                     "hadamard",
                     f"N={n} n={width}",
                     isa,
-                    _into_memory(module, isa, x),
+                    _in_place(_compiled(module, isa), x),
                     x.nbytes,
                     "GB/s of input",
                     memcpy(x.nbytes),
@@ -252,7 +245,7 @@ def bench_block_diagonal_matmul(options: BenchOptions) -> list[Row]:
                         "block_diagonal_matmul",
                         f"N={n} {width // size} blocks of {size}x{size} {dtype}",
                         isa,
-                        partial(_compiled(module, isa), x),
+                        _in_place(_compiled(module, isa), x),
                         2.0 * n * width * size,
                         "GFLOP/s",
                         loop,
@@ -281,7 +274,7 @@ def bench_sign_hash(options: BenchOptions) -> list[Row]:
                     "sign_hash",
                     f"N={n} H={width // length} T={length} {variant}, {neighbors} a table",
                     isa,
-                    partial(_compiled(b.module(), isa), x),
+                    _in_place(_compiled(b.module(), isa), x),
                     x.nbytes,
                     "GB/s of input",
                     memcpy(x.nbytes),
@@ -320,7 +313,7 @@ def bench_weighted_gather(options: BenchOptions) -> list[Row]:
                         "weighted_gather",
                         f"N={n} H={tables} T={length} M={outputs} {dtype}",
                         isa,
-                        partial(_compiled(b.module(), isa), codes, scores),
+                        _in_place(_compiled(b.module(), isa), codes, scores),
                         float(n) * tables * outputs * table.itemsize,
                         "GB/s of table rows",
                         read,

@@ -195,6 +195,22 @@ def test_batches_rotate(tmp_path) -> None:
             np.testing.assert_allclose(output, x[first : first + 2], rtol=1e-5)
 
 
+@pytest.mark.isa("avx2")
+@pytest.mark.parametrize(
+    ("op", "limit"),
+    [
+        ("hadamard", "memcpy of the input"),
+        ("block_diagonal_matmul", "vfmadd231ps ymm"),
+        ("sign_hash", "memcpy of the input"),
+        ("weighted_gather", "L2 reads, 256 KiB"),
+    ],
+)
+def test_each_op_is_measured_against_a_limit(op: str, limit: str) -> None:
+    rows = kernels.BENCHMARKS[op](BenchOptions(seconds=0.0, rounds=1, quick=True, isa="avx2"))
+    assert {row["limit_name"] for row in rows} == {limit}
+    assert all(row["kernel"] == op and 0.001 < row["share"] < 20 for row in rows)
+
+
 def test_products_have_a_limit() -> None:
     assert product_limit("avx512_bf16", bfloat16=True) is BF16_PRODUCT
     assert product_limit("avx512_bf16") is PRODUCTS["avx512"]
