@@ -1,15 +1,14 @@
-"""How a layer's products are sampled while it is trained: layers, recipes and functions share it."""
+"""How products are sampled in training: layers, recipes and functions share these options."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any
 
-from lutcc.errors import InputError, suggest
+from lutcc.errors import InputError
 from lutcc.ir.sampling import MODES, PROBABILITIES, sample_count
-from lutcc.lookup_options import check_count
+from lutcc.lookup_options import check_count, check_name
 
 WHERE = ("forward_backward", "forward", "backward", "weight_gradient")
 SCALINGS = ("both", "forward", "none")
@@ -73,10 +72,10 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         """Check every value."""
         place = "sampling"
-        _choice(place, "mode", self.mode, MODES)
-        _choice(place, "where", self.where, WHERE)
-        _choice(place, "probabilities", self.probabilities, PROBABILITIES)
-        _choice(place, "scaling", self.scaling, SCALINGS)
+        check_name(place, "mode", self.mode, MODES)
+        check_name(place, "where", self.where, WHERE)
+        check_name(place, "probabilities", self.probabilities, PROBABILITIES)
+        check_name(place, "scaling", self.scaling, SCALINGS)
         check_count(place, "minimal_k", self.minimal_k, 1)
         check_count(place, "group_size", self.group_size, 1)
         check_ratio(self.sample_ratio, place)
@@ -118,11 +117,3 @@ def check_ratio(value: Any, where: str = "sampling") -> None:
             where=where,
             fix="use 0.5 to take half of the pairs",
         )
-
-
-def _choice(where: str, name: str, value: Any, choices: Iterable[str]) -> None:
-    known = tuple(choices)
-    if not isinstance(value, str) or value not in known:
-        listed = ", ".join(map(repr, known))
-        fix = suggest(value, known) if isinstance(value, str) else f"choose one of {listed}"
-        raise InputError(f"{name}={value!r} is not one of {listed}", where=where, fix=fix)
