@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 OUT    := out
+JOBS   ?= logical --maxprocesses 8
 
 .PHONY: help demo test lint bench docs readme tuning-logs wheel install install-dev clean distclean
 
@@ -40,8 +41,9 @@ install-dev: $(VENV)/.installed-dev
 demo: $(VENV)/.installed
 	$(BIN)/lutcc demo --output $(OUT)/demo $(ARGS)
 
+# A process per core, each with whole files; JOBS=0 runs everything in one.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What all tests share: levels that the CPU lacks are skipped or emulated, and it says so."""
+"""What all tests share: what this machine lacks is skipped or emulated, and it says so."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import pytest
 
 os.environ.setdefault("TVM_BIND_THREADS", "0")
 
-_skipped: Counter[str] = Counter()
-_emulated: Counter[str] = Counter()
+#: A property of a test that ran on a stand-in, or not at all: what of this machine it is about, and
+#: which of the two. Properties travel with reports, also from other processes.
+ABSENCE = "lutcc.absence"
+
+
+def note_absence(item: pytest.Item, what: str, how: str) -> None:
+    """Let the summary count this test under what the machine lacks."""
+    item.user_properties.append((ABSENCE, f"{what}: {{}} tests {how}"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -21,19 +27,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         name = str(marker.args[0])
         if name in cpu.supported_isas():
             continue
+        what = f"ISA level {name}, which this CPU lacks"
         if marker.kwargs.get("emulated") and "avx2" in cpu.supported_isas():
-            _emulated[name] += 1
+            note_absence(item, what, "emulated")
             continue
-        _skipped[name] += 1
+        note_absence(item, what, "skipped")
         pytest.skip(f"this CPU has no {name}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many kernel tests did not run natively, or not at all, for want of a CPU."""
-    for name in sorted({*_skipped, *_emulated}):
-        parts = [
-            f"{count} tests {how}"
-            for count, how in ((_emulated[name], "emulated"), (_skipped[name], "skipped"))
-            if count
-        ]
-        terminalreporter.write_line(f"ISA level {name}: {', '.join(parts)}, this CPU lacks it")
+    """Say how many tests ran on a stand-in, or not at all, for want of a CPU or a GPU."""
+    found: Counter[str] = Counter()
+    tests: set[tuple[str, str]] = set()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for key, value in getattr(report, "user_properties", ()):
+                if key == ABSENCE and (report.nodeid, value) not in tests:
+                    tests.add((report.nodeid, value))
+                    found[value] += 1
+    for text, count in sorted(found.items()):
+        terminalreporter.write_line(text.format(count))

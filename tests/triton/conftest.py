@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-_skipped = pytest.StashKey[int]()
+from tests.conftest import note_absence
 
 
 @functools.cache
@@ -18,11 +18,5 @@ def has_gpu() -> bool:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not has_gpu():
-        item.config.stash[_skipped] = item.config.stash.get(_skipped, 0) + 1
+        note_absence(item, "gpu, which this machine lacks", "skipped")
         pytest.skip("this machine has no GPU")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    count = terminalreporter.config.stash.get(_skipped, 0)
-    if count:
-        terminalreporter.write_line(f"gpu: {count} tests skipped, this machine has no GPU")

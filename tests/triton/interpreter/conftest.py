@@ -2,7 +2,8 @@
 
 ``TRITON_INTERPRET=1`` must be set before Triton is imported, and other tests of the same session
 need Triton without it. So the first of these tests starts a pytest that runs all that were
-selected, and each of them reports what happened there. Selecting tests works as usual.
+selected (of its file, where several processes share the files out), and each of them reports what
+happened there. Selecting tests works as usual.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parent
 REPORTS = "LUTCC_INTERPRETER_REPORTS"
 INTERPRETED = REPORTS in os.environ
+WORKER = "PYTEST_XDIST_WORKER"
 
 _reports = pytest.StashKey[dict[str, list[pytest.TestReport]]]()
 _output = pytest.StashKey[str]()
@@ -37,21 +39,29 @@ def is_ours(item: pytest.Item) -> bool:
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     if INTERPRETED or not is_ours(item):
         return None
-    if _reports not in item.session.stash:
-        run_all([other.nodeid for other in item.session.items if is_ours(other)], item.session)
+    reports = item.session.stash.setdefault(_reports, {})
+    if item.nodeid not in reports:
+        run_all([other.nodeid for other in item.session.items if shares_process(item, other)], item)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in item.session.stash[_reports].get(item.nodeid) or [missing(item)]:
+    for report in reports.get(item.nodeid) or [missing(item)]:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 
 
-def run_all(nodeids: list[str], session: pytest.Session) -> None:
+def shares_process(item: pytest.Item, other: pytest.Item) -> bool:
+    """Whether one process runs both: all of this folder, or one file where files are shared out."""
+    return is_ours(other) and (WORKER not in os.environ or other.path == item.path)
+
+
+def run_all(nodeids: list[str], item: pytest.Item) -> None:
     """Run the tests in a process that interprets, and keep their reports."""
+    session = item.session
     with tempfile.TemporaryDirectory(prefix="lutcc-") as folder:
         path = Path(folder) / "reports.jsonl"
         environment = {**os.environ, "TRITON_INTERPRET": "1", REPORTS: str(path)}
         environment.pop("PYTEST_ADDOPTS", None)
+        environment.pop(WORKER, None)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *nodeids]
         ran = subprocess.run(
             command,
@@ -62,13 +72,13 @@ def run_all(nodeids: list[str], session: pytest.Session) -> None:
             check=False,
         )
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found: dict[str, list[pytest.TestReport]] = {}
+    found: dict[str, list[pytest.TestReport]] = {nodeid: [] for nodeid in nodeids}
     for line in lines:
         report = session.config.hook.pytest_report_from_serializable(
             config=session.config, data=json.loads(line)
         )
         found.setdefault(report.nodeid, []).append(report)
-    session.stash[_reports] = found
+    session.stash[_reports].update(found)
     session.stash[_output] = (
         f"exit code {ran.returncode}\n{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}"
     )
