@@ -88,6 +88,10 @@ class BackendError(LutccError, RuntimeError):
     """A kernel reported an error at run time."""
 
 
+class CommunicationError(LutccError, RuntimeError):
+    """Workers that train together lost one of them, or do not do the same."""
+
+
 class UsageError(LutccError, ValueError):
     """The command line was called in a wrong way (exit code 2)."""
 
