@@ -18,14 +18,23 @@ from lutcc.ops.gather import set_deterministic_gradients, weighted_gather
 from lutcc.ops.hashing import sign_hash
 from lutcc.ops.images import im2col, rows_to_nchw
 from lutcc.ops.kernels import clear_kernels, get_compilation, kernel_statistics, set_compilation
+from lutcc.ops.sampled import sampled_conv2d, sampled_linear, sampled_matmul
+from lutcc.ops.sampled_channels import channel_scores
+from lutcc.ops.sampled_choice import get_sampled_backend, set_sampled_backend
+from lutcc.ops.sampled_scores import column_row_scores
+from lutcc.ops.sampled_selection import column_row_sample
 from lutcc.ops.tables import lut_accumulate, lut_dequantize
 from lutcc.ops.transforms import hadamard
 
 __all__ = [
     "bh_stage",
     "block_diagonal_matmul",
+    "channel_scores",
     "clear_kernels",
+    "column_row_sample",
+    "column_row_scores",
     "get_compilation",
+    "get_sampled_backend",
     "hadamard",
     "im2col",
     "kernel_statistics",
@@ -33,8 +42,12 @@ __all__ = [
     "lut_dequantize",
     "nearest_encode",
     "rows_to_nchw",
+    "sampled_conv2d",
+    "sampled_linear",
+    "sampled_matmul",
     "set_compilation",
     "set_deterministic_gradients",
+    "set_sampled_backend",
     "sign_hash",
     "tree_encode",
     "weighted_gather",

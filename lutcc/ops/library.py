@@ -53,7 +53,7 @@ def define(
     backward: Callable[..., Any] | None = None,
     setup: Callable[..., None] | None = None,
     check: Callable[..., None] | None = None,
-    cuda: bool = False,
+    cuda: bool | Callable[..., Any] = False,
     autocast: Cast | None = None,
 ) -> None:
     """Register an operator.
@@ -69,7 +69,8 @@ def define(
     check
         Called with the arguments before the implementations (also the fake one).
     cuda
-        Whether :mod:`lutcc.ops.cuda`, imported at the first call, has a function of this name.
+        The implementation on a GPU; True if :mod:`lutcc.ops.cuda`, imported at the first call, has
+        a function of this name.
     autocast
         What autocast does to the arguments; without it they stay as they are.
 
@@ -84,7 +85,8 @@ def define(
     op = getattr(torch.ops.lutcc, name).default
     _library.impl(name, _implementation(cpu, check, "cpu"), "CPU")
     if cuda:
-        _library.impl(name, _implementation(_on_cuda(name), check, "cuda"), "CUDA")
+        on_gpu = cuda if callable(cuda) else _on_cuda(name)
+        _library.impl(name, _implementation(on_gpu, check, "cuda"), "CUDA")
     torch.library.register_fake(f"lutcc::{name}", _checked(fake, check), lib=_library)
     if backward is not None:
         kernel = _differentiable(op, backward, setup)
@@ -143,17 +145,28 @@ def _no_autocast() -> Iterator[None]:
         yield
 
 
+def launcher(name: str) -> Callable[..., Any]:
+    """Return the function of :mod:`lutcc.ops.cuda` that launches Triton's kernel.
+
+    Raises
+    ------
+    DependencyError
+        When Triton is missing.
+    """
+    try:
+        kernels = importlib.import_module("lutcc.ops.cuda")
+    except ImportError as error:
+        raise DependencyError(
+            f"tensors on a GPU need Triton, which cannot be imported: {error}",
+            where=f"torch.ops.lutcc.{name}",
+            fix="pip install 'lutcc[gpu]', or move the tensors to the CPU",
+        ) from error
+    return getattr(kernels, name)
+
+
 def _on_cuda(name: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
-        try:
-            kernels = importlib.import_module("lutcc.ops.cuda")
-        except ImportError as error:
-            raise DependencyError(
-                f"tensors on a GPU need Triton, which cannot be imported: {error}",
-                where=f"torch.ops.lutcc.{name}",
-                fix="pip install 'lutcc[gpu]', or move the tensors to the CPU",
-            ) from error
-        return getattr(kernels, name)(*args)
+        return launcher(name)(*args)
 
     return run
 
