@@ -22,6 +22,7 @@ _LOWERING = {
     "data_movement": "the shared schedule `schedules/x86/data_movement.py`",
     "structural": "nothing: it shapes the program",
     "folded": "nothing: a pass folds it away",
+    "training": "nothing: it belongs to training and runs as a torch operator",
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from lutcc.ir.types import Array
 
@@ -267,7 +268,7 @@ def _draw(weights: Array, draws: int, seed: int, first_position: int) -> tuple[A
         return np.zeros(len(weights)), total[-1]
     points = uniform(seed, first_position + np.arange(draws)) * total[-1]
     # Indices of weight 0 have the sum of the one before them, so the search passes them by.
-    found = np.searchsorted(total, points, side="right")
+    found: npt.NDArray[np.intp] = np.asarray(np.searchsorted(total, points, side="right"))  # pyright: ignore
     found = np.minimum(found, np.flatnonzero(weights)[-1])
     return np.bincount(found, minlength=len(weights)).astype(np.float64), total[-1]
 

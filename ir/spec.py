@@ -13,8 +13,9 @@ from lutcc.ir.types import Array, Attr, Dim, Layout, Sym, TensorType, is_int, sh
 
 AttrKind: TypeAlias = Literal["int", "float", "str", "bool", "ints", "shape", "layout"]
 #: Where an op becomes code: its own schedule, the shared data-movement schedule, nowhere (constants
-#: and calls shape the program), or nowhere because a pass removes it.
-Lowering: TypeAlias = Literal["kernel", "data_movement", "structural", "folded"]
+#: and calls shape the program), nowhere because a pass removes it, or nowhere because it belongs to
+#: training: it runs as a torch operator, and no artifact holds it.
+Lowering: TypeAlias = Literal["kernel", "data_movement", "structural", "folded", "training"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ CostRule: TypeAlias = Callable[[Bindings, tuple[TensorType, ...]], OpCost]
 Check: TypeAlias = Callable[[Bindings, Known], None]
 Limit: TypeAlias = Callable[[Bindings], int]
 Exact: TypeAlias = Callable[[Sequence[TensorType]], bool]
+Rounding: TypeAlias = Callable[[Sequence[TensorType]], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,8 @@ class OpDef:
     exact
         Whether an operation on operands of these types is bit-exact although the op has a
         tolerance (integer tables, say).
+    rounding
+        What the rounding of results in half precision adds to the tolerance.
     lowering
         Where the op becomes code.
 
@@ -160,6 +164,7 @@ class OpDef:
     rowwise: bool = False
     tolerance: float = 0.0
     exact: Exact | None = None
+    rounding: Rounding | None = None
     lowering: Lowering = "kernel"
     variadic: bool = False
 
@@ -183,7 +188,9 @@ class OpDef:
 
     def tolerance_of(self, types: Sequence[TensorType]) -> float:
         """Return the tolerance of an operation on operands of these types; 0 is bit-exact."""
-        return 0.0 if self.exact is not None and self.exact(types) else self.tolerance
+        if self.exact is not None and self.exact(types):
+            return 0.0
+        return self.tolerance + (self.rounding(types) if self.rounding is not None else 0.0)
 
     def complete_attrs(self, given: Mapping[str, Attr], where: str) -> dict[str, Attr]:
         """Return the attributes with defaults filled in, after checking names, kinds and ranges.

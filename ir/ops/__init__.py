@@ -8,6 +8,9 @@ from lutcc.ir.ops import (
     batch_norm,
     block_diagonal_matmul,
     call,
+    channel_scores,
+    column_row_sample,
+    column_row_scores,
     constant,
     hadamard,
     im2col,
@@ -20,14 +23,16 @@ from lutcc.ir.ops import (
     repack,
     reshape,
     rows_to_nchw,
+    sampled_conv2d,
+    sampled_matmul,
     sign_hash,
     tree_encode,
     weighted_gather,
 )
 from lutcc.ir.registry import Registry
 
-#: Every op, in the order of the reference: structure, look-up, Hadamard and gather, exact, data
-#: movement.
+#: Every op, in the order of the reference: structure, look-up, Hadamard and gather, sampled, exact,
+#: data movement.
 OPS = Registry(
     constant.OP,
     call.OP,
@@ -40,6 +45,11 @@ OPS = Registry(
     block_diagonal_matmul.OP,
     sign_hash.OP,
     weighted_gather.OP,
+    column_row_scores.OP,
+    channel_scores.OP,
+    column_row_sample.OP,
+    sampled_matmul.OP,
+    sampled_conv2d.OP,
     linear.OP,
     relu.OP,
     add.OP,
