@@ -2,65 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lutcc.errors import DependencyError
+from lutcc.report.figure_style import (
+    BAD,
+    INK,
+    LIGHT,
+    MUTED,
+    PAPER,
+    WIDTH,
+    open_figure,
+    to_svg,
+)
 from lutcc.report.tuning_data import Kernel, Target
 from lutcc.tuning.names import FAMILIES, duration, gain
 
-#: Name of a colour -> on white paper, on a dark screen. Pages refer to them by name.
-COLOURS: dict[str, tuple[str, str]] = {
-    "ink": ("#1f2933", "#e4e9ee"),
-    "muted": ("#5f6c79", "#9aa6b2"),
-    "grid": ("#e3e7eb", "#2f3a45"),
-    "paper": ("#fefefe", "#12181e"),
-    "bad": ("#c62828", "#ff8a80"),
-    "family0": ("#0f766e", "#2dd4bf"),
-    "family1": ("#2563eb", "#6ea8fe"),
-    "family2": ("#7c3aed", "#b197fc"),
-    "family3": ("#b45309", "#f5b942"),
-    "family4": ("#be185d", "#f783ac"),
-    "family5": ("#4d7c0f", "#a9d94b"),
-    "family6": ("#0369a1", "#4cc9f0"),
-    "family7": ("#57534e", "#c3bdb5"),
-}
-_LIGHT = {name: pair[0] for name, pair in COLOURS.items()}
-_INK, _MUTED, _GRID, _PAPER, _BAD = (
-    _LIGHT[name] for name in ("ink", "muted", "grid", "paper", "bad")
-)
-WIDTH = 11.0  # inches; points in the SVG
 _ROW = 0.25  # inches of a kernel in the figures that list them
 _SLOWEST = 4.0  # relative times beyond are drawn at the edge
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "text.color": _INK,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _INK,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-}
 
 
 def colour(family: str) -> str:
@@ -76,27 +37,27 @@ def curves_svg(target: Target) -> str:
     DependencyError
         Without matplotlib; the same holds for the other figures.
     """
-    with _figure(WIDTH, _curves_height(target)) as figure:
+    with open_figure(WIDTH, _curves_height(target)) as figure:
         _curves(figure, target)
-        return _svg(figure, f"curves {target.name}")
+        return to_svg(figure, f"curves {target.name}")
 
 
 def trials_svg(target: Target) -> str:
     """Return the relative times of all trials, a line for each kernel, as inline SVG."""
-    with _figure(WIDTH, _list_height(target)) as figure:
+    with open_figure(WIDTH, _list_height(target)) as figure:
         axes = figure.subplots()
         _trials(axes, target.kernels)
         _name_rows(axes, target.kernels)
-        return _svg(figure, f"trials {target.name}")
+        return to_svg(figure, f"trials {target.name}")
 
 
 def roofline_svg(target: Target) -> str:
     """Return the part of the roofline that each kernel achieves, as inline SVG."""
-    with _figure(WIDTH, _list_height(target)) as figure:
+    with open_figure(WIDTH, _list_height(target)) as figure:
         axes = figure.subplots()
         _roofline(axes, target.kernels)
         _name_rows(axes, target.kernels)
-        return _svg(figure, f"roofline {target.name}")
+        return to_svg(figure, f"roofline {target.name}")
 
 
 def summary_png(targets: Sequence[Target], path: str | Path, *, dpi: int = 120) -> None:
@@ -112,7 +73,7 @@ def summary_png(targets: Sequence[Target], path: str | Path, *, dpi: int = 120) 
         Lowered where the picture would get too tall for the format.
     """
     heights = [h for t in targets for h in (0.6, _list_height(t) + 0.3, _curves_height(t) + 0.1)]
-    with _figure(14.0, sum(heights)) as figure:
+    with open_figure(14.0, sum(heights)) as figure:
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         for target, head, lists, curves in zip(
             targets, parts[::3], parts[1::3], parts[2::3], strict=True
@@ -132,7 +93,7 @@ def summary_png(targets: Sequence[Target], path: str | Path, *, dpi: int = 120) 
             trials.set_title("every trial", loc="left")
             roofline.set_title("achieved part of the roofline", loc="left")
             _curves(curves, target)
-        figure.savefig(path, dpi=min(dpi, 60_000 / sum(heights)), facecolor=_PAPER)
+        figure.savefig(path, dpi=min(dpi, 60_000 / sum(heights)), facecolor=PAPER)
 
 
 def _headline(figure: Any, target: Target) -> None:
@@ -150,46 +111,7 @@ def _headline(figure: Any, target: Target) -> None:
     lines = f"{place.model} · {', '.join(facts)}"
     lines += "" if known else " · limits of the roofline are assumed, not measured"
     figure.text(0.006, 0.86, target.name, fontsize=12, weight="bold", va="top")
-    figure.text(0.006, 0.42, lines, fontsize=9, color=_MUTED, va="top")
-
-
-# -- figures and files ---------------------------------------------------------------------
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Any]:
-    """Open a figure in the style of the report, of so many inches."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError(
-            "matplotlib, which draws the figures, is not installed",
-            where="report tuning",
-            fix="pip install lutcc[report]",
-        ) from error
-    with matplotlib.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
-        yield Figure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: Any, salt: str) -> str:
-    """Return a figure as SVG to be put into a page: its colours are the page's variables."""
-    import matplotlib
-
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):  # ids that no other figure has
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", text, flags=re.S)
-    head, rest = text.split(">", 1)
-    head = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", head)
-    text = f'{head} role="img">{rest}'.replace("xlink:href", "href")
-    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", text)
-    for name, value in _LIGHT.items():
-        text = text.replace(value, f"var(--{name})")
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # nothing refers to groups
-    return re.sub(r"\n\s*", "\n", text)
+    figure.text(0.006, 0.42, lines, fontsize=9, color=MUTED, va="top")
 
 
 def _list_height(target: Target) -> float:
@@ -216,7 +138,7 @@ def _name_rows(axes: Any, kernels: Sequence[Kernel]) -> None:
     """Write the kernels' names at the left, in the colours of their families."""
     axes.set_yticks(range(len(kernels)), [k.name for k in kernels])
     for label, kernel in zip(axes.get_yticklabels(), kernels, strict=True):
-        label.set_color(_LIGHT[colour(kernel.family)])
+        label.set_color(LIGHT[colour(kernel.family)])
     axes.set_ylim(len(kernels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
@@ -227,15 +149,15 @@ def _gains(axes: Any, kernels: Sequence[Kernel]) -> None:
     finite = [v for v in values if math.isfinite(v)]
     right = max([1.2, *finite])
     for row, (kernel, value) in enumerate(zip(kernels, values, strict=True)):
-        fill = _LIGHT[colour(kernel.family)]
+        fill = LIGHT[colour(kernel.family)]
         if not math.isfinite(value):
-            axes.text(1.0, row, " no config ran", va="center", fontsize=7.5, color=_BAD)
+            axes.text(1.0, row, " no config ran", va="center", fontsize=7.5, color=BAD)
             continue
         axes.barh(row, value - 1, left=1, height=0.62, color=fill)
         text = f" {value:.2f}×" if kernel.tuned else " default is best"
-        tone = _INK if kernel.tuned else _MUTED
+        tone = INK if kernel.tuned else MUTED
         axes.text(value, row, text, va="center", fontsize=7.5, color=tone)
-    axes.axvline(1.0, color=_MUTED, linewidth=0.9)
+    axes.axvline(1.0, color=MUTED, linewidth=0.9)
     axes.set_xlim(1.0, 1 + (right - 1) * 1.3)
     axes.xaxis.get_major_locator().set_params(nbins=5)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
@@ -244,25 +166,25 @@ def _gains(axes: Any, kernels: Sequence[Kernel]) -> None:
 def _trials(axes: Any, kernels: Sequence[Kernel], column: str = "failed") -> None:
     """Draw every trial as a dot at its relative time; failures are counted at the right."""
     for row, kernel in enumerate(kernels):
-        tone = _LIGHT[colour(kernel.family)]
+        tone = LIGHT[colour(kernel.family)]
         times = [r.relative for r in kernel.trials if r.relative is not None]
         heights = [row + 0.3 * math.sin(7.0 * i) for i in range(len(times))]
         x = [min(t, _SLOWEST) for t in times]
         axes.plot(x, heights, ".", color=tone, alpha=0.4, markersize=5, markeredgewidth=0)
         if kernel.relative is not None:
             axes.plot(
-                kernel.relative, row, "D", color=tone, markersize=5, markeredgecolor=_PAPER,
+                kernel.relative, row, "D", color=tone, markersize=5, markeredgecolor=PAPER,
                 markeredgewidth=0.9,
             )  # fmt: skip
         if failed := len(kernel.failures):
             axes.annotate(
                 f"× {failed}", (1.0, row), xycoords=("axes fraction", "data"), xytext=(4, 0),
-                textcoords="offset points", va="center", fontsize=7.5, color=_BAD,
+                textcoords="offset points", va="center", fontsize=7.5, color=BAD,
                 annotation_clip=False,
             )  # fmt: skip
     if column:
-        axes.set_title(column, loc="right", fontsize=7.5, color=_BAD)
-    axes.axvline(1.0, color=_MUTED, linewidth=0.9)
+        axes.set_title(column, loc="right", fontsize=7.5, color=BAD)
+    axes.axvline(1.0, color=MUTED, linewidth=0.9)
     axes.set_xlabel("time relative to the default (log scale); ◆ chosen config", labelpad=3)
     found = [r.relative for k in kernels for r in k.trials if r.relative is not None]
     found += [k.relative for k in kernels if k.relative is not None]
@@ -276,19 +198,19 @@ def _roofline(axes: Any, kernels: Sequence[Kernel]) -> None:
     shares = [s for k in kernels for s in (k.share, k.default_share) if s is not None]
     right = max([1.0, *shares])
     for row, kernel in enumerate(kernels):
-        tone = _LIGHT[colour(kernel.family)]
+        tone = LIGHT[colour(kernel.family)]
         share, before, bound = kernel.share, kernel.default_share, kernel.bound
         if share is None or before is None or bound is None:
-            axes.text(0, row, " not known", va="center", fontsize=7.5, color=_MUTED)
+            axes.text(0, row, " not known", va="center", fontsize=7.5, color=MUTED)
             continue
         axes.barh(row, share, height=0.62, color=tone, alpha=0.75)
-        axes.plot([before] * 2, [row - 0.4, row + 0.4], color=_INK, linewidth=1.4)
+        axes.plot([before] * 2, [row - 0.4, row + 0.4], color=INK, linewidth=1.4)
         edge = max(share, before) + 0.012 * right
         axes.text(
-            edge, row, f"{share:.0%} of {bound.resource}", va="center", fontsize=7.5, color=_INK,
-            bbox={"facecolor": _PAPER, "edgecolor": "none", "pad": 0.6},
+            edge, row, f"{share:.0%} of {bound.resource}", va="center", fontsize=7.5, color=INK,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
-    axes.axvline(1.0, color=_MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axvline(1.0, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_xlim(0, right * 1.42)
     step = 0.2 if right < 1.3 else 0.5 if right < 4 else math.ceil(right / 6)
     axes.set_xticks([t * step for t in range(1 + int(right / step + 1e-9))])
@@ -324,12 +246,12 @@ def _curves(figure: Any, target: Target) -> None:
         panel.set_yscale("log")
         panel.set_ylim(low * 0.93, 1.75)
         _relative_ticks(panel.yaxis)
-        panel.tick_params(axis="y", labelsize=7, labelcolor=_MUTED, length=0)
+        panel.tick_params(axis="y", labelsize=7, labelcolor=MUTED, length=0)
         panel.tick_params(axis="x", labelsize=7, length=2)
     for panel in grid[len(kernels) :]:
         panel.set_visible(False)
-    figure.supxlabel("trials", fontsize=8, color=_MUTED)
-    figure.supylabel("time relative to the default", fontsize=8, color=_MUTED)
+    figure.supxlabel("trials", fontsize=8, color=MUTED)
+    figure.supylabel("time relative to the default", fontsize=8, color=MUTED)
 
 
 def _lows(target: Target) -> list[float]:
@@ -337,7 +259,7 @@ def _lows(target: Target) -> list[float]:
 
 
 def _curve(panel: Any, kernel: Kernel) -> None:
-    tone = _LIGHT[colour(kernel.family)]
+    tone = LIGHT[colour(kernel.family)]
     high = 1.6
     good = [
         (i, min(r.relative, high))
@@ -346,28 +268,28 @@ def _curve(panel: Any, kernel: Kernel) -> None:
     ]
     failed = [i for i, r in enumerate(kernel.trials, start=1) if r.outcome.status != "ok"]
     panel.plot(*_columns_of(good), ".", color=tone, alpha=0.4, markersize=5, markeredgewidth=0)
-    panel.plot(failed, [high] * len(failed), "x", color=_BAD, markersize=3.5, markeredgewidth=0.9)
+    panel.plot(failed, [high] * len(failed), "x", color=BAD, markersize=3.5, markeredgewidth=0.9)
     sessions = [r.session for r in kernel.trials]
     for i in range(1, len(sessions)):
         if sessions[i] != sessions[i - 1]:
-            panel.axvline(i + 0.5, color=_MUTED, linewidth=0.7, linestyle=(0, (2, 2)))
+            panel.axvline(i + 0.5, color=MUTED, linewidth=0.7, linestyle=(0, (2, 2)))
     count = len(kernel.trials)
-    panel.axhline(1.0, color=_MUTED, linewidth=0.8)
+    panel.axhline(1.0, color=MUTED, linewidth=0.8)
     panel.step(range(count + 1), (1.0, *kernel.curve), where="post", color=tone, linewidth=1.6)
     if kernel.relative is not None and kernel.finals:
         panel.plot(
             count + 0.02 * max(count, 1), kernel.relative, "D", color=tone, markersize=4.5,
-            markeredgecolor=_PAPER, markeredgewidth=0.8, clip_on=False, zorder=5,
+            markeredgecolor=PAPER, markeredgewidth=0.8, clip_on=False, zorder=5,
         )  # fmt: skip
     panel.set_xlim(0, max(count, 1) * 1.04)
     panel.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     panel.set_title(kernel.name, loc="left", fontsize=7.5, color=tone, pad=13)
     if kernel.relative is None:
-        facts, shade = "no config ran", _BAD
+        facts, shade = "no config ran", BAD
     else:
         facts = gain(kernel.relative) if kernel.tuned else "default is best"
         facts += f" · {duration(kernel.best_s)}" if kernel.best_s else ""
-        shade = _INK if kernel.tuned else _MUTED
+        shade = INK if kernel.tuned else MUTED
     panel.annotate(
         f"{facts} · {count:,} trials", (0, 1), xycoords="axes fraction", xytext=(0, 3),
         textcoords="offset points", fontsize=7, color=shade,

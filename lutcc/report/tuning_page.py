@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from lutcc.report import tuning_figures as figures
+from lutcc.report.html_page import or_dash, render
 from lutcc.report.tuning_data import Kernel, Target
 from lutcc.tuning.logfile import WORTHWHILE
 from lutcc.tuning.names import digits, duration, gain, knob_value
@@ -48,44 +44,22 @@ def page(targets: tuple[Target, ...], *, sources: list[str], made: str) -> str:
         Figures(figures.curves_svg(t), figures.trials_svg(t), figures.roofline_svg(t))
         for t in targets
     ]
-    template = _environment().from_string(_asset("tuning.html"))
-    return template.render(
+    return render(
+        "tuning.html",
+        {
+            "duration": or_dash(duration),
+            "digits": or_dash(digits),
+            "gain": or_dash(gain),
+            "knob": knob_value,
+            "colour": figures.colour,
+            "failures": failures_of,
+            "width": _bar,
+        },
         targets=list(zip(targets, drawn, strict=True)),
         sources=sources,
         made=made,
         least=1 - WORTHWHILE,
-        css=_asset("tuning.css"),
-        light=[(name, pair[0]) for name, pair in figures.COLOURS.items()],
-        dark=[(name, pair[1]) for name, pair in figures.COLOURS.items()],
     )
-
-
-def _asset(name: str) -> str:
-    return (files("lutcc.report") / name).read_text(encoding="utf-8")
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "duration": _or_dash(duration),
-        "digits": _or_dash(digits),
-        "gain": _or_dash(gain),
-        "percent": _or_dash("{:.0%}".format),
-        "count": "{:,}".format,
-        "svg": Markup,  # drawn here; its texts are escaped by what drew it
-        "css": Markup,
-        "knob": knob_value,
-        "colour": figures.colour,
-        "failures": failures_of,
-        "width": _bar,
-    }
-    return environment
-
-
-def _or_dash(write: Any) -> Any:
-    return lambda value: "–" if value is None else write(value)
 
 
 def _bar(share: float | None, whole: float = 1.0) -> str:

@@ -9,21 +9,22 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from lutcc.cli.main import main
 from lutcc.errors import DependencyError, LogError
+from lutcc.report.figure_style import COLOURS
 from lutcc.report.tuning_data import Target, summarise
-from lutcc.report.tuning_figures import COLOURS, summary_png
+from lutcc.report.tuning_figures import summary_png
 from lutcc.report.tuning_page import page
 from lutcc.tuning import names
 from lutcc.tuning.limits import assumed_limits, save_limits
 from lutcc.tuning.logfile import best
 from lutcc.tuning.records import Outcome, Record
 from lutcc.tuning.workload import Workload
+from tests.html_reader import Reader
 from tests.tuning.synthetic import (
     DEFAULT,
     SAPPHIRE_RAPIDS,
@@ -35,45 +36,6 @@ from tests.tuning.synthetic import (
     two_sessions,
     write_log,
 )
-
-VOID = {"meta", "br", "path", "use"}
-
-
-class Reader(HTMLParser):
-    """Checks that tags close in order; keeps the visible text and every attribute."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.tags: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open, f"</{tag}> closes nothing"
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
 
 
 def targets_of(records: list[Record]) -> tuple[Target, ...]:
