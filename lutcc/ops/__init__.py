@@ -5,7 +5,7 @@ Importing this module registers them. They take CPU tensors of any strides, work
 :mod:`lutcc.ir` defines: on compiled kernels where that pays, else on the IR's NumPy reference or
 on torch's own operators. All agree bit by bit, or within the op's tolerance where it is one of
 floating-point sums. See :func:`lutcc.ops.set_compilation`. Those that are trained also take
-tensors on a GPU, and never compile for the CPU while they are.
+tensors on a GPU, and never compile tables for the CPU while these change.
 """
 
 from __future__ import annotations

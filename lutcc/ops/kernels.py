@@ -4,14 +4,13 @@ A kernel is made for an op, the static part of its signature and its tables, whi
 it. Compiling takes a second or so, which most calls do not last: a call runs on the reference until
 the time spent there on these tables exceeds what compiling them would take. An operator may bring
 an implementation in torch, which then stands in for the slow reference. Results do not depend
-on it: bit by bit where the op is exact, else within its tolerance.
+on it: bit by bit where the op is exact, else within its tolerance. Operators without tables can
+have kernels whose operands all are inputs (:func:`input_kernel`), in training too.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import tempfile
 import threading
 import time
 import warnings
@@ -19,10 +18,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -30,13 +27,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from lutcc import ir
 from lutcc.errors import BackendError, CompileError, DependencyError, InputError, VerifyError
 from lutcc.ir import Attr
+from lutcc.ops.kernel_builds import as_array, build, module_of
 from lutcc.runtime import cpu
-from lutcc.runtime.kernel import LookupKernel, ThreadChoice
-from lutcc.runtime.signature import spec_from_any
+from lutcc.runtime.kernel import LookupKernel
 
-#: Kernels and libraries kept; the least recently used goes first.
+#: Kernels kept; the least recently used goes first.
 MAX_KERNELS = 128
-MAX_LIBRARIES = 64
 MAX_PLANS = 1024
 
 #: What the first compilation of a signature is taken to cost.
@@ -80,7 +76,7 @@ class Plan:
 
     def module(self, tables: Sequence[np.ndarray]) -> ir.Module:
         """Return the op as a module with these tables as constants."""
-        return _module(self.opcode, self.attrs, self.activations, tables)
+        return module_of(self.opcode, self.attrs, self.activations, tables)
 
 
 _state = _State()
@@ -145,22 +141,6 @@ def kernel_statistics() -> dict[str, int]:
     }
 
 
-def _module(
-    opcode: str,
-    attrs: tuple[tuple[str, Attr], ...],
-    activations: Sequence[ir.TensorType],
-    tables: Sequence[np.ndarray | ir.TensorType],
-) -> ir.Module:
-    """Return a module of one op; tables given as types become parameters, as arrays constants."""
-    builder = ir.Builder("main")
-    operands = []
-    for operand, value in zip(ir.OPS[opcode].operands, (*activations, *tables), strict=True):
-        make = builder.constant if isinstance(value, np.ndarray) else builder.param
-        operands.append(make(operand.name, value))  # type: ignore[arg-type]
-    builder.returns(*builder.ops(opcode, *operands, **dict(attrs)))  # type: ignore[arg-type]
-    return builder.module()
-
-
 @lru_cache(maxsize=MAX_PLANS)
 def plan(
     opcode: str,
@@ -178,7 +158,7 @@ def plan(
     try:
         rows = tuple(ir.TensorType((ir.Sym("n"), *tail), name) for name, tail in activations)
         types = tuple(ir.TensorType(shape, name) for name, shape in tables)
-        return Plan(opcode, attrs, rows, types, _module(opcode, attrs, rows, types))
+        return Plan(opcode, attrs, rows, types, module_of(opcode, attrs, rows, types))
     except VerifyError as error:
         raise InputError(
             error.what,
@@ -248,10 +228,61 @@ def run(
     return result
 
 
+@lru_cache(maxsize=MAX_PLANS)
+def input_plan(
+    opcode: str,
+    attrs: tuple[tuple[str, Attr], ...],
+    inputs: tuple[tuple[str, tuple[int | None, ...]], ...],
+) -> Plan:
+    """Return the plan of an op whose operands all are inputs; None stands for the rows."""
+    symbol = ir.Sym("n")
+    types = tuple(
+        ir.TensorType(tuple(symbol if size is None else size for size in shape), name)
+        for name, shape in inputs
+    )
+    return Plan(opcode, attrs, types, (), module_of(opcode, attrs, types, ()))
+
+
+def input_kernel(signature: Plan, *, at_once: bool = False) -> Callable[..., Any] | None:
+    """Return the kernel of a plan of :func:`input_plan`, or None where there is none, or not yet.
+
+    For an op whose operands all change from call to call: nothing is packed into the kernel.
+
+    Parameters
+    ----------
+    signature
+        The plan; what :func:`spent_without` counts for it makes "auto" compile.
+    at_once
+        Compile now, unless the mode is "never", and warn where that fails.
+    """
+    if _state.mode == "never":
+        return None
+    entry = _entry(signature, ())
+    if entry.kernel is None and not entry.failed:
+        wanted = at_once and _state.unavailable is None
+        if wanted or _worth_compiling(signature, entry, quiet=not at_once):
+            _compile(signature, (), entry, quiet=not at_once)
+    if entry.kernel is None:
+        return None
+    kernel = entry.kernel
+
+    def call(*operands: torch.Tensor) -> Any:
+        _state.kernel_calls += 1
+        return kernel.call(*(t.detach() if t.requires_grad else t for t in operands))
+
+    return call
+
+
+def spent_without(signature: Plan, seconds: float) -> None:
+    """Count time that a call of the plan took elsewhere, for want of its kernel."""
+    _entry(signature, ()).spent += seconds
+    _state.reference_calls += 1
+
+
 def _reference(
     signature: Plan, rows: Sequence[torch.Tensor], tables: Sequence[torch.Tensor]
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    arrays = [_array(tensor) for tensor in (*rows, *tables)]
+    arrays = [as_array(tensor) for tensor in (*rows, *tables)]
     try:
         results = ir.interpret(signature.reference, arrays)
     except (InputError, VerifyError) as error:
@@ -262,13 +293,6 @@ def _reference(
     return tensors[0] if len(tensors) == 1 else tensors
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.detach().resolve_neg()
-    if tensor.dtype is torch.bfloat16:  # NumPy itself has no such type
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
-
-
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Return what changes when the tensor's contents may have changed.
 
@@ -277,7 +301,7 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     are hashed.
     """
     if tensor.is_inference():
-        contents = np.ascontiguousarray(_array(tensor)).view(np.uint8)
+        contents = np.ascontiguousarray(as_array(tensor)).view(np.uint8)
         return (hashlib.blake2b(contents.data, digest_size=16).digest(), tuple(tensor.shape))
     storage = tensor.untyped_storage()
     return (
@@ -352,7 +376,8 @@ def _compile(
             return
         start = time.perf_counter()
         try:
-            entry.kernel, built = _kernel(signature, tables, isa)
+            module = signature.module([as_array(table).copy() for table in tables])
+            entry.kernel, built = build(module, isa, _state.libraries)
         except VerifyError as error:
             entry.failed = True
             raise InputError(
@@ -381,62 +406,3 @@ def _compile(
 
 def _dtype_text(signature: Plan) -> str:
     return ", ".join(map(str, (*signature.activations, *signature.tables)))
-
-
-def _kernel(signature: Plan, tables: Sequence[torch.Tensor], isa: str) -> tuple[LookupKernel, bool]:
-    """Lower, build (unless the same code was built before) and open; tell whether it was built."""
-    from lutcc import codegen
-
-    lowered = codegen.lower(signature.module([_array(table).copy() for table in tables]), isa)
-    program = json.loads(json.dumps(lowered.program.to_json()))
-    code = hashlib.sha256(
-        json.dumps([_code_key(lowered.module), program], sort_keys=True).encode()
-    ).hexdigest()
-    library = _state.libraries.get(code)
-    built = library is None
-    if library is None:
-        with tempfile.TemporaryDirectory(prefix="lutcc-") as folder:
-            library = Path(codegen.build([lowered], folder)[isa]).read_bytes()
-        _state.libraries[code] = library
-        while len(_state.libraries) > MAX_LIBRARIES:
-            _state.libraries.popitem(last=False)
-    else:
-        _state.libraries.move_to_end(code)
-    cost = ir.cost(lowered.module, n=1024).total
-    work = {
-        "lookups": cost.lookups / 1024,
-        "flops": cost.flops / 1024,
-        "bytes": (cost.bytes_read - cost.table_bytes + cost.bytes_written) / 1024,
-    }
-    return LookupKernel(
-        program,
-        library,
-        f"kernels-{isa}.so",
-        lowered.module.constants,
-        [spec_from_any(value, "inputs") for value in program["inputs"]],
-        [spec_from_any(value, "outputs") for value in program["outputs"]],
-        choice=ThreadChoice(),
-        work_per_row=work,
-    ), built
-
-
-def _code_key(module: ir.Module) -> str:
-    """Return the text of the module's operations and types without its constants' data."""
-    functions = [
-        [
-            f.name,
-            [str(v) for v in f.params],
-            [
-                [
-                    op.opcode,
-                    [str(v) for v in op.operands],
-                    [str(v) for v in op.results],
-                    repr(op.attrs),
-                ]
-                for op in f.body
-            ],
-            [str(v) for v in f.returns],
-        ]
-        for f in module.functions
-    ]
-    return json.dumps(functions)

@@ -9,8 +9,9 @@ import torch
 from lutcc.ops.arithmetic import floats
 from lutcc.ops.checks import dtype as check_dtype
 from lutcc.ops.checks import require
+from lutcc.ops.kernels import Plan, input_plan
 from lutcc.ops.library import cast_to, define, once, saves_nothing
-from lutcc.ops.sampled_choice import Way, choose
+from lutcc.ops.sampled_choice import Product, choose
 from lutcc.ops.sampled_pairs import check_range, check_sample, product, taken
 from lutcc.ops.sampled_scores import check_product, pairs_of
 
@@ -80,7 +81,41 @@ def _run(
 ) -> torch.Tensor:
     check_range(_OP, indices, scales, pairs_of(a.shape[1], group_size))
     operands = (a, b, bias, indices, scales, group_size)
-    return choose(Way(_OP, _by_index_select, operands, a.numel() * b.shape[1]))
+    plan = _cpu_plan(a, b, group_size) if a.is_cpu else None
+    return choose(Product(_OP, operands, _by_index_select, plan, _cpu_operands))
+
+
+def _cpu_plan(a: torch.Tensor, b: torch.Tensor, group_size: int) -> Plan | None:
+    """Return the plan of the kernel, whatever the rows and k are; None for other dtypes."""
+    if a.dtype not in (torch.float32, torch.bfloat16) or not b.shape[1]:
+        return None
+    (columns, outputs), dtype = b.shape, str(a.dtype).removeprefix("torch.")
+    slots = pairs_of(columns, group_size)
+    inputs = (
+        (dtype, (None, columns)),
+        (dtype, (columns, outputs)),
+        ("int32", (slots,)),
+        ("float32", (slots,)),
+        ("float32", (outputs,)),
+    )
+    return input_plan(_OP, (("group_size", group_size),), inputs)
+
+
+def _cpu_operands(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: torch.Tensor | None,
+    indices: torch.Tensor,
+    scales: torch.Tensor,
+    group_size: int,
+) -> tuple[torch.Tensor, ...]:
+    """Return what the kernel takes: places for all pairs, so that one kernel serves every k."""
+    missing = pairs_of(b.shape[0], group_size) - indices.shape[0]
+    indices, scales = (torch.nn.functional.pad(t, (0, missing)) for t in (indices, scales))
+    bias = scales.new_zeros((b.shape[1],)) if bias is None else bias.to(torch.float32)
+    if a.dtype is torch.bfloat16:  # kernels read other strides in float32 only
+        a, b = a.contiguous(), b.contiguous()
+    return a, b, indices, scales, bias
 
 
 def _by_index_select(
@@ -215,7 +250,7 @@ def _input_run(
     op = "sampled_matmul_input_grad"
     check_range(op, indices, scales, pairs_of(b.shape[0], group_size))
     operands = (grad, b, indices, scales, group_size)
-    return choose(Way(op, _input_by_index_select, operands, grad.numel() * b.shape[0]))
+    return choose(Product(op, operands, _input_by_index_select))
 
 
 def _input_by_index_select(
@@ -279,7 +314,7 @@ def _weight_run(
     op = "sampled_matmul_weight_grad"
     check_range(op, indices, scales, pairs_of(a.shape[1], group_size))
     operands = (a, grad, indices, scales, group_size)
-    return choose(Way(op, _weight_by_index_select, operands, a.numel() * grad.shape[1]))
+    return choose(Product(op, operands, _weight_by_index_select))
 
 
 def _weight_by_index_select(

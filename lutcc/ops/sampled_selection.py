@@ -113,6 +113,12 @@ def _check(
         ("probabilities", probabilities, sampling.PROBABILITIES),
     ):
         require(value in known, _OP, f"{name}={value!r} is unknown", suggest(value, known))
+    require(
+        probabilities == "optimal" or mode in ("crs", "bernoulli"),
+        _OP,
+        f"probabilities={probabilities!r} with mode={mode!r}, which goes by the scores",
+        "use mode='crs' or 'bernoulli', or probabilities='optimal'",
+    )
 
 
 def _slots(scores: torch.Tensor, k: int, mode: str, groups: int) -> int:

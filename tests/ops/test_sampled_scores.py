@@ -160,6 +160,7 @@ ERRORS = [
     (lambda: ops.column_row_sample(randn(4), 0), "k=0"),
     (lambda: ops.column_row_sample(randn(4), 2, "top"), "mode='top'.*\n.*topk"),
     (lambda: ops.column_row_sample(randn(4), 2, "crs", "even"), "probabilities='even'"),
+    (lambda: ops.column_row_sample(randn(4), 2, "topk", "uniform"), "goes by the scores"),
     (lambda: ops.column_row_sample(randn(4), 1, groups=3), "groups=3"),
     (lambda: ops.column_row_sample(randn(2, 2), 1), r"scores \(2, 2\)"),
     (lambda: ops.column_row_sample(randn(4), 1, seed=torch.ones(1)), "seed must be"),
