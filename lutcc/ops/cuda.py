@@ -13,7 +13,10 @@ import torch
 
 import lutcc.schedules.triton.bh_stage as _bh_stage
 import lutcc.schedules.triton.block_diagonal_matmul as _block_diagonal_matmul
+import lutcc.schedules.triton.column_row_sample as _column_row_sample
+import lutcc.schedules.triton.column_row_scores as _column_row_scores
 import lutcc.schedules.triton.hadamard as _hadamard
+import lutcc.schedules.triton.sampled_matmul as _sampled_matmul
 import lutcc.schedules.triton.sign_hash as _sign_hash
 import lutcc.schedules.triton.weighted_gather as _weighted_gather
 import lutcc.schedules.triton.weighted_gather_backward as _weighted_gather_backward
@@ -43,3 +46,8 @@ sign_hash = _on_device(_sign_hash.sign_hash)
 sign_hash_backward = _on_device(_sign_hash.sign_hash_backward)
 weighted_gather = _on_device(_weighted_gather.weighted_gather)
 weighted_gather_backward = _on_device(_weighted_gather_backward.weighted_gather_backward)
+column_row_scores = _on_device(_column_row_scores.column_row_scores)
+column_row_sample = _on_device(_column_row_sample.column_row_sample)
+sampled_matmul = _on_device(_sampled_matmul.sampled_matmul)
+sampled_matmul_input_grad = _on_device(_sampled_matmul.sampled_matmul_input_grad)
+sampled_matmul_weight_grad = _on_device(_sampled_matmul.sampled_matmul_weight_grad)

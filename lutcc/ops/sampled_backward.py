@@ -44,7 +44,8 @@ def check_rule(
         ("probabilities", probabilities, sampling.PROBABILITIES),
         ("scaling", scaling, SCALINGS),
     ):
-        require(value in known, op, f"{name}={value!r} is unknown", suggest(value, known))
+        if value not in known:
+            require(False, op, f"{name}={value!r} is unknown", suggest(value, known))
     for name, k, most in counts:
         require(
             k >= 0 and (most is None or k <= most),
@@ -178,7 +179,7 @@ def _autocast(dtype: torch.dtype, args: Any) -> Any:
 
 define(
     "sampled_backward_linear(Tensor x, Tensor weight, Tensor? bias, Tensor seed, str mode, "
-    "int k_input, int k_weight, str probabilities, str scaling, int group_size) -> Tensor",
+    "SymInt k_input, SymInt k_weight, str probabilities, str scaling, int group_size) -> Tensor",
     check=_check,
     cpu=_run,
     fake=_fake,

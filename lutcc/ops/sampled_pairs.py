@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from lutcc.errors import InputError
@@ -27,14 +28,16 @@ def check_sample(op: str, indices: torch.Tensor, scales: torch.Tensor) -> None:
 
 def check_range(op: str, indices: torch.Tensor, scales: torch.Tensor, pairs: int) -> None:
     """Raise InputError if a pair that is taken is none; on a GPU this would be to wait for it."""
-    if indices.is_cpu and indices.numel():
-        low, high = (int(v) for v in torch.where(scales != 0, indices, 0).aminmax())
-        if low < 0 or high >= pairs:
-            raise InputError(
-                f"indices holds {low if low < 0 else high}, but there are {pairs} pairs",
-                where=f"torch.ops.lutcc.{op}",
-                fix="pass the sample of this product's scores, and its group_size",
-            )
+    if not indices.is_cpu:
+        return
+    found = indices.numpy()[scales.numpy() != 0]  # NumPy takes less time for so few numbers
+    if found.size and not (found.min() >= 0 and found.max() < pairs):
+        raise InputError(
+            f"indices holds {found.min() if found.min() < 0 else found.max()}, but there are "
+            f"{pairs} pairs",
+            where=f"torch.ops.lutcc.{op}",
+            fix="pass the sample of this product's scores, and its group_size",
+        )
 
 
 def is_captured(tensor: torch.Tensor) -> bool:
@@ -72,7 +75,7 @@ class Taken:
     def scaled(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """Return :meth:`select` times the scales, rounded once to the dtype of x."""
         chosen = self.select(x, dim)
-        if self.scales.is_cpu and bool((self.scales == 1).all()):
+        if self.scales.is_cpu and (self.scales.numpy() == 1).all():
             return chosen
         scales = self.scales if dim else self.scales[:, None]
         # float32 scales and half precision are multiplied in float32
@@ -97,14 +100,13 @@ def taken(indices: torch.Tensor, scales: torch.Tensor, group_size: int, columns:
     bernoulli's samples: their number must come back from the GPU, which is to wait for it. In other
     samples, or while a CUDA graph is captured, padding stays and is blanked.
     """
+    if scales.is_cpu:
+        return _taken_on_cpu(indices, scales, group_size, columns)
     pairs = -(-columns // group_size)
-    if scales.is_cpu or (scales.shape[0] >= pairs and not is_captured(scales)):
+    padded = None
+    if scales.shape[0] >= pairs and not is_captured(scales):
         kept = scales != 0
-        if scales.is_cpu and bool(kept.all()):
-            kept = None
-        if kept is not None:
-            indices, scales = indices[kept], scales[kept]
-        padded = None
+        indices, scales = indices[kept], scales[kept]
     else:
         padded = scales == 0
     if group_size == 1:
@@ -112,16 +114,31 @@ def taken(indices: torch.Tensor, scales: torch.Tensor, group_size: int, columns:
     offsets = torch.arange(group_size, dtype=torch.int32, device=indices.device)
     wide_indices = (indices[:, None] * group_size + offsets).flatten()
     scales = scales.repeat_interleave(group_size)
-    if padded is not None:
-        padded = padded.repeat_interleave(group_size)
+    padded = None if padded is None else padded.repeat_interleave(group_size)
     if columns % group_size:  # the last pair is short
         beyond = wide_indices >= columns
-        if padded is None and scales.is_cpu:
-            wide_indices, scales = wide_indices[~beyond], scales[~beyond]
-        else:
-            padded = beyond if padded is None else padded | beyond
-            wide_indices = wide_indices.clamp(max=columns - 1)
+        padded = beyond if padded is None else padded | beyond
+        wide_indices = wide_indices.clamp(max=columns - 1)
     return Taken(wide_indices, scales, padded)
+
+
+def _taken_on_cpu(
+    indices: torch.Tensor, scales: torch.Tensor, group_size: int, columns: int
+) -> Taken:
+    found, counts = indices.numpy(), scales.numpy()
+    kept = counts != 0
+    if not kept.all():
+        found, counts = found[kept], counts[kept]
+    elif group_size == 1:
+        return Taken(indices, scales, None)
+    if group_size > 1:
+        offsets = np.arange(group_size, dtype=np.int32)
+        found = (found[:, None] * np.int32(group_size) + offsets).reshape(-1)
+        counts = np.repeat(counts, group_size)
+        if columns % group_size:  # the last pair is short
+            exists = found < columns
+            found, counts = found[exists], counts[exists]
+    return Taken(torch.from_numpy(found), torch.from_numpy(counts), None)
 
 
 def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

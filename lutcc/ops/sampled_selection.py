@@ -112,7 +112,8 @@ def _check(
         ("mode", mode, sampling.MODES),
         ("probabilities", probabilities, sampling.PROBABILITIES),
     ):
-        require(value in known, _OP, f"{name}={value!r} is unknown", suggest(value, known))
+        if value not in known:
+            require(False, _OP, f"{name}={value!r} is unknown", suggest(value, known))
     require(
         probabilities == "optimal" or mode in ("crs", "bernoulli"),
         _OP,
@@ -159,7 +160,7 @@ def _cpu(
 
 
 define(
-    "column_row_sample(Tensor scores, Tensor seed, int k, str mode, "
+    "column_row_sample(Tensor scores, Tensor seed, SymInt k, str mode, "
     'str probabilities="optimal", int groups=1) -> (Tensor, Tensor)',
     check=_check,
     cpu=_cpu,
