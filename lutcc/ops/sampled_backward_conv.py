@@ -163,7 +163,8 @@ def _autocast(dtype: torch.dtype, args: Any) -> Any:
 
 define(
     "sampled_backward_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor seed, "
-    f"{_GEOMETRY}, str mode, SymInt k_input, SymInt k_weight, str probabilities, str scaling) -> Tensor",
+    f"{_GEOMETRY}, str mode, SymInt k_input, SymInt k_weight, str probabilities, str scaling) "
+    "-> Tensor",
     check=_check,
     cpu=_run,
     fake=_fake,
