@@ -21,6 +21,9 @@ import triton
 
 from lutcc.schedules.triton import bh_stage as stage
 from lutcc.schedules.triton import block_diagonal_matmul as product
+from lutcc.schedules.triton import sampled_matmul as sampled
+from lutcc.schedules.triton.column_row_sample import column_row_sample
+from lutcc.schedules.triton.column_row_scores import column_row_scores
 from lutcc.schedules.triton.hadamard import hadamard
 from lutcc.schedules.triton.sign_hash import sign_hash, sign_hash_backward
 from lutcc.schedules.triton.weighted_gather import weighted_gather
@@ -86,6 +89,22 @@ def lookup_int8() -> None:
     weighted_gather(codes, scores, empty(128, 256, 512, dtype=torch.int8))
 
 
+def sampling(mode: str, group_size: int, dtype: torch.dtype = BF16) -> Callable[[], object]:
+    """Score, select, multiply and differentiate a layer of 4096 features, a weight transposed."""
+
+    def run() -> None:
+        a, weight = empty(4096, 4096, dtype=dtype), empty(4096, 4096, dtype=dtype)
+        scores = column_row_scores(a, weight.t(), group_size)
+        seed = empty(dtype=torch.int64)
+        sample = column_row_sample(scores, seed, scores.shape[0] // 2, mode)
+        y = sampled.sampled_matmul(a, weight.t(), empty(4096), *sample, group_size)
+        da = sampled.sampled_matmul_input_grad(y, weight.t(), *sample, group_size)
+        db = sampled.sampled_matmul_weight_grad(a, y, *sample, group_size)
+        assert (da.shape, db.shape) == (a.shape, weight.shape)
+
+    return run
+
+
 #: The paper's layers: d = 512, h = 128, tau = 8; d = 768, h = 170, tau = 9; d = 1024, h = 256, 64.
 CASES: dict[str, Callable[[], object]] = {
     "hadamard 768": transform(768),
@@ -103,6 +122,9 @@ CASES: dict[str, Callable[[], object]] = {
     "lookup d=1024, h=64, tau=13": lookup(64, 13, 1024, BF16),
     "lookup d=1024, h=256, tau=8 atomic": lookup(256, 8, 1024, BF16, deterministic=False),
     "lookup int8": lookup_int8,
+    "sampled columns": sampling("topk", 1),
+    "sampled groups of 16": sampling("bernoulli", 16),
+    "sampled columns float32": sampling("wta_crs", 1, F32),
 }
 
 
@@ -115,6 +137,7 @@ QUICK = (
     "hash 170 of 9, 4 neighbours",
     "lookup d=512, h=128, tau=8",
     "lookup d=1024, h=256, tau=8 atomic",
+    "sampled groups of 16",
 )
 THOROUGH = tuple(name for name in CASES if name != "stage (8, 64, 64)")
 

@@ -21,7 +21,12 @@ NAMES = (
     "bh_stage_backward",
     "block_diagonal_matmul",
     "block_diagonal_matmul_weight_grad",
+    "column_row_sample",
+    "column_row_scores",
     "hadamard",
+    "sampled_matmul",
+    "sampled_matmul_input_grad",
+    "sampled_matmul_weight_grad",
     "sign_hash",
     "sign_hash_backward",
     "weighted_gather",
@@ -96,6 +101,23 @@ def test_operators_and_their_gradients():
             random(3, 4, 10),
         )
     lutcc.ops.set_deterministic_gradients(True)
+
+
+def test_sampled_products_and_their_gradients():
+    a, b = random(6, 20), random(5, 20).t()
+    scores = lutcc.ops.column_row_scores(a, b, 4)
+    sample = lutcc.ops.column_row_sample(scores, 3, "bernoulli", seed=5)
+    counts = torch.zeros(5, dtype=torch.float64)
+    taken = sample[1] != 0
+    counts[sample[0][taken].long()] = sample[1][taken].double()
+    counts = counts.repeat_interleave(4)
+    check(
+        lambda a, b, bias: torch.ops.lutcc.sampled_matmul(a, b, bias, *sample, 4),
+        lambda a, b, bias: (a * counts) @ b + bias,
+        a,
+        b,
+        random(5),
+    )
 
 
 def test_defaults_and_options_reach_the_launchers():
