@@ -32,6 +32,7 @@ def kernel_pipeline() -> str:
         tx.AnnotateEntryFunc(),
         tx.SplitHostDevice(),
         tx.MakePackedAPI(),
+        tx.BF16StorageLegalize(),  # arguments in bfloat16 are memory of 16-bit integers
     ]
 
     def factory() -> Any:

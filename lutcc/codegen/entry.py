@@ -12,7 +12,9 @@ import tvm.tirx as tir
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as builder
 
+from lutcc.codegen.products import SCHEDULES, STRIDED, Products
 from lutcc.errors import CompileError
+from lutcc.ir import OPS
 from lutcc.ir.module import Function, Module, Operation, Value
 from lutcc.ir.types import Sym
 from lutcc.schedules.x86 import data_movement, elementwise, hash_rows, plan
@@ -62,6 +64,7 @@ class EntryEmitter:
         module: Module,
         isa: Isa,
         configs: Mapping[str, KernelConfigs],
+        products: Products,
         symbol: str,
         batch: str | None,
         *,
@@ -70,10 +73,12 @@ class EntryEmitter:
         per_thread: int = 0,
     ) -> None:
         self.module, self.isa, self.configs = module, isa, configs
+        self.products = products
         self.symbol, self.batch_name = symbol, batch
         self.parallel, self.own_workspace = parallel, own_workspace
         self.per_thread = per_thread
         self.per_row = 0
+        self.fixed = products.shared_bytes(module.main)
         self.blob_entries: list[dict[str, Any]] = []
         self.blob_nbytes = 0
         self.memory: dict[str, External | View] = {}
@@ -136,23 +141,24 @@ class EntryEmitter:
         planned = Workspace(None, self.batch, i64(0))
         for value in between:
             if roots[value.name] == value.name and value.name not in self.memory:
-                view = planned.between_stages(self._bytes_per_row(value), value.type.dtype)
+                view = planned.between_stages(self._bytes_per_row(value), _stored(value))
                 self.memory[value.name] = view
         self.compact = {
-            value.name: planned.between_stages(self._bytes_per_row(value), value.type.dtype)
+            value.name: planned.between_stages(self._bytes_per_row(value), _stored(value))
             for value in main.params
             if value.name in _read_as_whole(main, roots)
         }
         self.per_row = planned.per_row
         if self.own_workspace:
-            nbytes = self.batch * self.per_row + i64(self.per_thread + 64)
+            nbytes = self.batch * self.per_row + i64(self.fixed + self.per_thread + 64)
             space = builder.alloc_buffer((nbytes,), "uint8", scope="global")
         for views in (self.memory, self.compact):
             for name, view in views.items():
                 if isinstance(view, View) and view.buffer is None:
                     views[name] = View(space, view.base, view.dtype)
         self.space = space
-        self.scratch_base = self.batch * self.per_row
+        self.shared_base = self.batch * self.per_row
+        self.scratch_base = self.shared_base + self.fixed
         self.roots = roots
         for value in main.params:
             if value.name in self.compact:
@@ -177,11 +183,11 @@ class EntryEmitter:
 
     def _declare(self, value: Value, buffer: Any, strides: list[Expr]) -> External | View:
         """Return the flat view of an argument (every match comes before every view)."""
-        dtype = value.type.dtype
+        dtype = _stored(value)
         flat = builder.decl_buffer((i64(_FLAT),), dtype, data=buffer.data, align=ITEMSIZE[dtype])
         view = View(flat, i64(0), dtype, is_bytes=False)
         if strides:
-            return External(view, value.type.size(1), dtype, strides[0], strides[1])
+            return External(view, value.type.size(1), value.type.dtype, strides[0], strides[1])
         return _row_major(view, value) if len(value.type.shape) == 2 else view
 
     def _streamed(self, value: Value, target: External | View) -> External | View:
@@ -221,10 +227,19 @@ class EntryEmitter:
             self._stage(op, self.functions[str(op.attr("callee"))])
         elif op.opcode in _DATA_MOVEMENT:
             self._movement(op)
+        elif op.opcode in SCHEDULES:
+            self._product(op)
         elif op.opcode == "constant":
             value = op.results[0]
             view = self.blob.add("raw", value.type.dtype, [str(op.attr("ref"))])
             self.memory[value.name] = view
+        elif op.opcode in OPS and OPS[op.opcode].lowering == "training":
+            raise CompileError(
+                f"{op.opcode} belongs to training and has no kernel in artifacts",
+                where="@main",
+                fix="run the model in torch, whose operator torch.ops.lutcc."
+                f"{op.opcode} does it, or export it in eval mode, where sampled layers are exact",
+            )
         elif op.opcode not in ("reshape", "repack"):
             raise CompileError(
                 f"{op.opcode} stands outside a fused group and has no schedule there",
@@ -354,6 +369,27 @@ class EntryEmitter:
             first = call.results[[v.name for v in function.returns].index(inner.name)]
             self._copy(first, self.memory[self.roots[outer.name]])
 
+    def _product(self, op: Operation) -> None:
+        strided = STRIDED[op.opcode]
+        operands = [
+            self._external(v) if i in strided else self._view(v) for i, v in enumerate(op.operands)
+        ]
+        result = op.results[0]
+        target = self._external(result) if strided else self._view(result)
+
+        def private(thread: Expr) -> _Private:
+            return _Private(self, self.space, self.scratch_base + thread * self.per_thread)
+
+        self.products.emit(
+            op,
+            operands,
+            target,
+            self._dim(op.operands[0].type.shape[0]),
+            Scratch(self.space, self.shared_base),
+            self._thread_loop,
+            private,
+        )
+
     def _movement(self, op: Operation) -> None:
         target = self._view(op.results[0])
         sources = [self._view(v) for v in op.operands]
@@ -387,6 +423,26 @@ class EntryEmitter:
                 view.store(r * inner + c, source.load(r * inner + c))
 
 
+class _Private(Scratch):
+    """Scratch of one thread, whose size the serial function finds out."""
+
+    def __init__(self, entry: EntryEmitter, buffer: Any, base: Expr) -> None:
+        super().__init__(buffer, base)
+        self.entry = entry
+
+    def take(self, count: int, dtype: str) -> View:
+        """Return ``count`` elements at a multiple of 64 bytes."""
+        view = super().take(count, dtype)
+        if not self.entry.parallel:
+            self.entry.per_thread = max(self.entry.per_thread, self.used)
+        return view
+
+
+def _stored(value: Value) -> str:
+    """Return the type that memory of a value is read as: nothing computes in bfloat16 itself."""
+    return "uint16" if value.type.dtype == "bfloat16" else value.type.dtype
+
+
 def _row_major(view: View, value: Value) -> External:
     columns = math.prod(value.type.sizes(1))
     return External(view, columns, value.type.dtype, i64(columns), i64(1))
@@ -410,11 +466,12 @@ def _read_as_whole(main: Function, roots: Mapping[str, str]) -> set[str]:
     matrices = {v.name: v.type.shape[1] for v in main.params if len(v.type.shape) == 2}
     found = set()
     for op in main.body:
-        for value in op.operands:
+        for index, value in enumerate(op.operands):
             root = roots[value.name]
             if root not in matrices:
                 continue
-            same = op.opcode == "call" and value.type.shape[1:] == (matrices[root],)
+            follows = op.opcode == "call" or index in STRIDED.get(op.opcode, ())
+            same = follows and value.type.shape[1:] == (matrices[root],)
             if not same and op.opcode not in ("reshape", "repack"):
                 found.add(root)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lutcc import ir
 from lutcc.codegen.program import Program, TensorSpec
@@ -14,6 +14,9 @@ from lutcc.ir.module import Function, Module, Operation, Value
 from lutcc.ir.types import Sym
 from lutcc.schedules.x86.config import KernelConfigs
 from lutcc.schedules.x86.isa import Isa, isa_by_name
+
+if TYPE_CHECKING:
+    from lutcc.codegen.products import Products
 
 ENTRY = "lutcc_main"
 
@@ -81,13 +84,15 @@ def lower(
     """
     import_tvm()
     from lutcc.codegen.entry import EntryEmitter
+    from lutcc.codegen.products import Products
 
     level = isa_by_name(isa)
     prepared = prepare(module)
     ir.verify(prepared)
     batch = _batch_symbol(prepared.main)
     chosen = stage_configs(prepared, level, configs or {})
-    serial = EntryEmitter(prepared, level, chosen, entry, batch)
+    products = Products(level, configs or {})
+    serial = EntryEmitter(prepared, level, chosen, products, entry, batch)
     functions = {entry: serial.emit()}
     if own_workspace or parallel:
         symbol = entry if own_workspace else entry + "_mt"
@@ -95,6 +100,7 @@ def lower(
             prepared,
             level,
             chosen,
+            products,
             symbol,
             batch,
             parallel=not own_workspace,
@@ -110,8 +116,12 @@ def lower(
         outputs=tuple(_spec(v) for v in main.returns),
         blob=tuple(serial.blob_entries),
         blob_nbytes=serial.blob_nbytes,
-        workspace={"fixed": 0, "per_row": serial.per_row, "per_thread": serial.per_thread},
-        kernels=tuple(_kernel_records(prepared, chosen)),
+        workspace={
+            "fixed": serial.fixed,
+            "per_row": serial.per_row,
+            "per_thread": serial.per_thread,
+        },
+        kernels=tuple(_kernel_records(prepared, chosen, products)),
         batch=batch,
     )
     return Lowered(program, functions, prepared)
@@ -158,7 +168,11 @@ def _spec(value: Value) -> TensorSpec:
     return TensorSpec(value.name, shape, value.type.dtype)
 
 
-def _kernel_records(module: Module, chosen: Mapping[str, KernelConfigs]) -> list[dict[str, Any]]:
+def _kernel_records(
+    module: Module, chosen: Mapping[str, KernelConfigs], products: Products
+) -> list[dict[str, Any]]:
+    from lutcc.codegen.products import product_name, products_of
+
     records = []
     for function in stage_functions(module):
         config = chosen[function.name]
@@ -170,6 +184,10 @@ def _kernel_records(module: Module, chosen: Mapping[str, KernelConfigs]) -> list
                 "source": config.source,
             }
         )
+    for op in products_of(module.main):
+        config = {"product": products.config(op).to_json()}
+        name, source = product_name(op), products.source(op)
+        records.append({"stage": name, "ops": [_describe(op)], "config": config, "source": source})
     return records
 
 

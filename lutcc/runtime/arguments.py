@@ -14,7 +14,7 @@ from lutcc.runtime import ffi
 from lutcc.runtime.signature import TensorSpec, bind, dim_text
 
 #: Dtypes that kernels read through any pair of positive strides.
-STRIDED_DTYPES = ("float32", "uint8")
+STRIDED_DTYPES = ("float32", "bfloat16", "uint8")
 
 
 def torch_module() -> ModuleType | None:
@@ -37,7 +37,7 @@ def admit(
     alignment
         Bytes that the kernel's data must be aligned to, at least the element size.
     strided
-        Whether two-dimensional float32 and uint8 inputs may have any positive strides; others are
+        Whether two-dimensional inputs of :data:`STRIDED_DTYPES` may have any positive strides; others are
         copied.
 
     Raises
@@ -96,6 +96,12 @@ def _numpy(
                 fix="fill its holes first: x.filled(value)",
             )
         x = np.asarray(x)
+    if spec.dtype == "bfloat16":  # DLPack does not take it from NumPy
+        raise InputError(
+            "expected a torch tensor, as its dtype is bfloat16, got a NumPy array",
+            where=f"argument {spec.name!r}",
+            fix="torch.from_numpy(x.view(numpy.int16)).view(torch.bfloat16) of a bfloat16 array",
+        )
     want = spec.numpy_dtype()
     if x.dtype != want and x.dtype.newbyteorder("=") != want:
         raise _dtype_error(spec, str(x.dtype), f"x.astype(numpy.{spec.dtype})")
@@ -170,6 +176,8 @@ def _torch(
     usable = address % step == 0 and (
         x.is_contiguous() or (strided and _positive(spec, x.shape, x.stride(), 1))
     )
+    if not usable and x.dtype is torch.bfloat16:  # NumPy has no such type
+        return x.clone(memory_format=torch.contiguous_format)
     if not usable:
         return ffi.aligned_copy(x.numpy())
     return x

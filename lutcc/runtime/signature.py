@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from lutcc.errors import InputError
@@ -15,7 +16,7 @@ from lutcc.runtime.schema import Node
 #: A dimension: a fixed size, or (symbol, factor) for factor * symbol.
 Dim = int | tuple[str, int]
 
-DTYPES = ("float32", "uint8", "int8", "int32", "int64", "bool")
+DTYPES = ("float32", "bfloat16", "uint8", "int8", "int32", "int64", "bool")
 MAX_DIM = 2**40
 SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 NAME = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
@@ -39,7 +40,7 @@ class TensorSpec:
 
     def numpy_dtype(self) -> np.dtype[Any]:
         """Return the dtype in native byte order."""
-        return np.dtype(self.dtype)
+        return np.dtype(ml_dtypes.bfloat16 if self.dtype == "bfloat16" else self.dtype)
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape with every symbol replaced by its size."""

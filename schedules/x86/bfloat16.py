@@ -10,6 +10,8 @@ from lutcc.schedules.x86.emit import (
     LANES,
     Expr,
     bind,
+    cast,
+    const,
     loop,
     reinterpret,
     select,
@@ -24,6 +26,22 @@ def rounded(value: Expr) -> Expr:
     odd = (bits >> splat(16, "int32")) & splat(1, "int32")
     high = (bits + splat(0x7FFF, "int32") + odd) & splat(-0x10000, "int32")
     return select(tir.NE(value, value), value, reinterpret("float32x16", high))
+
+
+def widened(value: Expr, half: bool) -> Expr:
+    """Return bfloat16 values (as uint16) in float32; others as they are, unless ``half``."""
+    if not half:
+        return value
+    lanes = str(value.ty.dtype).partition("x")[2]
+    suffix = f"x{lanes}" if lanes else ""
+    shift = splat(16, "uint32", int(lanes)) if lanes else const(16, "uint32")
+    return reinterpret("float32" + suffix, cast("uint32" + suffix, value) << shift)
+
+
+def narrowed(value: Expr) -> Expr:
+    """Return 16 float32 values as bfloat16, in uint16, nearest even."""
+    bits = reinterpret("uint32x16", rounded(value)) >> splat(16, "uint32")
+    return cast("uint16x16", bits)
 
 
 def halves(value: Expr) -> Expr:

@@ -5,6 +5,7 @@ A config is a frozen dataclass; its ``space`` lists every value worth trying, th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -125,6 +126,46 @@ class GatherConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ProductConfig:
+    """How a product over packed panels is cut, see :mod:`lutcc.schedules.x86.panels`.
+
+    Attributes
+    ----------
+    tile_rows, tile_chunks
+        Register tile: rows, and chunks of 16 columns.
+    row_panels
+        Panels of ``tile_rows`` rows that one thread packs at a time.
+    depth
+        Terms of the sums that a packed panel holds.
+    """
+
+    tile_rows: int
+    tile_chunks: int
+    row_panels: int
+    depth: int
+
+    def to_json(self) -> dict[str, int]:
+        """Return the fields."""
+        return asdict(self)
+
+    def updated(self, values: Mapping[str, Any]) -> Self:
+        """Return a copy with some fields replaced.
+
+        Raises
+        ------
+        CompileError
+            For a field that does not exist.
+        """
+        unknown = set(values) - set(self.to_json())
+        if unknown:
+            raise CompileError(
+                f"unknown field {min(unknown)!r} of a product's config",
+                fix=suggest(min(unknown), self.to_json()),
+            )
+        return replace(self, **values)
+
+
+@dataclass(frozen=True, slots=True)
 class KernelConfigs:
     """The configs of one fused group.
 
@@ -221,6 +262,13 @@ def default_configs(
         return KernelConfigs(stage, TileConfig(4, 4), TileConfig(8, 2), rows, encode)
     tile = TileConfig(2, 2) if mean else TileConfig(4, 2)
     return KernelConfigs(stage, tile, TileConfig(8, 2), rows, encode)
+
+
+def default_product(isa: Isa) -> ProductConfig:
+    """Return the hand-picked config of a product over packed panels."""
+    if isa.has_avx512:
+        return ProductConfig(14, 2, 10, 256)
+    return ProductConfig(6, 1, 24, 256)
 
 
 def default_gather(itemsize: int, entries: int) -> GatherConfig:

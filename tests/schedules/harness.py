@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+import torch
 import tvm_ffi
 
 from lutcc import ir
 from lutcc.codegen import Lowered, build_module, lower
+from lutcc.ir.types import numpy_dtype
 from lutcc.runtime import cpu
 from lutcc.schedules.x86.isa import AVX512_BF16, ISAS, isa_by_name
 from lutcc.schedules.x86.pack import aligned_empty, pack_blob
@@ -61,17 +64,24 @@ def built(
         nbytes = space["fixed"] + space["per_row"] * n + space["per_thread"] * threads + 64
         workspace = aligned_empty(nbytes)
         workspace[:] = 0xA5  # stale bytes must not matter
-        outputs = [np.empty(_shape(spec, n), spec.dtype) for spec in program.outputs]
+        outputs = [np.empty(_shape(spec, n), numpy_dtype(spec.dtype)) for spec in program.outputs]
         entry(
-            *[tvm_ffi.from_dlpack(x) for x in inputs],
+            *[_tensor(x) for x in inputs],
             blob,
             tvm_ffi.from_dlpack(workspace),
-            *[tvm_ffi.from_dlpack(y) for y in outputs],
+            *[_tensor(y) for y in outputs],
             threads,
         )
         return outputs
 
     return lowered, call
+
+
+def _tensor(x: np.ndarray) -> Any:
+    """Return the same memory as a tensor; DLPack knows bfloat16, but not NumPy's."""
+    if x.dtype != ml_dtypes.bfloat16:
+        return tvm_ffi.from_dlpack(x)
+    return tvm_ffi.from_dlpack(torch.from_numpy(x.view(np.int16)).view(torch.bfloat16))
 
 
 def _batch(program: Any, inputs: tuple[np.ndarray, ...]) -> int:
