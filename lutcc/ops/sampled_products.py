@@ -113,8 +113,6 @@ def _cpu_operands(
     missing = pairs_of(b.shape[0], group_size) - indices.shape[0]
     indices, scales = (torch.nn.functional.pad(t, (0, missing)) for t in (indices, scales))
     bias = scales.new_zeros((b.shape[1],)) if bias is None else bias.to(torch.float32)
-    if a.dtype is torch.bfloat16:  # kernels read other strides in float32 only
-        a, b = a.contiguous(), b.contiguous()
     return a, b, indices, scales, bias
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
+import importlib
 
 import pytest
 import torch
@@ -307,3 +309,13 @@ def test_options_are_what_the_functions_take() -> None:
     names = {f.name for f in dataclasses.fields(SamplingOptions)}
     arguments = ops.sampled_matmul.__kwdefaults__.keys() | {"mode", "sample_ratio"}
     assert names == arguments - {"bias"}
+
+
+@pytest.mark.parametrize(
+    "name", ["sampled", "sampled_channels", "sampled_choice", "sampled_scores", "sampled_selection"]
+)
+def test_examples(name: str) -> None:
+    module = importlib.import_module(f"lutcc.ops.{name}")
+    result = doctest.testmod(module, extraglobs={"torch": torch})
+    assert result.attempted
+    assert not result.failed
