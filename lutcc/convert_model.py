@@ -19,6 +19,7 @@ from lutcc.nn.conversion_plan import Step, plan_conversion
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 Batch: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+_UNFITTED = (recipes.Exact, recipes.Sampled)
 
 
 def convert(
@@ -28,7 +29,7 @@ def convert(
     *,
     progress: Progress | None = None,
 ) -> torch.nn.Module:
-    """Return a copy of ``model`` in eval mode whose layers are replaced as ``recipe`` says.
+    """Return a copy of ``model`` whose layers are replaced as ``recipe`` says.
 
     Layers are converted in the order in which the model runs them. Each is fitted on what reaches
     it through the layers already converted, with the outputs of the exact layer as the target, so
@@ -41,6 +42,11 @@ def convert(
     ``intermediate.dense`` and ``output.dense`` of the BERT family, of which the layer is named.
     There the look-ups take the first one's place, and identities those of the activation, the inner
     drop-out and the second; torch's fused path for encoder layers is switched off for that layer.
+    ``Sampled`` makes Linear layers and 2-D convolutions compute from a sample while they are
+    trained; it needs no calibration, and changes the options of layers that are sampled already.
+
+    The copy is in eval mode, unless the recipe has ``Sampled`` and ``Exact`` only: then every
+    module keeps its mode. Make the optimizer from the copy's parameters.
 
     Parameters
     ----------
@@ -54,8 +60,8 @@ def convert(
     calibration
         Typical inputs: a tensor or array, or batches of them (list, DataLoader, generator). Of a
         batch that is a tuple, the model gets as many entries as its ``forward`` requires (so labels
-        are dropped); of a dictionary, all as keywords. None, if the recipe has LookupFFN blocks
-        only, starts those afresh: the model must then be trained.
+        are dropped); of a dictionary, all as keywords. None, if the recipe has no ``Maddness``,
+        starts LookupFFN blocks afresh: the model must then be trained.
     progress
         Called as ``progress(done, total, layer name)`` before each fit and once at the end.
 
@@ -83,15 +89,19 @@ def convert(
     >>> converted = convert(model, {"*": recipes.Maddness(ncodebooks=16)}, torch.rand(500, 64))
     >>> [type(layer).__name__ for layer in converted]
     ['MaddnessLinear', 'ReLU', 'MaddnessLinear']
+    >>> convert(model, {"0": recipes.Sampled(sample_ratio=0.5)}).training
+    True
     """
     if not isinstance(model, torch.nn.Module):
         raise ConvertError(
             f"the model is a {type(model).__name__}", where="convert", fix="pass a torch.nn.Module"
         )
     configs = recipes.read_recipe(recipe)
-    converted = copy.deepcopy(model).eval()
+    converted = copy.deepcopy(model)
+    if any(not isinstance(config, _UNFITTED) for config in configs.values()):
+        converted.eval()
     plan = plan_conversion(converted, configs)
-    fitted = [step for step in plan if not isinstance(step.config, recipes.Exact)]
+    fitted = [step for step in plan if not isinstance(step.config, _UNFITTED)]
     afresh = calibration is None and all(
         isinstance(step.config, recipes.LookupFFN) for step in fitted
     )
@@ -105,7 +115,8 @@ def convert(
             if isinstance(step.config, recipes.Exact):
                 reports.append(exact_report(step.name, step.module, step.block))
                 continue
-            inputs = _inputs_of(converted, step.entry, batches) if batches else None
+            needed = batches and not isinstance(step.config, _UNFITTED)
+            inputs = _inputs_of(converted, step.entry, batches) if needed else None
             try:
                 replacement, report = convert_layer(
                     step.name, step.module, step.config, inputs, step.block
@@ -201,7 +212,7 @@ def _required_arguments(model: torch.nn.Module) -> int:
 
 
 def _execution_order(model: torch.nn.Module, plan: list[Step], batches: list[Batch]) -> list[Step]:
-    """Return ``plan`` in the order of the first calls, then the (exact) steps never called."""
+    """Return ``plan`` in the order of the first calls, then the unfitted steps never called."""
     order: list[Step] = []
     handles = []
     for step in plan:
@@ -221,7 +232,7 @@ def _execution_order(model: torch.nn.Module, plan: list[Step], batches: list[Bat
             handle.remove()
     idle = [step for step in plan if step not in order]
     for step in idle:
-        if not isinstance(step.config, recipes.Exact):
+        if not isinstance(step.config, _UNFITTED):
             raise ConvertError(
                 "the model does not call this layer as a module on the calibration data, "
                 "so there is nothing to fit it on",

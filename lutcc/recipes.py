@@ -12,11 +12,17 @@ has a dot or a star:
     method = "lookup_ffn"
     num_tables = 128
 
+    ["blocks.*"]
+    method = "sampled"
+    mode = "topk"
+    sample_ratio = 0.5
+
     [head]
     method = "exact"
 
 MADDNESS replaces linear layers and convolutions one by one; LookupFFN whole feed-forward blocks,
-which its patterns name (or the layer of a transformer that holds one).
+which its patterns name (or the layer of a transformer that holds one). "sampled" changes how linear
+layers and convolutions are trained, not what they compute.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ from typing import Any, ClassVar, TypeAlias
 from lutcc.errors import InputError, RecipeError, suggest
 from lutcc.fit.options import check_int, check_maddness_options
 from lutcc.lookup_options import check_count, check_lookup_options
+from lutcc.sampling_options import SamplingOptions
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +174,29 @@ class LookupFFN:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled(SamplingOptions):
+    """Train a linear layer or convolution on a sample of its column-row pairs.
+
+    The fields are those of :class:`lutcc.sampling_options.SamplingOptions`: ``mode``,
+    ``sample_ratio``, ``minimal_k``, ``where``, ``probabilities``, ``scaling`` and ``group_size``.
+
+    Raises
+    ------
+    InputError
+        If a value is out of range, or two do not go together.
+
+    Examples
+    --------
+    >>> Sampled(mode="bernoulli", sample_ratio=0.25, where="backward").count(64)
+    16
+    """
+
+    method: ClassVar[str] = "sampled"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Exact:
-    """Leave a layer or a block as it is.
+    """Leave a layer or a block as it is, a sampled one too.
 
     Examples
     --------
@@ -178,9 +206,9 @@ class Exact:
     method: ClassVar[str] = "exact"
 
 
-Config: TypeAlias = Maddness | LookupFFN | Exact
+Config: TypeAlias = Maddness | LookupFFN | Sampled | Exact
 RECIPES: dict[str, type[Config]] = {
-    config.method: config for config in (Maddness, LookupFFN, Exact)
+    config.method: config for config in (Maddness, LookupFFN, Sampled, Exact)
 }
 
 

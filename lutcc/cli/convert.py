@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     output = output_file(args.output, replaced=False)
     given = read_array(args.calibration, "--calibration", finite=True)
     rows = np.ascontiguousarray(given, dtype=np.float32)
+    _refuse_sampled(recipe)
     import torch
 
     import lutcc
@@ -86,3 +88,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
         f"written: {args.output} ({seconds:.1f} s)",
     )
     return 0
+
+
+def _refuse_sampled(recipe: Path) -> None:
+    """Refuse method "sampled": what is written is for inference, where it changes nothing."""
+    from lutcc.recipes import Sampled, read_recipe
+
+    for pattern, config in read_recipe(recipe).items():
+        if isinstance(config, Sampled):
+            raise ConvertError(
+                "method 'sampled' changes how a model is trained; the exported program would be "
+                "the exact model",
+                where=f"{recipe}[{pattern}]",
+                fix="call lutcc.convert(model, recipe) in the training script, or say 'exact' here",
+            )

@@ -1,4 +1,4 @@
-"""torch layers that compute by look-ups."""
+"""torch layers that compute by look-ups, and layers whose training is sampled."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from lutcc.nn.hadamard import Hadamard
 from lutcc.nn.linear import MaddnessLinear
 from lutcc.nn.lookup_ffn import LookupFFN
 from lutcc.nn.projections import BHProjection, DenseProjection, Projection, make_projection
+from lutcc.nn.sampled import SampledLayer, SampledLinear
+from lutcc.nn.sampled_conv import SampledConv2d
+from lutcc.nn.sampled_models import exact_layers, sampled_layers
 
 __all__ = [
     "BHProjection",
@@ -18,6 +21,11 @@ __all__ = [
     "MaddnessConv2d",
     "MaddnessLinear",
     "Projection",
+    "SampledConv2d",
+    "SampledLayer",
+    "SampledLinear",
     "ShuffleProjection",
+    "exact_layers",
     "make_projection",
+    "sampled_layers",
 ]

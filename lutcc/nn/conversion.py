@@ -21,6 +21,8 @@ from lutcc.nn.feed_forward import FeedForward
 from lutcc.nn.linear import MaddnessLinear, linear_weights
 from lutcc.nn.lookup import MaddnessLookup
 from lutcc.nn.lookup_ffn import LookupFFN
+from lutcc.nn.sampled import SampledLinear
+from lutcc.nn.sampled_conv import SampledConv2d
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +48,12 @@ class LayerReport:
         Time to fit.
     note
         What the recipe's author should know, or "".
+    sampled_pairs, pairs
+        Of a sampled layer: k, and of how many: input features or channels (of a group), groups of
+        features, or, where only gradients are sampled, output features or channels. 0 where the
+        weights' gradient alone is sampled, over as many rows as there will be.
+    macs_saved
+        Of a sampled layer: the part of a training step's multiply-adds that it saves.
     """
 
     name: str
@@ -60,6 +68,9 @@ class LayerReport:
     weight_bytes: int
     seconds: float
     note: str = ""
+    sampled_pairs: int = 0
+    pairs: int = 0
+    macs_saved: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,11 +99,13 @@ class ConversionReport:
 def convert_layer(
     name: str,
     layer: torch.nn.Module,
-    config: recipes.Maddness | recipes.LookupFFN,
+    config: recipes.Maddness | recipes.LookupFFN | recipes.Sampled,
     inputs: list[torch.Tensor] | None,
     block: FeedForward | None = None,
 ) -> tuple[torch.nn.Module, LayerReport]:
     """Fit and build the replacement of one layer, or of the feed-forward block that it holds."""
+    if isinstance(config, recipes.Sampled):
+        return _sample_layer(name, layer, config)
     if isinstance(config, recipes.LookupFFN):
         assert block is not None  # the plan gives LookupFFN blocks only
         return _convert_block(name, block, config, inputs)
@@ -142,6 +155,50 @@ def _convert_block(
         note=note,
     )
     return layer.eval(), report
+
+
+def _sample_layer(
+    name: str, layer: torch.nn.Module, config: recipes.Sampled
+) -> tuple[torch.nn.Module, LayerReport]:
+    """Return the layer with the same parameters, whose training is sampled."""
+    started = time.perf_counter()
+    made: SampledLinear | SampledConv2d
+    if isinstance(layer, torch.nn.Linear):
+        made = SampledLinear.from_linear(layer, **config.to_dict())
+    else:
+        assert isinstance(layer, torch.nn.Conv2d)
+        made = SampledConv2d.from_conv(layer, **config.to_dict())
+    total = made.pairs
+    if config.where in ("backward", "weight_gradient"):
+        # the input's gradient is sampled over these
+        total = 0
+        if config.where == "backward":
+            groups = layer.groups if isinstance(layer, torch.nn.Conv2d) else config.group_size
+            total = -(-layer.weight.shape[0] // groups)
+    k = config.count(total)
+    sampled, exact = made.macs(2**20)  # so many rows that rounding k does not count
+    saved = 1 - sampled / exact if exact else 0.0
+    of = f"{k} of {total}" if total else f"{config.sample_ratio:g} of the rows"
+    seconds = time.perf_counter() - started
+    weight = layer.weight
+    report = LayerReport(
+        name=name,
+        method=config.method,
+        in_features=weight[0].numel(),
+        out_features=weight.shape[0],
+        ncodebooks=0,
+        nprototypes=0,
+        relative_error=None,
+        rows=0,
+        table_bytes=0,
+        weight_bytes=_weight_bytes(layer),
+        seconds=seconds,
+        note=f"{config.mode}, {config.where}: {of}, {saved:.0%} of the multiply-adds saved",
+        sampled_pairs=k,
+        pairs=total,
+        macs_saved=saved,
+    )
+    return made, report
 
 
 def block_seed(name: str, config: recipes.LookupFFN) -> int:
@@ -217,6 +274,8 @@ def _conv_problem(
 CONVERTERS: dict[type[torch.nn.Module], Callable[..., tuple[Any, ...]]] = {
     torch.nn.Linear: _linear_problem,
     torch.nn.Conv2d: _conv_problem,
+    SampledLinear: _linear_problem,  # as exact as any once it is in evaluation mode
+    SampledConv2d: _conv_problem,
 }
 
 

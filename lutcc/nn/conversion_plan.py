@@ -65,6 +65,7 @@ def plan_conversion(model: torch.nn.Module, configs: dict[str, recipes.Config]) 
         pools = {
             recipes.Maddness: [layers],
             recipes.LookupFFN: [blocks],
+            recipes.Sampled: [layers],
             recipes.Exact: [layers, blocks],
         }[type(config)]
         found = [
@@ -135,4 +136,10 @@ def _nothing_to_convert(
     else:
         what = f"{pattern!r} matches only {kinds}, which cannot be converted"
         fix = "name Linear or Conv2d layers; "
+        if kinds == "NonDynamicallyQuantizableLinear":
+            fix = "torch's attention multiplies by that weight without calling the layer; " + fix
+        elif "Lazy" in kinds:
+            fix = "run the model once, so that lazy layers know their sizes; " + fix
+        elif "Parametrized" in kinds:
+            fix = "parametrise layers after the conversion; " + fix
     return ConvertError(what, where=where, fix=fix + suggest(pattern, known))

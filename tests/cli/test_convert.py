@@ -132,3 +132,14 @@ def test_a_damaged_exported_program(folder: Path, data: bytes):
     assert done.stderr.startswith("lutcc: bad.pt2: torch cannot read it: ")
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 2
+
+
+def test_sampled_recipes_are_for_training(lutcc_command, folder: Path):
+    (folder / "recipe.toml").write_text('["*"]\nmethod = "sampled"\n')
+    done = lutcc_command(
+        "convert", "mymodels:small", "-r", "recipe.toml", "-c", "x.npy", "-o", "m.pt2", "-q"
+    )
+    assert done.code == 1
+    assert "changes how a model is trained" in done.err
+    assert "To mend it" in done.err
+    assert not (folder / "m.pt2").exists()

@@ -17,6 +17,7 @@ from lutcc.recipes import (
     Exact,
     LookupFFN,
     Maddness,
+    Sampled,
     config_from_dict,
     config_to_dict,
     read_recipe,
@@ -27,13 +28,15 @@ def test_configs_are_frozen_and_round_trip() -> None:
     for config in (
         Maddness(ncodebooks=7, accumulate="mean", ridge_lambda=2.0),
         LookupFFN(num_tables=7, projection="dense", table_dtype="int8", learning_rate=0.5),
+        Sampled(mode="crs", sample_ratio=0.3, where="backward"),
         Exact(),
     ):
         assert config_from_dict(config_to_dict(config)) == config
         assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
         Maddness().ncodebooks = 3  # pyright: ignore[reportAttributeAccessIssue]
-    assert {"maddness": Maddness, "lookup_ffn": LookupFFN, "exact": Exact} == RECIPES
+    expected = {"maddness": Maddness, "lookup_ffn": LookupFFN, "sampled": Sampled, "exact": Exact}
+    assert expected == RECIPES
 
 
 def test_recipe_has_the_options_and_defaults_of_the_estimator() -> None:
@@ -177,5 +180,6 @@ def test_module_docstring_shows_a_valid_recipe(tmp_path: Path) -> None:
     assert read_recipe(tmp_path / "r.toml") == {
         "*": Maddness(ncodebooks=16),
         "layers.*": LookupFFN(num_tables=128),
+        "blocks.*": Sampled(mode="topk", sample_ratio=0.5),
         "head": Exact(),
     }
