@@ -1,8 +1,10 @@
 """The GPU kernels against what a user would run instead; prints markdown tables.
 
 ``python -m lutcc.bench.gpu`` measures, in turns and in the same run, the Hadamard transform against
-a device-to-device copy of the same bytes, and LookupFFN, forward and backward, against a dense
-feed-forward block (cuBLAS, bfloat16). Times are printed as they are: a loss is called a loss.
+a device-to-device copy of the same bytes; LookupFFN, forward and backward, against a dense
+feed-forward block (cuBLAS, bfloat16); sampled products against dense ones and against selecting
+first; and training steps with sampled layers. Times are printed as they are: a loss is called a
+loss.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from typing import Any
 
 import torch
 
+from lutcc.bench import gpu_sampled
+from lutcc.bench.gpu_timing import describe, markdown, measure, require_gpu, spread, verdict
 from lutcc.bench.timing import Timing
-from lutcc.errors import DependencyError, LutccError, UsageError
+from lutcc.errors import LutccError, UsageError
 
-#: What is flushed between calls: more than any L2, so that each starts from memory.
-FLUSH_BYTES = 256 << 20
+PARTS = ("lookup", "sampled")
 
 #: Share of a copy's speed that the transform should reach.
 WANTED_SHARE = 0.8
@@ -54,58 +57,6 @@ class LayerRow:
     tables: int
     code_length: int
     times: Mapping[str, Timing]
-
-
-def require_gpu() -> torch.device:
-    """Return the current GPU.
-
-    Raises
-    ------
-    DependencyError
-        If torch sees none, or Triton is missing.
-    """
-    if not torch.cuda.is_available():
-        raise DependencyError(
-            f"torch {torch.__version__} sees no GPU",
-            where="lutcc.bench.gpu",
-            fix="run it on a machine with a GPU, with a CUDA or ROCm build of torch",
-        )
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            f"Triton cannot be imported: {error}",
-            where="lutcc.bench.gpu",
-            fix="pip install 'lutcc[gpu]'",
-        ) from error
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def measure(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3
-) -> dict[str, Timing]:
-    """Time calls on the GPU in turns, by events, each from an empty L2.
-
-    The flush keeps the GPU busy while the CPU launches, so that launching does not show.
-    """
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
-    for call in calls.values():
-        for _ in range(warmup):
-            call()
-    pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {n: [] for n in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            flush.zero_()
-            start.record()
-            call()
-            end.record()
-            pairs[name].append((start, end))
-    torch.cuda.synchronize()
-    return {
-        name: Timing.of([round(start.elapsed_time(end) * 1e6) for start, end in events])
-        for name, events in pairs.items()
-    }
 
 
 def bench_transform(columns: int, dtype: torch.dtype, batch: int, rounds: int) -> TransformRow:
@@ -166,39 +117,6 @@ def bench_layer(d: int, tables: int, code_length: int, batch: int, rounds: int) 
     return LayerRow(d, tables, code_length, measure(calls, rounds=rounds))
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table.
-
-    Examples
-    --------
-    >>> print(markdown(["a", "b"], [["1", "2"]]), end="")
-    | a | b |
-    | --- | --- |
-    | 1 | 2 |
-    """
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def spread(timing: Timing) -> str:
-    """Return the median in microseconds, and the 20th and 80th percentile."""
-    low, middle, high = (1e6 * t for t in (timing.p20, timing.median, timing.p80))
-    return f"{middle:.1f} ({low:.1f}-{high:.1f})"
-
-
-def verdict(baseline: Timing, subject: Timing) -> str:
-    """Say how much faster than the baseline, or that it lost.
-
-    Examples
-    --------
-    >>> fast, slow = Timing.of([100]), Timing.of([250])
-    >>> verdict(slow, fast), verdict(fast, slow)
-    ('2.50x faster', 'loss: 2.50x slower')
-    """
-    ratio = baseline.median / subject.median
-    return f"{ratio:.2f}x faster" if ratio >= 1 else f"loss: {1 / ratio:.2f}x slower"
-
-
 def transform_table(rows: Sequence[TransformRow]) -> str:
     """Return the table of the transforms."""
     lines = []
@@ -246,20 +164,12 @@ def layer_table(rows: Sequence[LayerRow]) -> str:
     return markdown(["d", "tables", "pass", "dense us", "LookupFFN us", "LookupFFN is"], lines)
 
 
-def describe() -> str:
-    """Return the device and the versions, one line."""
-    import triton
-
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
-    return (
-        f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
-        f"{properties.total_memory / 2**30:.0f} GiB; torch {torch.__version__}, {runtime}, "
-        f"triton {triton.__version__}"
-    )
-
-
-def run(batch: int, rounds: int, out: Callable[[str], Any] = sys.stdout.write) -> None:
+def run(
+    batch: int,
+    rounds: int,
+    parts: Sequence[str] = PARTS,
+    out: Callable[[str], Any] = sys.stdout.write,
+) -> None:
     """Measure and write the tables.
 
     Raises
@@ -270,12 +180,17 @@ def run(batch: int, rounds: int, out: Callable[[str], Any] = sys.stdout.write) -
     require_gpu()
     torch.manual_seed(0)
     out(f"{describe()}\n\n")
-    out(f"{batch} rows; median of {rounds} calls (20th-80th percentile), L2 empty before each.\n\n")
-    dtypes = (torch.bfloat16, torch.float32)
-    transforms = [bench_transform(n, t, batch, rounds) for t in dtypes for n in TRANSFORMS]
-    out(f"Hadamard transform against a copy of the same bytes:\n\n{transform_table(transforms)}\n")
-    layers = [bench_layer(*layer, batch, rounds) for layer in LAYERS]
-    out(f"LookupFFN (BH4) against a dense block, bfloat16:\n\n{layer_table(layers)}")
+    out(f"Median of {rounds} calls (20th-80th percentile), L2 empty before each.\n\n")
+    if "lookup" in parts:
+        dtypes = (torch.bfloat16, torch.float32)
+        transforms = [bench_transform(n, t, batch, rounds) for t in dtypes for n in TRANSFORMS]
+        text = transform_table(transforms)
+        out(f"Hadamard transform of {batch} rows against a copy of the same bytes:\n\n{text}\n")
+        layers = [bench_layer(*layer, batch, rounds) for layer in LAYERS]
+        text = layer_table(layers)
+        out(f"LookupFFN (BH4) of {batch} rows against a dense block, bfloat16:\n\n{text}\n")
+    if "sampled" in parts:
+        gpu_sampled.run(rounds, out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -283,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lutcc.bench.gpu", description=__doc__)
     parser.add_argument("--batch", type=int, default=32768, help="rows (default 32768)")
     parser.add_argument("--rounds", type=int, default=50, help="calls of each (default 50)")
+    parser.add_argument("--part", choices=PARTS, action="append", help="measure this part only")
     options = parser.parse_args(arguments)
     try:
         if options.batch < 1 or options.rounds < 1:
@@ -290,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"--batch {options.batch} and --rounds {options.rounds} must be at least 1",
                 fix="leave them out for the defaults",
             )
-        run(options.batch, options.rounds)
+        run(options.batch, options.rounds, options.part or PARTS)
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2

@@ -8,7 +8,9 @@ import importlib
 import pytest
 
 MODULES = [
-    "lutcc.bench.gpu",
+    "lutcc.bench.gpu_models",
+    "lutcc.bench.gpu_sampled",
+    "lutcc.bench.gpu_timing",
     "lutcc.ops.bh",
     *(
         f"lutcc.schedules.triton.{name}"

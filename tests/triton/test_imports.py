@@ -11,8 +11,8 @@ import pytest
 @pytest.mark.parametrize(
     ("absent", "modules"),
     [
-        ("tvm", ["lutcc.nn", "lutcc.ops.cuda", "lutcc.bench.gpu"]),
-        ("triton", ["lutcc.nn", "lutcc.bench.gpu"]),
+        ("tvm", ["lutcc.nn", "lutcc.ops.cuda", "lutcc.bench.gpu", "lutcc.bench.gpu_models"]),
+        ("triton", ["lutcc.nn", "lutcc.bench.gpu", "lutcc.bench.gpu_models"]),
     ],
 )
 def test_imports_without(absent, modules):
