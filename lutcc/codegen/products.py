@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lutcc.ir.module import Function, Operation
-from lutcc.schedules.x86 import sampled_matmul
+from lutcc.schedules.x86 import sampled_conv2d, sampled_matmul
 from lutcc.schedules.x86.config import ProductConfig, default_product
 from lutcc.schedules.x86.context import Scratch
 from lutcc.schedules.x86.emit import Expr, i64
 from lutcc.schedules.x86.isa import Isa
 
-SCHEDULES: Mapping[str, Any] = {"sampled_matmul": sampled_matmul}
+SCHEDULES: Mapping[str, Any] = {"sampled_matmul": sampled_matmul, "sampled_conv2d": sampled_conv2d}
 #: Operands read through any strides.
-STRIDED = {"sampled_matmul": (0, 1)}
+STRIDED: Mapping[str, tuple[int, ...]] = {"sampled_matmul": (0, 1), "sampled_conv2d": ()}
 
 
 @dataclass(frozen=True)

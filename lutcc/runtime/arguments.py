@@ -37,8 +37,8 @@ def admit(
     alignment
         Bytes that the kernel's data must be aligned to, at least the element size.
     strided
-        Whether two-dimensional inputs of :data:`STRIDED_DTYPES` may have any positive strides; others are
-        copied.
+        Whether two-dimensional inputs of :data:`STRIDED_DTYPES` may have any positive strides;
+        others are copied.
 
     Raises
     ------

@@ -1,9 +1,9 @@
 """Matrix products over packed panels, after Goto: the core of the sampled products.
 
 One factor is packed in panels of ``tile.rows`` rows, [panel][depth][rows], the other in panels of
-``tile.columns`` columns, [panel][depth][columns], so that the micro-kernel reads both end to end: in
-each step it broadcasts ``rows`` numbers and multiplies each with a panel's line of columns. A panel
-of columns stays in the L1 cache while a block of rows, which L2 holds, passes by.
+``tile.columns`` columns, [panel][depth][columns], so that the micro-kernel reads both end to end:
+in each step it broadcasts ``rows`` numbers and multiplies each with a panel's line of columns. A
+panel of columns stays in the L1 cache while a block of rows, which L2 holds, passes by.
 
 Count, for a step of 6 x 16 on AVX2: 12 multiply-adds (6 cycles on two ports), 8 loads (4 cycles):
 the multiply-adds are the limit.
@@ -14,6 +14,7 @@ Source: Goto and van de Geijn, Anatomy of high-performance matrix multiplication
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from lutcc.schedules.x86.config import ProductConfig
@@ -35,6 +36,8 @@ from lutcc.schedules.x86.emit import (
     splat,
 )
 
+#: Opens a loop over threads; yields (thread, number of threads).
+ThreadLoop = Callable[[], AbstractContextManager[tuple[Expr, Expr]]]
 #: Fills register (row of the tile, chunk of 16 columns) before the first block of the depth.
 Start = Callable[[int, int], Expr]
 #: Takes the finished registers.

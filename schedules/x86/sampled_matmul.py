@@ -12,8 +12,7 @@ How many pairs are taken is counted at run time: one kernel serves every k up to
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lutcc.ir.module import Operation
@@ -39,12 +38,18 @@ from lutcc.schedules.x86.emit import (
     when,
 )
 from lutcc.schedules.x86.pack import round_up
-from lutcc.schedules.x86.panels import Block, Depth, Tile, ceiling, partial_sums, share
+from lutcc.schedules.x86.panels import (
+    Block,
+    Depth,
+    ThreadLoop,
+    Tile,
+    ceiling,
+    partial_sums,
+    share,
+)
 
 #: Packed panels of b take about this much at most; wider products are done piece by piece.
 SHARED_BYTES = 8 << 20
-
-ThreadLoop = Callable[[], AbstractContextManager[tuple[Expr, Expr]]]
 
 
 @dataclass(frozen=True)
@@ -181,8 +186,6 @@ def emit(
 
 def _stored(external: External) -> External:
     """Read bfloat16 as 16-bit integers: nothing computes with that type itself."""
-    from dataclasses import replace
-
     if external.view.dtype != "bfloat16":
         return external
     return replace(external, view=external.view.as_dtype("uint16"))
