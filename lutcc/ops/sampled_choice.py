@@ -65,6 +65,9 @@ def set_sampled_backend(name: str) -> None:
 
     Notes
     -----
+    Both ways round differently, so under "auto" the last bits depend on timing. After
+    ``torch.use_deterministic_algorithms(True)``, "auto" is "index_select".
+
     On a GPU, torch's way of a bernoulli sample waits for the GPU to tell how many pairs it has; the
     fused kernel does not.
 
@@ -154,6 +157,8 @@ class Product:
 def choose(product: Product) -> torch.Tensor:
     """Return the product, computed the way that :func:`set_sampled_backend` says."""
     backend = _state.backend
+    if backend == "auto" and torch.are_deterministic_algorithms_enabled():
+        backend = "index_select"
     if backend == "index_select" or not product.first.numel():
         return product.by_torch()
     if backend == "fused":

@@ -148,8 +148,9 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         sample = (indices, scales, ctx.group_size)
         if ctx.needs_input_grad[0]:
             da = torch.ops.lutcc.sampled_matmul_input_grad(grad, b, *sample)
-        if ctx.needs_input_grad[1] and _is_transposed(b) and not b.is_cuda:
-            # the same product with the roles changed: the gradient then lies in memory as b does
+        if ctx.needs_input_grad[1] and _is_transposed(b):
+            # the same product with the roles changed: the gradient then lies in memory as b does,
+            # and autograd need not copy it
             db = torch.ops.lutcc.sampled_matmul_input_grad(grad.t(), a.t(), *sample).t()
         elif ctx.needs_input_grad[1]:
             db = torch.ops.lutcc.sampled_matmul_weight_grad(a, grad, *sample)

@@ -106,6 +106,16 @@ def test_threads_do_not_wait_for_a_measurement(monkeypatch: pytest.MonkeyPatch) 
     assert ways.calls.count("fused") == sampled_choice.ROUNDS + 2
 
 
+def test_deterministic_algorithms_leave_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = Ways(monkeypatch, 0.0, 0.002)
+    ops.set_sampled_backend("auto")
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert choose(ways.product()) == "index_select"
+    ops.set_sampled_backend("fused")
+    assert choose(ways.product()) == "fused"
+    assert len(ways.calls) == 2
+
+
 def test_names() -> None:
     with pytest.raises(InputError, match="'index_selec' is not one of"):
         ops.set_sampled_backend("index_selec")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lutcc.errors import InputError
+from lutcc.ops.sampled_pairs import taken, taken_of_all
 
 _op = torch.ops.lutcc
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -134,6 +135,27 @@ def test_what_is_not_taken_does_not_leak() -> None:
         assert t.isfinite().all()
     assert not da[:, [0, 2, 4]].any()
     assert not db[[0, 2, 4]].any()
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_columns_as_a_gpu_takes_them_without_waiting(group: int) -> None:
+    """Padding, and what a short last pair lacks, becomes the first column with scale 0."""
+    indices, scales = sample([1, 5], [2.0, 0.5], 4)
+    a, b = randn(6, 22), randn(22, 5, seed=1)
+    for column in (0, 2) if group == 1 else (0, 8):
+        a[:, column], b[column] = NAN, float("inf")
+    all_places = taken_of_all(indices, scales, group, 22)
+    few = taken(indices, scales, group, 22)
+    assert len(all_places.columns) == 4 * group
+    assert len(few.columns) == {1: 2, 4: 6}[group]
+    grad = randn(6, 5)
+    for compute in (
+        lambda t: t.select(a, 1) @ t.scaled(b, 0),
+        lambda t: t.spread(grad @ t.scaled(b, 0).t(), 1, 22),
+        lambda t: t.spread(t.scaled(a, 1).t() @ grad, 0, 22),
+    ):
+        assert compute(all_places).isfinite().all()
+        torch.testing.assert_close(compute(all_places), compute(few))
 
 
 @pytest.mark.parametrize("shape", [(0, 22, 5), (3, 22, 0), (1, 1, 1)])
