@@ -268,7 +268,7 @@ def default_product(isa: Isa) -> ProductConfig:
     """Return the hand-picked config of a product over packed panels."""
     if isa.has_avx512:
         return ProductConfig(14, 2, 10, 256)
-    return ProductConfig(6, 1, 24, 256)
+    return ProductConfig(6, 1, 12, 512)
 
 
 def default_gather(itemsize: int, entries: int) -> GatherConfig:
