@@ -164,8 +164,8 @@ def bernoulli_probabilities(scores: Array, k: int, probabilities: str = "optimal
 def winners(probabilities: Array, k: int) -> int:
     """Return how many of the likeliest pairs WTA-CRS takes for certain, in 0..k - 1.
 
-    It minimises (1 - their probability) / (k - their number), the factor of the variance; of equal
-    ones the smallest number.
+    It minimises (1 - their probability) / (k - their number), the factor of the variance; of those
+    within 1e-12 of the least the smallest number, so that rounding does not decide between equals.
 
     Examples
     --------
@@ -174,7 +174,8 @@ def winners(probabilities: Array, k: int) -> int:
     """
     ranked = -np.sort(-probabilities)
     left = 1.0 - np.concatenate([[0.0], np.cumsum(ranked)])[:k]
-    return int(np.argmin(np.maximum(left, 0.0) / (k - np.arange(len(left)))))
+    losses = np.maximum(left, 0.0) / (k - np.arange(len(left)))
+    return int(np.argmax(losses <= losses.min() + 1e-12))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from lutcc.schedules.triton.jit import jit
 from lutcc.schedules.triton.target import current_target
 
 #: Pairs per program that are ranked, and that a step compares them with.
-PAIRS, OTHERS = 64, 128
-#: Pairs that a step compacts, and random numbers per program.
-STEP = 256
+PAIRS, OTHERS = 64, 64
+#: Random numbers per program, and pairs that a step of a running sum or count takes.
+NUMBERS, STEP = 256, 1024
 
 
 @jit
@@ -56,6 +56,22 @@ def compact_kernel(scales, indices, kept, pairs, places, STEP: tl.constexpr):
         out = group * places + place
         tl.store(indices + out, (group * pairs + i).to(tl.int32), mask=taken)
         tl.store(kept + out, scale.to(tl.float32), mask=taken)
+
+
+@jit
+def running_sum_kernel(weights, sums, pairs, STEP: tl.constexpr):
+    """Write the running sums of one group of weights, none of which is negative.
+
+    Unlike torch's they are the same every time, so that a pass that is computed again, as
+    checkpoints do, takes the same pairs.
+    """
+    group = tl.program_id(0).to(tl.int64) * pairs
+    done = tl.zeros((), tl.float64)
+    for start in range(0, pairs, STEP):
+        i = start + tl.arange(0, STEP)
+        here = tl.cumsum(tl.load(weights + group + i, mask=i < pairs, other=0.0), 0) + done
+        tl.store(sums + group + i, here, mask=i < pairs)
+        done = tl.max(here, 0)
 
 
 @jit
@@ -147,8 +163,17 @@ def _largest(scores: torch.Tensor, k: int) -> torch.Tensor:
 def _uniform(seed: torch.Tensor, count: int) -> torch.Tensor:
     """Return float64 (count,) in (0, 1)."""
     out = torch.empty((count,), dtype=torch.float64, device=seed.device)
-    uniform_kernel[(triton.cdiv(count, STEP),)](seed, out, count, STEP=STEP)
+    uniform_kernel[(triton.cdiv(count, NUMBERS),)](seed, out, count, STEP=NUMBERS)
     return out
+
+
+def _running_sum(weights: torch.Tensor) -> torch.Tensor:
+    """Return the running sums along each group of float64 (groups, pairs)."""
+    weights = weights.contiguous()
+    sums = torch.empty_like(weights)
+    groups, pairs = weights.shape
+    running_sum_kernel[(groups,)](weights, sums, pairs, STEP=STEP)
+    return sums
 
 
 def _weights(scores: torch.Tensor, probabilities: str) -> torch.Tensor:
@@ -167,7 +192,7 @@ def _bernoulli(scores: torch.Tensor, k: int, probabilities: str) -> torch.Tensor
     weights = _weights(scores, probabilities)
     pairs = weights.shape[1]
     ranked, order = weights.sort(dim=1, descending=True, stable=True)
-    rest = ranked.flip(1).cumsum(1).flip(1)
+    rest = _running_sum(ranked.flip(1)).flip(1)
     place = torch.arange(pairs, device=scores.device)
     share = torch.where(rest > 0, (k - place) * ranked / rest, 0.0)
     # The first pair whose share is at most 1; the places before it are certain.
@@ -190,14 +215,15 @@ def _drawn(
     sure = torch.zeros_like(p, dtype=torch.bool)
     if mode == "wta_crs":
         ranked, order = p.sort(dim=1, descending=True, stable=True)
-        before = torch.nn.functional.pad(ranked.cumsum(1), (1, 0))[:, :k]
-        left = (1 - before).clamp(min=0.0) / (k - torch.arange(k, device=p.device))
-        certain = left.argmin(1, keepdim=True)
+        before = torch.nn.functional.pad(_running_sum(ranked), (1, 0))[:, :k]
+        losses = (1 - before).clamp(min=0.0) / (k - torch.arange(k, device=p.device))
+        near = losses <= losses.amin(1, keepdim=True) + 1e-12
+        certain = near.to(torch.int64).argmax(1, keepdim=True)
         place = torch.arange(pairs, device=p.device)
         sure.scatter_(1, order, (place < certain).expand(groups, pairs))
         draws = k - certain
     rest = torch.where(sure, 0.0, p)
-    total = rest.cumsum(1)
+    total = _running_sum(rest)
     whole = total[:, -1:]
     number = torch.arange(k, device=p.device)
     # Draw t has the number t of its group whatever others take.
@@ -206,5 +232,6 @@ def _drawn(
     found = torch.searchsorted(total, points, right=True).minimum(last)
     drawn = ((number < draws) & (whole > 0)).to(torch.float64)
     counts = torch.zeros_like(p).scatter_add_(1, found, drawn)  # whole numbers: in any order
-    scales = torch.where(counts > 0, counts * whole / (draws * p), 0.0)
+    # Sums of the same weights may differ in their last bit: what cannot be drawn never is.
+    scales = torch.where((counts > 0) & (rest > 0), counts * whole / (draws * p), 0.0)
     return torch.where(sure, 1.0, scales)

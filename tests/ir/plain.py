@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.ir import plain_sampled
+
 Arrays = list[np.ndarray]
 
 
@@ -364,4 +366,5 @@ DEFINITIONS: dict[str, Callable[..., Arrays]] = {
     "im2col": im2col,
     "rows_to_nchw": rows_to_nchw,
     "repack": repack,
+    **plain_sampled.DEFINITIONS,
 }

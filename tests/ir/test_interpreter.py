@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from lutcc import ir
 from lutcc.errors import InputError
 from lutcc.ir.types import type_of_array
-from tests.ir import plain
-from tests.ir.models import CASES, Case, N, inputs_for, modules
+from tests.ir import plain, sampled_cases
+from tests.ir.models import CASES as OTHER_CASES
+from tests.ir.models import Case, N, inputs_for, modules
 
 STRUCTURAL = {"constant", "call"}
+CASES = {**OTHER_CASES, **sampled_cases.CASES}
 
 
 def assert_same(opcode: str, got: np.ndarray, want: np.ndarray, inputs: list[np.ndarray]) -> None:
@@ -27,7 +29,8 @@ def assert_same(opcode: str, got: np.ndarray, want: np.ndarray, inputs: list[np.
             known = ~np.isnan(want)
             assert (np.signbit(got) == np.signbit(want))[known].all()
     else:
-        scale = sum(float(np.abs(a).max()) for a in inputs) + 1
+        finite = (np.nan_to_num(a.astype(np.float64), posinf=0, neginf=0) for a in inputs)
+        scale = sum(float(np.abs(a).max()) for a in finite) + 1
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=tolerance * scale**2)
 
 

@@ -29,6 +29,9 @@ LOWERED_ELSEWHERE = {
     "im2col": "schedules/x86/data_movement.py",
     "rows_to_nchw": "schedules/x86/data_movement.py",
     "repack": "schedules/x86/data_movement.py",
+    "column_row_scores": "training: lutcc/ops/sampled_scores.py",
+    "channel_scores": "training: lutcc/ops/sampled_channels.py",
+    "column_row_sample": "training: lutcc/ops/sampled_selection.py",
 }
 
 
@@ -62,6 +65,8 @@ def test_schedule(opcode: str) -> None:
         assert (ROOT / where).is_file()
     else:
         assert where.startswith(lowering)
+    if lowering == "training":
+        assert (ROOT / where.removeprefix("training: ")).is_file()
 
 
 def test_no_stale_entry_in_the_table() -> None:
@@ -79,6 +84,9 @@ NOT_TIMED = {
     "call": "its callee is timed",
     "batch_norm": "folded away",
     "reshape": "a view",
+    "column_row_scores": "no kernel: timed with the products by lutcc bench sampled",
+    "channel_scores": "no kernel: timed with the products by lutcc bench sampled",
+    "column_row_sample": "no kernel: timed with the products by lutcc bench sampled",
     "repack": "part of the loads and stores of the stage at whose edge it stands",
 }
 
@@ -146,6 +154,35 @@ def _rng_inputs(opcode: str) -> tuple[list[np.ndarray], dict[str, Any]]:
         "weighted_gather": (
             [ints(8, (3, 6), "int32"), f(3, 6), rng.integers(-128, 128, (3, 8, 5)).astype("int8")],
             {},
+        ),
+        "column_row_scores": ([f(3, 7), f(7, 2)], {"group_size": 3}),
+        "channel_scores": (
+            [f(2, 4, 3, 5), f(2, 2, 2, 3)],
+            {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": 2},
+        ),
+        "column_row_sample": (
+            [np.abs(f(14))],
+            {"k": 3, "mode": "wta_crs", "seed": 2**33 + 5, "groups": 2},
+        ),
+        "sampled_matmul": (
+            [
+                f(3, 7).astype(ml_dtypes.bfloat16),
+                f(7, 2).astype(ml_dtypes.bfloat16),
+                np.array([0, 2, 0], np.int32),
+                np.array([1.5, 0.7, 0], np.float32),
+                f(2),
+            ],
+            {"group_size": 3},
+        ),
+        "sampled_conv2d": (
+            [
+                f(1, 4, 3, 5),
+                f(2, 2, 2, 3),
+                np.array([1, 0, 2, 3], np.int32),
+                np.array([2, 0, 0.5, 1], np.float32),
+                f(2),
+            ],
+            {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": 2},
         ),
     }
     return inputs[opcode]
