@@ -50,6 +50,9 @@ from lutcc.schedules.x86.panels import (
 
 #: Packed panels of b take about this much at most; wider products are done piece by piece.
 SHARED_BYTES = 8 << 20
+#: Lines of memory that are read side by side: lines a power of two apart share a set of the L1
+#: cache, which holds 8 of them.
+LINES = 8
 
 
 @dataclass(frozen=True)
@@ -237,12 +240,14 @@ def _pack_columns(product: Product, slot: Expr, panel: Expr, live: Expr) -> None
                 where.store(d * width + c, scaled(value, factor), LANES)
 
     def numbers(valid: int) -> None:
-        """One number after the other."""
-        with loop(live) as d:
-            row = bind(b.index(cast("int64", shared.columns.load(d)), column))
-            for c in range(valid):
-                value = widened(b.view.load(row + b.column_stride * c), product.bfloat16)
-                where.store(d * width + c, value)
+        """One number after the other, a few lines of memory at a time."""
+        for part in range(0, valid, LINES):
+            with loop(live) as d:
+                row = bind(b.index(cast("int64", shared.columns.load(d)), column))
+                for c in range(part, min(part + LINES, valid)):
+                    value = widened(b.view.load(row + b.column_stride * c), product.bfloat16)
+                    where.store(d * width + c, value)
+        with loop(live if valid < width else 0) as d:
             for c in range(valid, width):
                 where.store(d * width + c, const(0.0, "float32"))
         with loop(live) as d:
@@ -325,11 +330,12 @@ def _pack_rows(
         bind(minimum(row + r, product.rows - 1) * a.row_stride if r else row * a.row_stride)
         for r in range(rows)
     ]
-    with loop(terms) as d:
-        column = bind(cast("int64", product.shared.columns.load(start + d)) * a.column_stride)
-        for r, base in enumerate(bases):
-            value = a.view.load(base + column)
-            where.store(d * rows + r, widened(value, product.bfloat16))
+    for part in range(0, rows, LINES):
+        with loop(terms) as d:
+            column = bind(cast("int64", product.shared.columns.load(start + d)) * a.column_stride)
+            for r in range(part, min(part + LINES, rows)):
+                value = a.view.load(bases[r] + column)
+                where.store(d * rows + r, widened(value, product.bfloat16))
 
 
 def _store(product: Product, row: Expr, panel: Expr, result: Callable[[int, int], Expr]) -> None:
