@@ -34,6 +34,7 @@ from lutcc.schedules.x86.emit import (
     i64,
     loop,
     minimum,
+    select,
     splat,
     when,
 )
@@ -183,8 +184,39 @@ def emit(
             with loop(count) as p:
                 _pack_columns(product, bind(begin + p), bind(first + begin + p), live)
         with thread_loop() as (thread, threads):
-            begin, count = share(bind(ceiling(rows, tile.rows)), thread, threads)
-            _multiply(product, depth, begin, count, first, now, private(thread))
+            part = Part.of(bind(ceiling(rows, tile.rows)), now, thread, threads)
+            _multiply(product, depth, part, first, private(thread))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a thread does: some panels of rows with all of columns, or, of few rows, the reverse.
+
+    Attributes
+    ----------
+    row, rows
+        First panel of rows, and how many.
+    column, columns
+        First packed panel of columns, and how many.
+    """
+
+    row: Expr
+    rows: Expr
+    column: Expr
+    columns: Expr
+
+    @classmethod
+    def of(cls, rows: Expr, columns: Expr, thread: Expr, threads: Expr) -> Part:
+        """Share out panels."""
+        by_rows = rows >= threads
+        row, row_count = share(rows, thread, threads)
+        column, column_count = share(columns, thread, threads)
+        return cls(
+            bind(select(by_rows, row, i64(0))),
+            bind(select(by_rows, row_count, rows)),
+            bind(select(by_rows, i64(0), column)),
+            bind(select(by_rows, columns, column_count)),
+        )
 
 
 def _stored(external: External) -> External:
@@ -278,22 +310,17 @@ def _pack_columns(product: Product, slot: Expr, panel: Expr, live: Expr) -> None
 
 
 def _multiply(
-    product: Product,
-    depth: Depth,
-    begin: Expr,
-    count: Expr,
-    first_panel: Expr,
-    panels: Expr,
-    scratch: Scratch,
+    product: Product, depth: Depth, part: Part, first_panel: Expr, scratch: Scratch
 ) -> None:
-    """Multiply ``count`` panels of rows from ``begin`` on with the packed panels of b."""
+    """Multiply a thread's panels; ``first_panel`` is the first of the packed panels of b."""
     tile, config, shared = product.tile, product.config, product.shared
     numbers = config.row_panels * tile.rows
     packed = scratch.take(numbers * min(config.depth, max(shared.most, 1)), "float32")
     partial = partial_sums(scratch, depth, numbers * shared.together * tile.columns)
-    with loop(ceiling(count, config.row_panels)) as number:
-        first = bind(begin + number * config.row_panels)
-        now = bind(minimum(i64(config.row_panels), begin + count - first))
+    first_panel = bind(first_panel + part.column)
+    with loop(ceiling(part.rows, config.row_panels)) as number:
+        first = bind(part.row + number * config.row_panels)
+        now = bind(minimum(i64(config.row_panels), part.row + part.rows - first))
         with loop(depth.passes) as k:
             start, terms = depth.block(k)
             with loop(now) as i:
@@ -301,7 +328,7 @@ def _multiply(
             block = Block(
                 tile,
                 packed,
-                shared.panels.at(bind(start * tile.columns)),
+                shared.panels.at(bind((part.column * depth.terms + start) * tile.columns)),
                 bind(depth.terms * tile.columns),
                 terms,
                 partial,
@@ -317,7 +344,7 @@ def _multiply(
                 row = bind((first + i) * tile.rows)
                 return lambda result: _store(product, row, bind(first_panel + j), result)
 
-            block.multiply(now, panels, from_bias, put)
+            block.multiply(now, part.columns, from_bias, put)
 
 
 def _pack_rows(
