@@ -113,7 +113,7 @@ def test_with_a_mean_of_zero_top_k_is_best_and_bernoulli_beats_crs(errors: Error
 
 
 def test_with_a_mean_of_one_bernoulli_beats_crs_at_higher_ratios(errors: Errors) -> None:
-    """Figure 1 (a): above a quarter, where 1 - r falls below 3 / 4 (see the formulas); not below."""
+    """Figure 1 (a): above a quarter, where 1 - r falls below 3 / 4 (equation 5); not below."""
     for kind in ("", "_uniform"):
         for ratio in (0.4, 0.5, 0.75, 0.9):
             crs, bernoulli = (
