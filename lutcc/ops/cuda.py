@@ -17,6 +17,7 @@ import lutcc.schedules.triton.column_row_sample as _column_row_sample
 import lutcc.schedules.triton.column_row_scores as _column_row_scores
 import lutcc.schedules.triton.hadamard as _hadamard
 import lutcc.schedules.triton.sampled_matmul as _sampled_matmul
+import lutcc.schedules.triton.sampled_matmul_backward as _sampled_matmul_backward
 import lutcc.schedules.triton.sign_hash as _sign_hash
 import lutcc.schedules.triton.weighted_gather as _weighted_gather
 import lutcc.schedules.triton.weighted_gather_backward as _weighted_gather_backward
@@ -49,5 +50,5 @@ weighted_gather_backward = _on_device(_weighted_gather_backward.weighted_gather_
 column_row_scores = _on_device(_column_row_scores.column_row_scores)
 column_row_sample = _on_device(_column_row_sample.column_row_sample)
 sampled_matmul = _on_device(_sampled_matmul.sampled_matmul)
-sampled_matmul_input_grad = _on_device(_sampled_matmul.sampled_matmul_input_grad)
-sampled_matmul_weight_grad = _on_device(_sampled_matmul.sampled_matmul_weight_grad)
+sampled_matmul_input_grad = _on_device(_sampled_matmul_backward.sampled_matmul_input_grad)
+sampled_matmul_weight_grad = _on_device(_sampled_matmul_backward.sampled_matmul_weight_grad)

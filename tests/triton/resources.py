@@ -21,10 +21,11 @@ import triton
 
 from lutcc.schedules.triton import bh_stage as stage
 from lutcc.schedules.triton import block_diagonal_matmul as product
-from lutcc.schedules.triton import sampled_matmul as sampled
+from lutcc.schedules.triton import sampled_matmul_backward as sampled
 from lutcc.schedules.triton.column_row_sample import column_row_sample
 from lutcc.schedules.triton.column_row_scores import column_row_scores
 from lutcc.schedules.triton.hadamard import hadamard
+from lutcc.schedules.triton.sampled_matmul import sampled_matmul
 from lutcc.schedules.triton.sign_hash import sign_hash, sign_hash_backward
 from lutcc.schedules.triton.weighted_gather import weighted_gather
 from lutcc.schedules.triton.weighted_gather_backward import weighted_gather_backward
@@ -97,7 +98,7 @@ def sampling(mode: str, group_size: int, dtype: torch.dtype = BF16) -> Callable[
         scores = column_row_scores(a, weight.t(), group_size)
         seed = empty(dtype=torch.int64)
         sample = column_row_sample(scores, seed, scores.shape[0] // 2, mode)
-        y = sampled.sampled_matmul(a, weight.t(), empty(4096), *sample, group_size)
+        y = sampled_matmul(a, weight.t(), empty(4096), *sample, group_size)
         da = sampled.sampled_matmul_input_grad(y, weight.t(), *sample, group_size)
         db = sampled.sampled_matmul_weight_grad(a, y, *sample, group_size)
         assert (da.shape, db.shape) == (a.shape, weight.shape)
