@@ -12,7 +12,8 @@ from lutcc.ops.checks import require
 from lutcc.ops.library import cast_to, define, once, saves_nothing
 from lutcc.ops.sampled_backward import check_rule, sample
 from lutcc.ops.sampled_channels import check_convolution, output_sizes, window_weights
-from lutcc.ops.sampled_convolutions import Channels, check_grad, convolve, gradients
+from lutcc.ops.sampled_conv_parts import Channels, check_channels, convolve, gradients
+from lutcc.ops.sampled_convolutions import check_grad
 from lutcc.ops.sampled_pairs import check_range, check_sample, taken
 from lutcc.ops.sampled_products import bias_grad, check_bias
 
@@ -219,7 +220,8 @@ def _input_run(
     groups: int,
 ) -> torch.Tensor:
     """Return the input's gradient from some output channels; of x only the shape is used."""
-    chosen = Channels("sampled_conv2d_input_grad", indices, scales, weight.shape[0], groups)
+    check_channels("sampled_conv2d_input_grad", indices, scales, weight.shape[0], groups)
+    chosen = Channels(indices, scales, weight.shape[0], groups)
     parts, kernels = chosen.of_images(grad), chosen.of_weight(weight, 0)
     geometry = (stride, padding, dilation, groups)
     return gradients(parts, x, kernels, geometry, (True, False))[0]

@@ -52,11 +52,12 @@ def set_sampled_backend(name: str) -> None:
     Parameters
     ----------
     name
-        "fused": a kernel that selects as it loads, by TVM on the CPU (float32 and bfloat16, not for
-        gradients of what is sampled in the forward pass) or Triton on a GPU; where there is none,
-        as "index_select": torch selects, then multiplies. "auto": both are timed once per device,
-        dtypes and sizes, and the faster is kept; on the CPU when compiling pays, see
-        :func:`lutcc.ops.set_compilation`. Earlier choices are forgotten.
+        "fused": a kernel that selects as it loads: TVM's on the CPU (float32, and bfloat16 for
+        products; gradients of what is sampled in the forward pass have none), Triton's on a GPU
+        (for products). Where there is none, as "index_select": torch selects, then multiplies.
+        "auto": both are timed once per device, dtypes and sizes, and the faster is kept; on the
+        CPU when compiling pays, see :func:`lutcc.ops.set_compilation`. Earlier choices are
+        forgotten.
 
     Raises
     ------
@@ -150,7 +151,7 @@ class Product:
                 transposed = value.ndim == 2 and value.stride(0) < value.stride(1)
                 parts += [value.dtype, *shape, transposed]
             else:
-                parts.append(value)
+                parts.append(tuple(value) if isinstance(value, list) else value)
         return tuple(parts)
 
 

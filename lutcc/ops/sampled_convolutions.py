@@ -11,159 +11,16 @@ from typing import Any
 
 import torch
 
-from lutcc.errors import InputError
 from lutcc.ops.checks import require
+from lutcc.ops.kernels import Plan, input_plan
 from lutcc.ops.library import cast_to, define, once, saves_nothing
 from lutcc.ops.sampled_channels import check_convolution, output_sizes
-from lutcc.ops.sampled_pairs import check_sample, computes_wide, is_captured
+from lutcc.ops.sampled_choice import Product, choose
+from lutcc.ops.sampled_conv_parts import Channels, check_channels, convolve, gradients
+from lutcc.ops.sampled_pairs import check_sample
 from lutcc.ops.sampled_products import bias_grad, check_backward, check_bias
 
 _OP = "sampled_conv2d"
-
-
-class Channels:
-    """Channels that are taken: the same number in every group, with padding where there are fewer.
-
-    Parameters
-    ----------
-    op
-        Whose error it is if an index is out of its group's range.
-    indices, scales
-        (G*S,), of column_row_sample.
-    channels
-        Of all groups.
-    groups
-        G.
-    """
-
-    def __init__(
-        self, op: str, indices: torch.Tensor, scales: torch.Tensor, channels: int, groups: int
-    ) -> None:
-        each = channels // groups
-        local, scales = indices.view(groups, -1), scales.view(groups, -1)
-        first = torch.arange(groups, dtype=torch.int32, device=indices.device)[:, None] * each
-        kept = scales != 0
-        local = torch.where(kept, local - first, 0)
-        if indices.is_cpu and local.numel():
-            _check_range(op, local, first, each)
-        if scales.is_cpu or (local.shape[1] >= each and not is_captured(scales)):
-            # on a GPU only for bernoulli, whose slots are all channels: this waits for the GPU
-            most = max(int(kept.sum(1).max()), 1)
-            order = kept.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-            local, scales, kept = (t.gather(1, order) for t in (local, scales, kept))
-        complete = scales.is_cpu and bool(kept.all())
-        self.local, self.scales, self.groups, self.each = local, scales, groups, each
-        self.padded = None if complete else ~kept
-        self.columns = (local + first).flatten()
-
-    def of_images(self, x: torch.Tensor) -> torch.Tensor:
-        """Return these channels of images (N, C, H, W); zeros where nothing is taken."""
-        return self._blank(x.index_select(1, self.columns), 1)
-
-    def of_weight(self, weight: torch.Tensor, dim: int, scaled: bool = True) -> torch.Tensor:
-        """Return these channels of (O, C/G, kh, kw), times their scales; ``dim`` 0: these O."""
-        if dim == 0:
-            chosen = weight.index_select(0, self.columns)
-            scales = self.scales.reshape(-1, 1, 1, 1)
-        elif self.groups == 1:
-            chosen = weight.index_select(1, self.columns)
-            scales = self.scales.reshape(1, -1, 1, 1)
-        else:
-            chosen = torch.cat(
-                [
-                    part.index_select(1, index)
-                    for part, index in zip(weight.chunk(self.groups), self.local, strict=True)
-                ]
-            )
-            outputs = weight.shape[0] // self.groups
-            scales = self.scales.repeat_interleave(outputs, 0)[:, :, None, None]
-        if self.padded is not None:
-            chosen = chosen.masked_fill(scales == 0, 0.0)
-        return (chosen * scales).to(weight.dtype) if scaled else chosen
-
-    def spread_images(self, parts: torch.Tensor) -> torch.Tensor:
-        """Return images of all channels, zeros where none was taken."""
-        shape = (parts.shape[0], self.groups * self.each, *parts.shape[2:])
-        return parts.new_zeros(shape).index_add_(1, self.columns, self._blank(parts, 1))
-
-    def spread_weight(self, parts: torch.Tensor, dim: int) -> torch.Tensor:
-        """Return weights (O, C/G, kh, kw) from those of these channels, times their scales."""
-        if dim == 0:
-            scaled = parts * self.scales.reshape(-1, 1, 1, 1)
-            scaled = self._blank(scaled.to(parts.dtype), 0)
-            out = parts.new_zeros((self.groups * self.each, *parts.shape[1:]))
-            return out.index_add_(0, self.columns, scaled)
-        outputs = parts.shape[0] // self.groups
-        scales = self.scales.repeat_interleave(outputs, 0)[:, :, None, None]
-        scaled = (parts * scales).to(parts.dtype)
-        if self.padded is not None:
-            scaled = scaled.masked_fill(scales == 0, 0.0)
-        out = parts.new_zeros((parts.shape[0], self.each, *parts.shape[2:]))
-        for group, index in enumerate(self.local):
-            rows = slice(group * outputs, (group + 1) * outputs)
-            out[rows].index_add_(1, index, scaled[rows])
-        return out
-
-    def _blank(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        if self.padded is None:
-            return x
-        shape = [1] * x.ndim
-        shape[dim] = -1
-        return x.masked_fill(self.padded.view(shape), 0.0)
-
-
-def _check_range(op: str, local: torch.Tensor, first: torch.Tensor, each: int) -> None:
-    wrong = (local < 0) | (local >= each)
-    if bool(wrong.any()):
-        group = int(wrong.any(1).nonzero()[0])
-        raise InputError(
-            f"indices holds {int((local + first)[wrong][0])} for group {group}, whose channels are "
-            f"{group * each}..{(group + 1) * each - 1}",
-            where=f"torch.ops.lutcc.{op}",
-            fix="pass the sample of channel_scores with the same groups",
-        )
-
-
-def convolve(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> torch.Tensor:
-    """Return torch's convolution, without its emulation of half precision on CPUs."""
-    dtype = x.dtype
-    if x.is_cpu and computes_wide(dtype):
-        x, weight = x.to(torch.float32), weight.to(torch.float32)
-    bias = None if bias is None else bias.to(x.dtype)
-    y = torch.nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    return y.to(dtype)
-
-
-def gradients(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int],
-    which: tuple[bool, bool],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a convolution's gradients, (0,) for what is not asked for."""
-    stride, padding, dilation, groups = geometry
-    dtype = grad.dtype
-    if not any(which):
-        return grad.new_empty((0,)), grad.new_empty((0,))
-    if grad.is_cpu and computes_wide(dtype):
-        grad, x, weight = (t.to(torch.float32) for t in (grad, x, weight))
-    dx, dweight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*which, False]
-    )
-    empty = grad.new_empty((0,), dtype=dtype)
-    return (
-        dx.to(dtype).contiguous() if which[0] else empty,
-        dweight.to(dtype).contiguous() if which[1] else empty,
-    )
 
 
 def _check(
@@ -232,9 +89,79 @@ def _run(
     groups: int = 1,
     backward: str = "sampled",
 ) -> torch.Tensor:
-    chosen = Channels(_OP, indices, scales, x.shape[1], groups)
+    operands = (x, weight, bias, indices, scales, stride, padding, dilation, groups)
+    if not x.is_cpu:
+        return _by_index_select(*operands)
+    check_channels(_OP, indices, scales, x.shape[1], groups)
+    return choose(Product(_OP, operands, _by_index_select, _cpu_plan(*operands), _cpu_operands))
+
+
+def _by_index_select(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    indices: torch.Tensor,
+    scales: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    chosen = Channels(indices, scales, x.shape[1], groups)
     images, kernels = chosen.of_images(x), chosen.of_weight(weight, 1)
     return convolve(images, kernels, bias, stride, padding, dilation, groups).contiguous()
+
+
+def _cpu_plan(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    indices: torch.Tensor,
+    scales: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Plan | None:
+    """Return the plan of the kernel, whatever the images and k are; None for other dtypes."""
+    if x.dtype is not torch.float32:
+        return None
+    channels = x.shape[1]
+    inputs = (
+        ("float32", (None, *x.shape[1:])),
+        ("float32", tuple(weight.shape)),
+        ("int32", (channels,)),
+        ("float32", (channels,)),
+        ("float32", (weight.shape[0],)),
+    )
+    attrs = (
+        ("stride", tuple(stride)),
+        ("padding", tuple(padding)),
+        ("dilation", tuple(dilation)),
+        ("groups", groups),
+    )
+    return input_plan(_OP, attrs, inputs)
+
+
+def _cpu_operands(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    indices: torch.Tensor,
+    scales: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[torch.Tensor, ...]:
+    """Return what the kernel takes: places for all channels, so that one kernel serves every k."""
+    missing = (x.shape[1] - indices.shape[0]) // groups
+    indices, scales = (
+        torch.nn.functional.pad(t.view(groups, -1), (0, missing)).flatten()
+        for t in (indices, scales)
+    )
+    bias = scales.new_zeros((weight.shape[0],)) if bias is None else bias.to(torch.float32)
+    return x.contiguous(), weight.contiguous(), indices, scales, bias
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -349,7 +276,8 @@ def _backward_run(
     for_input: bool,
     for_weight: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    chosen = Channels("sampled_conv2d_backward", indices, scales, x.shape[1], groups)
+    check_channels("sampled_conv2d_backward", indices, scales, x.shape[1], groups)
+    chosen = Channels(indices, scales, x.shape[1], groups)
     images, kernels = chosen.of_images(x), chosen.of_weight(weight, 1)
     geometry = (stride, padding, dilation, groups)
     dx, dweight = gradients(grad, images, kernels, geometry, (for_input, for_weight))

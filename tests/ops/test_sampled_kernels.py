@@ -1,4 +1,4 @@
-"""sampled_matmul on compiled kernels, whose operands all are inputs."""
+"""sampled_matmul and sampled_conv2d on compiled kernels, whose operands all are inputs."""
 
 from __future__ import annotations
 
@@ -67,6 +67,27 @@ def test_one_kernel_serves_every_sample(dtype: torch.dtype, group: int) -> None:
             calls += 2
     statistics = ops.kernel_statistics()
     assert (statistics["compiled"], statistics["kernel_calls"]) == (1, calls)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions(groups: int) -> None:
+    weight, bias = randn(8, 6 // groups, 3, 2, seed=1), randn(8)
+    geometry = ([1, 2], [1, 0], [2, 1], groups)
+    for images in (1, 3):
+        x = randn(images, 6, 7, 9)
+        scores = ops.channel_scores(x, weight, *geometry)
+        for k, mode in ((1, "topk"), (2, "crs"), (3, "bernoulli")):
+            sample = ops.column_row_sample(scores, k, mode, seed=4, groups=groups)
+            for image in (x, x.to(memory_format=torch.channels_last)):
+                for added in (bias, None):
+                    results = []
+                    for backend in ("fused", "index_select"):
+                        ops.set_sampled_backend(backend)
+                        y = _op.sampled_conv2d(image, weight, added, *sample, *geometry)
+                        results.append(y)
+                    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    statistics = ops.kernel_statistics()
+    assert (statistics["compiled"], statistics["kernel_calls"]) == (1, 24)
 
 
 def test_what_is_not_taken_does_not_leak() -> None:

@@ -315,25 +315,40 @@ def test_a_channel_of_another_group() -> None:
 
 
 def test_opcheck() -> None:
+    quick = ("test_schema", "test_autograd_registration", "test_faketensor")
     chosen = sample([1, 3], [2.0, 0.5], 4)
     a, b, bias = (randn(*s).requires_grad_() for s in ((6, 5), (5, 4), (4,)))
     grad = randn(6, 4)
     weight = randn(4, 5).requires_grad_()
     torch.library.opcheck(_op.sampled_matmul.default, (a, b, bias, *chosen, 1, "sampled"))
-    torch.library.opcheck(_op.sampled_matmul.default, (a, weight.t(), None, *chosen, 1, "exact"))
+    torch.library.opcheck(
+        _op.sampled_matmul.default, (a, weight.t(), None, *chosen, 1, "exact"), test_utils=quick
+    )
     plain = a.detach(), b.detach()
-    torch.library.opcheck(_op.sampled_matmul_input_grad.default, (grad, plain[1], *chosen, 1))
-    torch.library.opcheck(_op.sampled_matmul_weight_grad.default, (plain[0], grad, *chosen, 1))
-    torch.library.opcheck(_op.sampled_dense_product.default, (*plain, bias.detach()))
+    torch.library.opcheck(
+        _op.sampled_matmul_input_grad.default, (grad, plain[1], *chosen, 1), test_utils=quick
+    )
+    torch.library.opcheck(
+        _op.sampled_matmul_weight_grad.default, (plain[0], grad, *chosen, 1), test_utils=quick
+    )
+    torch.library.opcheck(
+        _op.sampled_dense_product.default, (*plain, bias.detach()), test_utils=quick
+    )
     x, kernels = randn(2, 6, 5, 4).requires_grad_(), randn(4, 3, 3, 3).requires_grad_()
     channels = channel_sample([1, 4, 5], 2)
     geometry = ([1, 1], [1, 1], [1, 1], 2)
     torch.library.opcheck(
-        _op.sampled_conv2d.default, (x, kernels, bias, *channels, *geometry, "sampled")
+        _op.sampled_conv2d.default,
+        (x, kernels, bias, *channels, *geometry, "sampled"),
+        test_utils=quick,
     )
     grad = randn(2, 4, 5, 4)
     plain = grad, x.detach(), kernels.detach()
     torch.library.opcheck(
-        _op.sampled_conv2d_backward.default, (*plain, *channels, *geometry, True, True)
+        _op.sampled_conv2d_backward.default,
+        (*plain, *channels, *geometry, True, True),
+        test_utils=quick,
     )
-    torch.library.opcheck(_op.dense_conv2d_backward.default, (*plain, *geometry, True, False))
+    torch.library.opcheck(
+        _op.dense_conv2d_backward.default, (*plain, *geometry, True, False), test_utils=quick
+    )
