@@ -190,6 +190,15 @@ class Comparison:
                 subjects.append(Subject(label, worker, name))
         return subjects
 
+    def add_product(
+        self, label: str, input: str, candidate: dict[str, Any], shape: dict[str, int], seed: int
+    ) -> Subject:
+        """Prepare a product of :mod:`lutcc.bench.sampled`; it is to be measured on ``input``."""
+        name = f"{candidate['part']}:{label}"
+        request = {"candidate": candidate, "shape": shape, "seed": seed}
+        self._worker("torch").ask("product", name=name, input=input, **request)
+        return Subject(label, "torch", name)
+
     def measure(
         self, subjects: Iterable[Subject], input: str, *, seconds: float = 0.02, rounds: int = 10
     ) -> dict[str, Timing]:

@@ -12,86 +12,13 @@ from typing import Any
 import numpy as np
 
 from lutcc import ir
+from lutcc.bench.kernel_rows import Row, compiled, in_place, levels, measured, one_op
 from lutcc.bench.limits import MIXES, limit_loop, memcpy, product_limit, read_loop, scan_limit
 from lutcc.bench.options import BenchOptions
-from lutcc.bench.timing import burst, interleave
+from lutcc.bench.sampled_kernels import bench_sampled_conv2d, bench_sampled_matmul
 from lutcc.ir.types import numpy_dtype
-from lutcc.runtime import cpu
 
-Row = dict[str, Any]
 N = ir.Sym("n")
-
-
-def _isas(options: BenchOptions) -> list[str]:
-    return [options.isa] if options.isa else list(cpu.supported_isas())
-
-
-def _row(
-    options: BenchOptions,
-    name: str,
-    workload: str,
-    isa: str,
-    call: Callable[[], object],
-    work: float,
-    unit: str,
-    limit: Callable[[], object] | None = None,
-    limit_work: float = 0,
-    limit_name: str = "",
-) -> Row:
-    """Time a call, interleaved with its limit, and return one row."""
-    candidates: dict[str, Callable[[float], list[int]]] = {"kernel": lambda s: burst(call, s)}
-    if limit is not None:
-        candidates["limit"] = lambda s: burst(limit, s)
-    times = interleave(candidates, seconds=options.seconds, rounds=options.rounds)
-    kernel = times["kernel"]
-    row: Row = {
-        "kernel": name,
-        "workload": workload,
-        "isa": isa,
-        "best": kernel.best,
-        "median": kernel.median,
-        "p20": kernel.p20,
-        "p80": kernel.p80,
-        "rate": work / kernel.best / 1e9,
-        "unit": unit,
-        "limit": None,
-        "limit_name": limit_name or None,
-        "share": None,
-    }
-    if limit is not None:
-        row["limit"] = limit_work / times["limit"].best / 1e9
-        row["share"] = row["rate"] / row["limit"]
-    return row
-
-
-def _compiled(module: ir.Module, isa: str) -> Any:
-    from lutcc.codegen.targets import parse_targets
-    from lutcc.compiler import compile_module
-
-    return compile_module(module, parse_targets(isa))
-
-
-def _in_place(artifact: Any, *inputs: np.ndarray) -> Callable[[], object]:
-    """Return a call that writes its results to the same memory each time.
-
-    Fresh results cost page faults, more than some kernels do; the memcpy beside it has none.
-    """
-    from lutcc.runtime.arguments import admit
-    from lutcc.runtime.kernel import allocate
-
-    artifact(*inputs)
-    kernel = artifact.kernel
-    tensors, sizes, _ = admit(inputs, kernel.inputs)
-    return partial(kernel.launch, len(inputs[0]), tensors, allocate(kernel.outputs, sizes, None))
-
-
-def _one_op(opcode: str, x: tuple[tuple[Any, ...], str], constants: list[Any], **attrs: Any) -> Any:
-    """Return a module of one op whose first operand is the input."""
-    b = ir.Builder("main")
-    value = b.param("x", ir.TensorType(*x))
-    operands = [b.constant(f"c{i}", array) for i, array in enumerate(constants)]
-    b.returns(b.op(opcode, value, *operands, **attrs))
-    return b.module()
 
 
 def _scan_rows(options: BenchOptions) -> Iterator[Row]:
@@ -101,7 +28,7 @@ def _scan_rows(options: BenchOptions) -> Iterator[Row]:
     scans = [("exact", 16, False), ("exact", 16, True), ("mean", 16, False), ("mean", 16, True)]
     if not options.quick:
         scans += [("exact", 32, False), ("exact", 64, False), ("exact", 128, False)]
-    for isa in _isas(options):
+    for isa in levels(options):
         for rows, columns, codebooks in shapes:
             for accumulate, entries, dequantize in scans:
                 module = scan_module(
@@ -115,7 +42,7 @@ def _scan_rows(options: BenchOptions) -> Iterator[Row]:
                 mix = scan_limit(isa, mean=accumulate == "mean", entries=entries)
                 loop, lookups = limit_loop(mix.name)
                 workload = f"{accumulate} N={rows} M={columns} C={codebooks} K={entries}"
-                yield _row(
+                yield measured(
                     options,
                     "lut_accumulate",
                     workload + (", to float32" if dequantize else ""),
@@ -138,17 +65,17 @@ def bench_tree_encode(options: BenchOptions) -> list[Row]:
     """Encode row-major float32 into row-major codes, against a memcpy of the input."""
     rows = []
     D, C, rng = 512, 64, np.random.default_rng(options.seed)
-    for isa in _isas(options):
+    for isa in levels(options):
         for entries in (16,) if options.quick else (16, 64):
             depth = entries.bit_length() - 1
             splitdims = rng.integers(0, D, (C, depth)).astype(np.int32)
             splitvals = rng.normal(size=(C, entries)).astype(np.float32)
-            module = _one_op("tree_encode", ((N, D), "float32"), [splitdims, splitvals])
-            artifact = _compiled(module, isa)
+            module = one_op("tree_encode", ((N, D), "float32"), [splitdims, splitvals])
+            artifact = compiled(module, isa)
             for n in (1024, 10_000):
                 x = rng.normal(size=(n, D)).astype(np.float32)
                 rows.append(
-                    _row(
+                    measured(
                         options,
                         "tree_encode",
                         f"N={n} D={D} C={C} K={entries}",
@@ -174,14 +101,16 @@ def bench_nearest_encode(options: BenchOptions) -> list[Row]:
         rng.random((C, K), np.float32),
         np.arange(D, dtype=np.int32),
     ]
-    for isa in _isas(options):
-        module = _one_op("nearest_encode", ((N, D), "float32"), constants, starts=starts)
-        artifact = _compiled(module, isa)
+    for isa in levels(options):
+        module = one_op("nearest_encode", ((N, D), "float32"), constants, starts=starts)
+        artifact = compiled(module, isa)
         x = rng.normal(size=(n, D)).astype(np.float32)
         call = partial(artifact, x)
         work = 2.0 * n * D * K
         rows.append(
-            _row(options, "nearest_encode", f"N={n} D={D} C={C} K={K}", isa, call, work, "GFLOP/s")
+            measured(
+                options, "nearest_encode", f"N={n} D={D} C={C} K={K}", isa, call, work, "GFLOP/s"
+            )
         )
     return rows
 
@@ -190,15 +119,17 @@ def bench_linear(options: BenchOptions) -> list[Row]:
     """Time the exact layer."""
     rows = []
     rng = np.random.default_rng(options.seed)
-    for isa in _isas(options):
+    for isa in levels(options):
         for n, D, M in ((1024, 512, 512), (1, 512, 512)):
             weight = rng.normal(size=(M, D)).astype(np.float32)
-            module = _one_op("linear", ((N, D), "float32"), [weight, np.zeros(M, np.float32)])
-            artifact = _compiled(module, isa)
+            module = one_op("linear", ((N, D), "float32"), [weight, np.zeros(M, np.float32)])
+            artifact = compiled(module, isa)
             x = rng.normal(size=(n, D)).astype(np.float32)
             call = partial(artifact, x)
             work = 2.0 * n * D * M
-            rows.append(_row(options, "linear", f"N={n} D={D} M={M}", isa, call, work, "GFLOP/s"))
+            rows.append(
+                measured(options, "linear", f"N={n} D={D} M={M}", isa, call, work, "GFLOP/s")
+            )
     return rows
 
 
@@ -206,17 +137,17 @@ def bench_hadamard(options: BenchOptions) -> list[Row]:
     """Transform rows, against a memcpy of the same bytes: both read and write each once."""
     rows = []
     rng, n = np.random.default_rng(options.seed), 4096
-    for isa in _isas(options):
+    for isa in levels(options):
         for width in (512,) if options.quick else (512, 1024, 4096):
-            module = _one_op("hadamard", ((N, width), "float32"), [], scale=width**-0.5)
+            module = one_op("hadamard", ((N, width), "float32"), [], scale=width**-0.5)
             x = rng.normal(size=(n, width)).astype(np.float32)
             rows.append(
-                _row(
+                measured(
                     options,
                     "hadamard",
                     f"N={n} n={width}",
                     isa,
-                    _in_place(_compiled(module, isa), x),
+                    in_place(compiled(module, isa), x),
                     x.nbytes,
                     "GB/s of input",
                     memcpy(x.nbytes),
@@ -231,21 +162,21 @@ def bench_block_diagonal_matmul(options: BenchOptions) -> list[Row]:
     """Multiply by blocks, against a loop of multiply-adds between registers."""
     rows = []
     rng, n, width = np.random.default_rng(options.seed), 4096, 1024
-    for isa in _isas(options):
+    for isa in levels(options):
         for size in (64,) if options.quick else (64, 32, 16):
             for dtype in ("float32", "bfloat16"):
                 blocks = rng.normal(size=(width // size, size, size)).astype(numpy_dtype(dtype))
-                module = _one_op("block_diagonal_matmul", ((N, width), "float32"), [blocks])
+                module = one_op("block_diagonal_matmul", ((N, width), "float32"), [blocks])
                 x = rng.normal(size=(n, width)).astype(np.float32)
                 mix = product_limit(isa, bfloat16=dtype == "bfloat16")
                 loop, flops = limit_loop(mix.name)
                 rows.append(
-                    _row(
+                    measured(
                         options,
                         "block_diagonal_matmul",
                         f"N={n} {width // size} blocks of {size}x{size} {dtype}",
                         isa,
-                        _in_place(_compiled(module, isa), x),
+                        in_place(compiled(module, isa), x),
                         2.0 * n * width * size,
                         "GFLOP/s",
                         loop,
@@ -261,7 +192,7 @@ def bench_sign_hash(options: BenchOptions) -> list[Row]:
     rows = []
     rng, n, width = np.random.default_rng(options.seed), 4096, 1024
     shapes = ((8, "gelu", 1),) if options.quick else ((8, "gelu", 1), (8, "softmax", 3))
-    for isa in _isas(options):
+    for isa in levels(options):
         for length, variant, neighbors in shapes:
             b = ir.Builder("main")
             z = b.param("z", ir.TensorType((N, width), "float32"))
@@ -269,12 +200,12 @@ def bench_sign_hash(options: BenchOptions) -> list[Row]:
             b.returns(*b.ops("sign_hash", z, **attrs))
             x = rng.normal(size=(n, width)).astype(np.float32)
             rows.append(
-                _row(
+                measured(
                     options,
                     "sign_hash",
                     f"N={n} H={width // length} T={length} {variant}, {neighbors} a table",
                     isa,
-                    _in_place(_compiled(b.module(), isa), x),
+                    in_place(compiled(b.module(), isa), x),
                     x.nbytes,
                     "GB/s of input",
                     memcpy(x.nbytes),
@@ -294,7 +225,7 @@ def bench_weighted_gather(options: BenchOptions) -> list[Row]:
     rows = []
     rng, n = np.random.default_rng(options.seed), 4096
     shapes = ((128, 8, 512),) if options.quick else ((128, 8, 512), (170, 9, 768))
-    for isa in _isas(options):
+    for isa in levels(options):
         read, nbytes = read_loop(isa, _L2_BYTES)
         for tables, length, outputs in shapes:
             codes = rng.integers(0, 1 << length, (n, tables)).astype(np.int32)
@@ -308,12 +239,12 @@ def bench_weighted_gather(options: BenchOptions) -> list[Row]:
                 s = b.param("scores", ir.TensorType((N, tables), "float32"))
                 b.returns(b.op("weighted_gather", c, s, b.constant("tables", table)))
                 rows.append(
-                    _row(
+                    measured(
                         options,
                         "weighted_gather",
                         f"N={n} H={tables} T={length} M={outputs} {dtype}",
                         isa,
-                        _in_place(_compiled(b.module(), isa), codes, scores),
+                        in_place(compiled(b.module(), isa), codes, scores),
                         float(n) * tables * outputs * table.itemsize,
                         "GB/s of table rows",
                         read,
@@ -335,18 +266,18 @@ def _moving(
         rng = np.random.default_rng(options.seed)
         real = tuple(int(d.factor) * n if isinstance(d, ir.Sym) else d for d in shape)
         x = rng.integers(0, 100, real).astype(dtype)
-        for isa in _isas(options):
+        for isa in levels(options):
             if opcode == "add":
                 b = ir.Builder("main")
                 left = b.param("x", ir.TensorType(shape, dtype))
                 b.returns(b.op("add", left, b.param("y", ir.TensorType(shape, dtype))))
-                artifact = _compiled(b.module(), isa)
+                artifact = compiled(b.module(), isa)
                 call = partial(artifact, x, x)
             else:
-                artifact = _compiled(_one_op(opcode, (shape, dtype), constants, **attrs), isa)
+                artifact = compiled(one_op(opcode, (shape, dtype), constants, **attrs), isa)
                 call = partial(artifact, x)
             rows.append(
-                _row(
+                measured(
                     options,
                     opcode,
                     f"{'x'.join(map(str, real))} {dtype}",
@@ -378,6 +309,8 @@ BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[Row]]] = {
     "block_diagonal_matmul": bench_block_diagonal_matmul,
     "sign_hash": bench_sign_hash,
     "weighted_gather": bench_weighted_gather,
+    "sampled_matmul": bench_sampled_matmul,
+    "sampled_conv2d": bench_sampled_conv2d,
     "lut_dequantize": _moving("lut_dequantize", (N, 256), [_VECTOR, _VECTOR], "int32"),
     "quantize": _moving("quantize", (N, 256), [_VECTOR, _VECTOR]),
     "affine": _moving("affine", (N, 256), [_VECTOR, _VECTOR]),

@@ -5,6 +5,7 @@
     {"do": "artifact", "name": N, "path": P, "isa": null, "threads": 1}
         -> {"isa": ..., "load_s": ...}
     {"do": "dense", "name": N, "path": P, "precision": "fp32"}   -> {}
+    {"do": "product", "name": N, "input": X, "candidate": {...}, "shape": {...}, "seed": 0} -> {}
     {"do": "input", "name": X, "path": P, "batch": null}         -> {}
     {"do": "cores", "cores": [0, 1]}                             -> {}
     {"do": "burst", "name": N, "input": X, "seconds": 0.02}      -> {"ns": [...]}
@@ -58,6 +59,24 @@ class Bench:
 
         torch.set_num_threads(1)
         self._models[name] = (read_chain(path), precision)
+        return {}
+
+    def product(
+        self,
+        name: str,
+        input: str,
+        candidate: dict[str, Any],
+        shape: dict[str, int],
+        seed: int,
+    ) -> dict[str, Any]:
+        """Prepare a product of :mod:`lutcc.bench.sampled`, which draws its own operands."""
+        import torch
+
+        from lutcc.bench import sampled
+
+        torch.set_num_threads(1)
+        call = sampled.prepare(sampled.Candidate(**candidate), sampled.Shape(**shape), seed)
+        self._calls[name, input] = call
         return {}
 
     def input(self, name: str, path: str, batch: int | None = None) -> dict[str, Any]:

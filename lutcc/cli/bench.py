@@ -3,8 +3,9 @@
 Everything runs on one core, candidates in turns. Sections: limits (register-only loops, memcpy),
 kernels (each lutcc kernel and its share of the limit), layers (a whole look-up layer against torch
 float32, bf16 and int8; with and without AMX where the CPU has it), ffn (LookupFFN against the dense
-feed-forward block that it replaces; Hadamard transforms against memcpy). A ratio below 1 is a loss
-and printed as one.
+feed-forward block that it replaces; Hadamard transforms against memcpy), sampled (products over
+part of the column-row pairs, forward and in training, against dense ones). A ratio below 1 is a
+loss and printed as one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lutcc.cli.arrays import output_file
 from lutcc.cli.console import Console
 from lutcc.errors import UsageError, suggest
 
-SECTIONS = ("limits", "kernels", "layers", "ffn")
+SECTIONS = ("limits", "kernels", "layers", "ffn", "sampled")
 Section = tuple[Any, list[Table]]
 
 
@@ -89,6 +90,17 @@ def _ffn(options: BenchOptions, only: str | None, console: Console) -> Section:
         rows = bench_ffn(options, lambda r: console.detail(f"d={r['d']} batch {r['batch']} done"))
         transforms = bench_hadamard(options)
     return {"blocks": rows, "hadamard": transforms}, [ffn_table(rows), kernels_table(transforms)]
+
+
+def _sampled(options: BenchOptions, only: str | None, console: Console) -> Section:
+    from lutcc.bench.sampled import bench_sampled
+    from lutcc.bench.sampled_report import sampled_tables
+
+    with console.working("sampled products against dense ones"):
+        rows = bench_sampled(
+            options, lambda r: console.detail(f"{r['N']}, {r['K']}, {r['M']} done")
+        )
+    return rows, sampled_tables(rows)
 
 
 def layers_table(rows: list[dict[str, Any]]) -> Table:
@@ -180,4 +192,5 @@ _SECTIONS: dict[str, Callable[[BenchOptions, str | None, Console], Section]] = {
     "kernels": _kernels,
     "layers": _layers,
     "ffn": _ffn,
+    "sampled": _sampled,
 }
