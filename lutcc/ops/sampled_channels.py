@@ -210,13 +210,27 @@ def _run(
     weights_only: bool = False,
 ) -> torch.Tensor:
     dtype = wide(x.dtype)
-    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
-    blocks = weight.reshape(groups, outputs, inputs, -1).transpose(1, 2)
-    norms = scaled_norms(blocks.reshape(groups * inputs, -1).to(dtype))
+    norms = _weight_norms(weight, groups)
     if weights_only:
         return norms
     counts = window_weights(x, weight.shape[2:], stride, padding, dilation)
     return (norms.double() * _image_norms(x, counts)).to(dtype)
+
+
+def _weight_norms(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """Return the norm of each input channel's weights, (C,) in float32 at least."""
+    dtype, inputs = wide(weight.dtype), weight.shape[1]
+
+    def values(index: torch.Tensor | None = None) -> torch.Tensor:
+        blocks = weight.reshape(groups, -1, inputs, weight[0, 0].numel()).transpose(1, 2)
+        rows = blocks.reshape(groups * inputs, -1)
+        return (rows if index is None else rows.index_select(0, index)).to(dtype)
+
+    if not weight.is_cpu:
+        return scaled_norms(values())
+    # over outputs first, along the rows of memory
+    squares = squared(weight.reshape(groups, weight.shape[0] // groups, -1)).sum(1)
+    return roots(squares.view(groups * inputs, -1).sum(1), values)
 
 
 def _image_norms(x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
