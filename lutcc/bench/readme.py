@@ -1,8 +1,8 @@
 """Measures again and rewrites the figures in README.md: ``python -m lutcc.bench.readme README.md``.
 
-Runs ``lutcc demo --json``, ``lutcc bench layers --json``, ``lutcc bench ffn --json`` and ``lutcc
-report tuning --json`` (of the shipped logs, in the current folder) and puts their tables between
-the markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
+Runs ``lutcc demo --json``, ``lutcc bench layers --json``, ``lutcc bench ffn --json``, ``lutcc bench
+sampled --json`` and ``lutcc report tuning --json`` (of the shipped logs, in the current folder) and
+puts their tables between the markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
 """
 
 from __future__ import annotations
@@ -122,6 +122,34 @@ def hadamard_block(data: dict[str, Any]) -> str:
     return markdown_table(header, body) + "\n\n" + _caption(data["machine"])
 
 
+def sampled_block(data: dict[str, Any]) -> str:
+    """Return the table of sampled products: milliseconds, and what they gain or lose."""
+    from lutcc.bench.sampled_report import notes
+
+    rows = data["sections"]["sampled"]
+    header = ["N, K, M", "type, part taken", "lutcc", "index_select", "dense float32", "int8"]
+    header += ["forward: of dense float32", "training step: of dense float32"]
+    body = []
+    for row in rows:
+        times = {label: timing["best"] * 1e3 for label, timing in row["forward"].items()}
+        exact = min(t for label, t in times.items() if label in ("fp32", "fp32_onednn"))
+        int8 = min(t for label, t in times.items() if label.startswith("int8"))
+        for found in row["verdicts"]:
+            name = f"{found['dtype']} {found['ratio']:g}"
+            cells = [times[f"lutcc {name}"], times[f"index_select {name}"], exact, int8]
+            body.append(
+                [
+                    f"{row['N']}, {row['K']}, {row['M']}",
+                    name.replace(" ", ", "),
+                    *map(number, cells),
+                    f"{found['share']:.2f}",
+                    f"{1 / found['training']:.2f}",
+                ]
+            )
+    caption = _caption(data["machine"]).replace("Microseconds", "Milliseconds")
+    return markdown_table(header, body) + f"\n\n{caption} {notes(rows)}"
+
+
 def _caption(machine: dict[str, Any]) -> str:
     from lutcc.bench.machine import one_line
 
@@ -147,30 +175,46 @@ def replace_block(text: str, name: str, block: str) -> str:
     return pattern.sub(lambda match: f"{match[1]}\n{block}\n{match[2]}", text)
 
 
+def _measured_blocks(text: str) -> str:
+    """Measure everything on this machine."""
+    with tempfile.TemporaryDirectory(prefix="lutcc-readme-") as folder:
+        text = replace_block(text, "demo", demo_block(measure("demo", "-o", folder)))
+    text = replace_block(text, "layers", layers_block(measure("bench", "layers")))
+    for family in ("ffn", "sampled"):
+        text = _bench_blocks(text, measure("bench", family))
+    return text
+
+
+def _bench_blocks(text: str, data: dict[str, Any]) -> str:
+    """Put in the tables of the sections that a benchmark measured."""
+    sections = data["sections"]
+    if "ffn" in sections:
+        text = replace_block(text, "ffn", ffn_block(data))
+        text = replace_block(text, "hadamard", hadamard_block(data))
+    if "sampled" in sections:
+        text = replace_block(text, "sampled", sampled_block(data))
+    return text
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and rewrite the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--logs-only", action="store_true", help="only what the tuning logs say")
     parser.add_argument(
-        "--ffn",
+        "--bench",
         type=Path,
         metavar="JSON",
-        help="only the feed-forward blocks, from what lutcc bench ffn -o JSON wrote",
+        help="only what lutcc bench ffn or lutcc bench sampled wrote with -o JSON",
     )
     args = parser.parse_args(argv)
     text = args.file.read_text(encoding="utf-8")
-    if args.ffn is None:
+    if args.bench is not None:
+        text = _bench_blocks(text, json.loads(args.bench.read_text(encoding="utf-8")))
+    else:
         text = replace_block(text, "tuning", tuning_block(measure("report", "tuning", SHIPPED)))
-    if args.ffn is None and not args.logs_only:
-        with tempfile.TemporaryDirectory(prefix="lutcc-readme-") as folder:
-            text = replace_block(text, "demo", demo_block(measure("demo", "-o", folder)))
-        text = replace_block(text, "layers", layers_block(measure("bench", "layers")))
-    if not args.logs_only:
-        stored = json.loads(args.ffn.read_text(encoding="utf-8")) if args.ffn else None
-        blocks = stored or measure("bench", "ffn")
-        text = replace_block(text, "ffn", ffn_block(blocks))
-        text = replace_block(text, "hadamard", hadamard_block(blocks))
+        if not args.logs_only:
+            text = _measured_blocks(text)
     args.file.write_text(text, encoding="utf-8")
     return 0
 
