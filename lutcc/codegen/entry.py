@@ -39,6 +39,7 @@ from lutcc.schedules.x86.emit import (
     i64,
     instructions_of,
     loop,
+    masked_definitions,
     minimum,
     streaming_definitions,
 )
@@ -123,6 +124,8 @@ class EntryEmitter:
             )
         stack.enter_context(streaming_definitions())
         stack.enter_context(instructions_of(self.isa))
+        if any(op.opcode == "sampled_conv2d" for op in main.body):
+            stack.enter_context(masked_definitions())
         for value, (buffer, strides) in zip(main.params, matched_inputs, strict=True):
             self.memory[value.name] = self._declare(value, buffer, strides)
         roots = _memory_roots(main)

@@ -14,7 +14,7 @@ from typing import Any
 import tvm.tirx as tir
 from tvm.script.ir_builder import tirx as builder
 
-from lutcc.schedules.intrinsics import emulation, streaming, x86
+from lutcc.schedules.intrinsics import emulation, masked, streaming, x86
 from lutcc.schedules.x86.isa import Isa
 
 Expr = Any
@@ -27,6 +27,7 @@ ITEMSIZE = {
     "float32": 4,
     "int32": 4,
     "uint32": 4,
+    "int64": 8,
 }
 
 
@@ -152,6 +153,13 @@ def streaming_definitions() -> Iterator[None]:
 
 
 @contextmanager
+def masked_definitions() -> Iterator[None]:
+    """Open a body with loads of some lanes, see :meth:`View.load_masked`."""
+    with builder.attr(i64(0), "pragma_import_llvm", masked.LLVM_IR):
+        yield
+
+
+@contextmanager
 def instructions_of(isa: Isa) -> Iterator[None]:
     """Open a body that calls a level's instructions, or what stands in for them."""
     text = x86.definitions(isa.levels, emulated=isa.emulated)
@@ -225,6 +233,10 @@ class View:
     def _address(self, index: int | Expr) -> Expr:
         scale = ITEMSIZE[self.dtype] if self.is_bytes else 1
         return tir.address_of(tir.BufferLoad(self.buffer, [self.base + i64(index) * scale]))
+
+    def load_masked(self, index: Expr, mask: Expr) -> Expr:
+        """Load those of 16 float32 lanes from ``index`` on whose int32 mask is -1; others are 0."""
+        return masked.load(self._address(index), mask)
 
     def misalignment(self) -> Expr:
         """Return the address of element 0 modulo 64."""

@@ -1,10 +1,9 @@
 """``sampled_conv2d``: a convolution over the taken channels, packed straight from the images.
 
 Work: 2 O k KH KW FLOPs a pixel for k taken channels, see :mod:`lutcc.schedules.x86.panels`. Outputs
-are the rows of the tile, 16 pixels of an image its columns, so that results are stored along the
-rows of the image. No patches are written to memory: panels of pixels are packed from the taken
-channels as they are needed, zeros where the padding is. Each packed number serves all O outputs;
-16 neighbours that lie end to end are moved at once, others one by one through a mask.
+are the rows of the tile, pixels its columns, so that results are stored along the rows of the
+image. No patches are written to memory: panels of pixels are packed from the taken channels as they
+are needed, see :mod:`lutcc.schedules.x86.pixels`, and each packed number serves all O outputs.
 
 Terms are ordered channel block, tap, channel: where a tap of 16 pixels lies is found once for all
 channels of a block.
@@ -16,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lutcc.ir.module import Operation
-from lutcc.schedules.x86 import edges
 from lutcc.schedules.x86.config import ProductConfig
 from lutcc.schedules.x86.context import Scratch
 from lutcc.schedules.x86.emit import (
@@ -35,90 +33,11 @@ from lutcc.schedules.x86.emit import (
     loop,
     maximum,
     minimum,
-    reinterpret,
-    select,
     splat,
     when,
 )
 from lutcc.schedules.x86.panels import Block, ThreadLoop, Tile, ceiling, share
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes and attributes of a convolution.
-
-    Attributes
-    ----------
-    channels, height, width
-        Of x.
-    outputs, kernel
-        Of the weights.
-    stride, padding, dilation, groups
-        The attributes.
-    places
-        Channels that each group can take.
-    """
-
-    channels: int
-    height: int
-    width: int
-    outputs: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    places: int
-    out_height: int
-    out_width: int
-
-    @classmethod
-    def of(cls, op: Operation) -> Geometry:
-        """Return the geometry of an operation."""
-        channels, height, width = op.operands[0].type.sizes(1)
-        outputs, _, kh, kw = op.operands[1].type.sizes()
-        groups = int(op.attr("groups"))  # type: ignore[arg-type]
-        places = op.operands[2].type.size(0) // groups
-        out_height, out_width = op.results[0].type.sizes(2)
-        pairs = (_pair(op, name) for name in ("stride", "padding", "dilation"))
-        return cls(
-            channels,
-            height,
-            width,
-            outputs,
-            (kh, kw),
-            *pairs,
-            groups,
-            places,
-            out_height,
-            out_width,
-        )
-
-    @property
-    def taps(self) -> int:
-        """Weights of a channel and output."""
-        return self.kernel[0] * self.kernel[1]
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of an image of the result."""
-        return self.out_height * self.out_width
-
-    @property
-    def group_channels(self) -> int:
-        """Channels of a group."""
-        return self.channels // self.groups
-
-    @property
-    def group_outputs(self) -> int:
-        """Outputs of a group."""
-        return self.outputs // self.groups
-
-
-def _pair(op: Operation, name: str) -> tuple[int, int]:
-    value = op.attr(name)
-    assert isinstance(value, tuple)
-    return int(value[0]), int(value[1])
+from lutcc.schedules.x86.pixels import Geometry, PixelPacker
 
 
 @dataclass(frozen=True)
@@ -129,40 +48,25 @@ class Cut:
     ----------
     row_panels, rows_together
         Panels of outputs in a group; in a block.
-    column_panels, columns_together
-        Panels of pixels in an image; in a block.
     channels
         Most channels of a block of terms.
     """
 
     row_panels: int
     rows_together: int
-    column_panels: int
-    columns_together: int
     channels: int
 
     @classmethod
     def of(cls, shape: Geometry, config: ProductConfig) -> Cut:
         """Cut a convolution as the config says."""
         rows = -(-shape.group_outputs // config.tile_rows)
-        columns = -(-shape.pixels // (config.tile_chunks * LANES))
+        blocks = -(-rows // config.row_panels)
         channels = max(1, min(config.depth // shape.taps, shape.places))
-        return cls(
-            rows,
-            _even(rows, config.row_panels),
-            columns,
-            _even(columns, COLUMN_PANELS),
-            channels,
-        )
+        return cls(rows, -(-rows // blocks), channels)
 
 
 #: Panels of pixels that are packed together.
-COLUMN_PANELS = 16
-
-
-def _even(count: int, most: int) -> int:
-    """Return the size of equal blocks of at most ``most``."""
-    return -(-count // -(-count // most))
+COLUMN_PANELS = 8
 
 
 @dataclass(frozen=True)
@@ -266,24 +170,23 @@ def emit(
         with loop(count) as p:
             group = bind((begin + p) // i64(cut.row_panels))
             _pack_weights(conv, group, bind(begin + p - group * cut.row_panels))
+    total = bind(images * shape.pixels)
+    panels = bind(ceiling(total, tile.columns))
     with thread_loop() as (thread, threads):
-        pieces = -(-cut.column_panels // cut.columns_together)
-        begin, count = share(bind(images * pieces), thread, threads)
+        begin, count = share(panels, thread, threads)
         scratch = private(thread)
-        packed = scratch.take(
-            cut.columns_together * tile.columns * cut.channels * shape.taps, "float32"
-        )
+        packed = scratch.take(COLUMN_PANELS * tile.columns * cut.channels * shape.taps, "float32")
         partial = None
         if shape.places > cut.channels:
-            numbers = cut.columns_together * cut.row_panels * tile.rows * tile.columns
+            numbers = COLUMN_PANELS * cut.row_panels * tile.rows * tile.columns
             partial = scratch.take(numbers, "float32")
-        packer = Packer(conv, packed, *(scratch.take(LANES, "int32") for _ in range(4)))
-        with loop(count) as u:
-            image = bind((begin + u) // i64(pieces))
-            first = bind((begin + u - image * pieces) * cut.columns_together)
-            now = bind(minimum(i64(cut.columns_together), i64(cut.column_panels) - first))
+        packer = PixelPacker(shape, x, total, tile.columns, packed, scratch)
+        line = scratch.take(LANES, "float32")
+        with loop(ceiling(count, COLUMN_PANELS)) as u:
+            first = bind(begin + u * COLUMN_PANELS)
+            now = bind(minimum(i64(COLUMN_PANELS), begin + count - first))
             with loop(shape.groups) as group:
-                _multiply(conv, packer, partial, group, image, first, now)
+                _multiply(conv, packer, partial, line, total, group, first, now)
 
 
 def _list_taken(conv: Convolution, indices: View, scales: View) -> None:
@@ -332,113 +235,17 @@ def _pack_weights(conv: Convolution, group: Expr, panel: Expr) -> None:
                     where.store(to + r, value * factor)
 
 
-@dataclass(frozen=True)
-class Packer:
-    """Packs panels of pixels; four lines of scratch hold where the 16 pixels of a chunk lie.
-
-    Attributes
-    ----------
-    conv
-        The convolution.
-    packed
-        Where to: [panel][tap][channel][column].
-    rows, columns
-        Of the first tap of each pixel, in the image.
-    offsets, masks
-        Of one tap of each pixel: in the channel, and all bits or none.
-    """
-
-    conv: Convolution
-    packed: View
-    rows: View
-    columns: View
-    offsets: View
-    masks: View
-
-    def pack(self, image: Expr, panel: Expr, slot: Expr, channels: View, count: Expr) -> None:
-        """Pack ``count`` channels of one panel of pixels."""
-        shape, width = self.conv.shape, self.conv.tile.columns
-        where = self.packed.at(bind(slot * (count * (shape.taps * width))))
-        base = bind(image * shape.channels)
-        with loop(self.conv.tile.chunks) as chunk:
-            first = bind(panel * width + chunk * LANES)
-            last = bind(minimum(first + (LANES - 1), i64(shape.pixels - 1)))
-            start, end = self._place(minimum(first, i64(shape.pixels - 1))), self._place(last)
-            with loop(LANES) as lane:
-                row, column = self._place(minimum(first + lane, last))
-                self.rows.store(lane, cast("int32", row))
-                self.columns.store(lane, cast("int32", column))
-            whole = bind(first + LANES <= i64(shape.pixels))
-            edges_ = (-shape.padding[1], (shape.out_width - 1) * shape.stride[1] - shape.padding[1])
-            one_row = bind(equal(start[0], end[0]))
-            left = bind(select(one_row, start[1], i64(edges_[0])))
-            right = bind(select(one_row, end[1], i64(edges_[1])))
-            with loop(shape.kernel[0]) as i, loop(shape.kernel[1]) as j:
-                down, along = bind(i * shape.dilation[0]), bind(j * shape.dilation[1])
-                inside = both(
-                    both(start[0] + down >= i64(0), end[0] + down < i64(shape.height)),
-                    both(left + along >= i64(0), right + along < i64(shape.width)),
-                )
-                begin = bind((start[0] + down) * shape.width + start[1] + along)
-                stop = bind((end[0] + down) * shape.width + end[1] + along)
-                lying = both(both(inside, whole), equal(stop - begin, i64(LANES - 1)))
-                to = where.at(bind((i * shape.kernel[1] + j) * (count * width) + chunk * LANES))
-                with branch(lying) as (line, scattered):
-                    with line, loop(count) as c:
-                        at = bind(self._channel(base, channels, c) + begin)
-                        to.store(c * width, self.conv.x.load(at, LANES), LANES)
-                    with scattered:
-                        self._find(down, along)
-                        with loop(count) as c:
-                            self._numbers(self._channel(base, channels, c), to.at(c * width))
-
-    def _place(self, pixel: Expr) -> tuple[Expr, Expr]:
-        """Return row and column of a pixel's first tap in the image."""
-        shape = self.conv.shape
-        row = bind(pixel // i64(shape.out_width))
-        column = bind(pixel - row * shape.out_width)
-        return (
-            bind(row * shape.stride[0] - shape.padding[0]),
-            bind(column * shape.stride[1] - shape.padding[1]),
-        )
-
-    def _channel(self, base: Expr, channels: View, c: Expr) -> Expr:
-        shape = self.conv.shape
-        return bind((base + cast("int64", channels.load(c))) * (shape.height * shape.width))
-
-    def _find(self, down: Expr, along: Expr) -> None:
-        """Write where one tap of the 16 pixels lies; outside, at 0 and masked."""
-        shape = self.conv.shape
-        zero = splat(0, "int32")
-
-        def within(value: Expr, size: int) -> Expr:
-            low = select(value >= zero, splat(-1, "int32"), zero)
-            return low & select(value < splat(size, "int32"), splat(-1, "int32"), zero)
-
-        row = bind(self.rows.load(0, LANES) + splat(cast("int32", down)))
-        column = bind(self.columns.load(0, LANES) + splat(cast("int32", along)))
-        mask = bind(within(row, shape.height) & within(column, shape.width))
-        self.masks.store(0, mask, LANES)
-        offset = row * splat(shape.width, "int32") + column
-        self.offsets.store(0, offset & mask, LANES)
-
-    def _numbers(self, base: Expr, to: View) -> None:
-        for lane in range(LANES):
-            offset = cast("int64", self.offsets.load(lane))
-            bits = reinterpret("int32", self.conv.x.load(base + offset)) & self.masks.load(lane)
-            to.store(lane, reinterpret("float32", bits))
-
-
 def _multiply(
     conv: Convolution,
-    packer: Packer,
+    packer: PixelPacker,
     partial: View | None,
+    line: View,
+    total: Expr,
     group: Expr,
-    image: Expr,
     first_panel: Expr,
     panels: Expr,
 ) -> None:
-    """Multiply the weights of a group with some panels of pixels of an image."""
+    """Multiply the weights of a group with some panels of pixels."""
     cut, tile, shape = conv.cut, conv.tile, conv.shape
     terms = conv.terms(group)
     with loop(terms.passes) as k:
@@ -446,11 +253,11 @@ def _multiply(
         depth = bind(count * shape.taps)
         channels = conv.shared.channels.at(bind(group * shape.places + first))
         with loop(panels) as j:
-            packer.pack(image, bind(first_panel + j), j, channels, count)
+            packer.pack(bind(first_panel + j), j, channels, count)
         with loop(-(-cut.row_panels // cut.rows_together)) as b:
             row_panel = bind(b * cut.rows_together)
             now = bind(minimum(i64(cut.rows_together), i64(cut.row_panels) - row_panel))
-            numbers = bind(row_panel * (cut.columns_together * tile.rows * tile.columns))
+            numbers = bind(row_panel * (COLUMN_PANELS * tile.rows * tile.columns))
             block = Block(
                 tile,
                 terms.weights(first).at(bind(row_panel * depth * tile.rows)),
@@ -467,47 +274,57 @@ def _multiply(
                 return lambda r, c: splat(conv.shared.bias.load(row + r))
 
             def put(i: Expr, j: Expr) -> Callable[[Callable[[int, int], Expr]], None]:
-                row, column = bind(row_panel + i), bind(first_panel + j)
-                return lambda result: _store(conv, group, image, row, column, result)
+                row = bind(row_panel + i)
+                pixel = bind((first_panel + j) * tile.columns)
+                return lambda result: _store(conv, line, total, group, row, pixel, result)
 
             block.multiply(now, panels, from_bias, put)
 
 
 def _store(
     conv: Convolution,
+    line: View,
+    total: Expr,
     group: Expr,
-    image: Expr,
     row_panel: Expr,
-    panel: Expr,
+    pixel: Expr,
     result: Callable[[int, int], Expr],
 ) -> None:
-    """Store a tile as far as it lies in the result."""
-    shape, tile = conv.shape, conv.tile
-    first = image * shape.outputs + group * shape.group_outputs + row_panel * tile.rows
-    base = bind(first * shape.pixels + panel * tile.columns)
+    """Store a tile: 16 pixels of an image at once, those of several, or the last, one by one."""
+    shape, tile, target = conv.shape, conv.tile, conv.target
+    output = bind(group * shape.group_outputs + row_panel * tile.rows)
 
-    def lines(rows: int, columns: int) -> None:
-        for r in range(rows):
-            for c in range(-(-columns // LANES)):
-                at = base + (r * shape.pixels + c * LANES)
-                edges.store_partial(
-                    conv.target, bind(at), result(r, c), min(LANES, columns - c * LANES)
-                )
+    def place(number: Expr) -> Expr:
+        image = bind(number // i64(shape.pixels))
+        inside = number - image * shape.pixels
+        return bind((image * shape.outputs + output) * shape.pixels + inside)
 
-    def columns(rows: int) -> None:
-        _whole_or_tail(panel, shape.pixels, tile.columns, lambda n: lines(rows, n))
+    def chunk(first: Expr, c: int, rows: int) -> None:
+        last = first + (LANES - 1)
+        one = equal(first // i64(shape.pixels), last // i64(shape.pixels))
+        with branch(both(one, last < total)) as (whole, parts):
+            with whole:
+                at = place(first)
+                for r in range(rows):
+                    target.store(at + r * shape.pixels, result(r, c), LANES)
+            with parts:
+                for r in range(rows):
+                    line.store(0, result(r, c), LANES)
+                    with loop(minimum(i64(LANES), total - first)) as lane:
+                        target.store(place(first + lane) + r * shape.pixels, line.load(lane))
 
-    _whole_or_tail(row_panel, shape.group_outputs, tile.rows, columns)
+    def lines(rows: int) -> None:
+        for c in range(tile.chunks):
+            first = bind(pixel + c * LANES)
+            with when(first < total):
+                chunk(first, c, rows)
 
-
-def _whole_or_tail(panel: Expr, count: int, width: int, body: Callable[[int], None]) -> None:
-    """Emit ``body`` for whole panels, and for the last one if it is not whole."""
-    tail = count % width
-    if not tail or count < width:
-        body(min(count, width))
+    tail = shape.group_outputs % tile.rows
+    if not tail or shape.group_outputs < tile.rows:
+        lines(min(shape.group_outputs, tile.rows))
         return
-    with branch(equal(panel, i64(count // width))) as (last, other):
+    with branch(equal(row_panel, i64(shape.group_outputs // tile.rows))) as (last, other):
         with last:
-            body(tail)
+            lines(tail)
         with other:
-            body(width)
+            lines(tile.rows)
