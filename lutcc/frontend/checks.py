@@ -27,6 +27,14 @@ _RANDOM = (
     "normal",
     "exponential",
 )
+_SAMPLING = (
+    "column_row_scores",
+    "channel_scores",
+    "column_row_sample",
+    "sampled_backward_linear",
+    "sampled_backward_conv2d",
+)
+"""What sampled layers do in training mode only."""
 
 
 def layer_of(node: Node) -> str:
@@ -66,9 +74,15 @@ def refuse_training_and_random(program: ExportedProgram) -> None:
     FrontendError
         For the first one; the message names the place and the fix.
     """
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    for node in nodes:  # first, because some of these layers draw a seed
+        if op_name(node).removeprefix("lutcc.").split(".")[0] in _SAMPLING:
+            raise FrontendError(
+                "a sampled layer is in training mode",
+                where=layer_of(node),
+                fix="call model.eval() before exporting: it computes exactly then",
+            )
+    for node in nodes:
         name = op_name(node)
         base = name.removeprefix("aten.").split(".")[0].rstrip("_")
         if name.startswith("aten.batch_norm.") or name.startswith("aten.native_batch_norm."):

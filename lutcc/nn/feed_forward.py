@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 
 from lutcc.errors import InputError
+from lutcc.nn.sampled import SampledLinear
 
 Weights: TypeAlias = tuple[
     torch.Tensor, torch.Tensor | None, Any, torch.Tensor, torch.Tensor | None
@@ -85,13 +86,18 @@ def find_feed_forward(module: torch.nn.Module) -> FeedForward | None:
     return _transformer_layer(module) or _bert_layer(module) or _whole_module(module)
 
 
+def _is_linear(module: object) -> TypeGuard[torch.nn.Linear]:
+    """Tell whether a module is a linear layer and nothing else; sampled ones are in eval mode."""
+    return type(module) in (torch.nn.Linear, SampledLinear)
+
+
 def _transformer_layer(module: torch.nn.Module) -> FeedForward | None:
     """Find the pair in torch's TransformerEncoderLayer and TransformerDecoderLayer."""
     kinds = (torch.nn.TransformerEncoderLayer, torch.nn.TransformerDecoderLayer)
     if not isinstance(module, kinds):
         return None
     first, last = module.linear1, module.linear2
-    if type(first) is not torch.nn.Linear or type(last) is not torch.nn.Linear:
+    if not _is_linear(first) or not _is_linear(last):
         return None
     layer: Any = module
 
@@ -111,7 +117,7 @@ def _bert_layer(module: torch.nn.Module) -> FeedForward | None:
     layer: Any = module
     intermediate, output = (getattr(module, name, None) for name in ("intermediate", "output"))
     first, last = (getattr(part, "dense", None) for part in (intermediate, output))
-    if type(first) is not torch.nn.Linear or type(last) is not torch.nn.Linear:
+    if not _is_linear(first) or not _is_linear(last):
         return None
     if not hasattr(intermediate, "intermediate_act_fn"):
         return None
@@ -126,7 +132,7 @@ def _bert_layer(module: torch.nn.Module) -> FeedForward | None:
 
 def _whole_module(module: torch.nn.Module) -> FeedForward | None:
     """Recognise a module that is a feed-forward block and nothing else, by running it."""
-    linears = [m for m in module.modules() if type(m) is torch.nn.Linear]
+    linears = [m for m in module.modules() if _is_linear(m)]
     owned = {id(p) for linear in linears for p in linear.parameters()}
     if module in linears or any(id(p) not in owned for p in module.parameters()):
         return None

@@ -98,6 +98,16 @@ def test_look_ups_and_sampling_in_one_recipe() -> None:
     assert [type(layer).__name__ for layer in afresh.children()] == ["LookupFFN", "SampledLinear"]
 
 
+def test_sampled_blocks_become_look_ups_when_they_are_trained() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    block = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+    sampled = lutcc.convert(nn.ModuleList([block, layer]), {"*": Sampled()})
+    recipe = {"*": LookupFFN(num_tables=2, code_length=3)}
+    converted = lutcc.convert(sampled, recipe)
+    assert type(at(converted, "0")).__name__ == "LookupFFN"
+    assert type(at(converted, "1.linear1")).__name__ == "LookupFFN"
+
+
 def test_toml_files(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('["*"]\nmethod = "sampled"\nmode = "topk_weights"\nsample_ratio = 0.25\n')

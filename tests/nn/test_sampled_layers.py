@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lutcc
-from lutcc.errors import InputError
+from lutcc.errors import FrontendError, InputError
 from lutcc.nn import SampledConv2d, SampledLinear, exact_layers, sampled_layers
 
 F = torch.nn.functional
@@ -362,3 +362,10 @@ def test_export_and_compiled_artifact_are_the_exact_model() -> None:
     torch.testing.assert_close(
         torch.as_tensor(artifact(x.numpy())), exact_layers(model)(x), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("where", ["forward_backward", "backward"])
+def test_models_in_training_mode_are_not_compiled(where: str) -> None:
+    model = torch.nn.Sequential(SampledLinear(8, 4, mode="crs", where=where))
+    with pytest.raises(FrontendError, match=r"layer '0'.*sampled layer is in training mode"):
+        lutcc.compile(model, (torch.randn(3, 8),))
