@@ -25,6 +25,7 @@ PAGES = (
     "tuning-logs",
     "lookup-ffn",
     "lookup-ffn-training",
+    "sampled-training",
     "ir-reference",
     "artifact-format",
     "how-to-add-an-op",
