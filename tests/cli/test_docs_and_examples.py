@@ -61,7 +61,13 @@ def test_links_of_the_other_documents():
 
 
 EXAMPLES = {"maddness_matmul.py": 0.9, "compile_mlp.py": 0.7}
-OTHERS = {"figure4_projections.py", "lookupffn_mlm.py"}  # in tests/examples
+#: Tested in tests/examples.
+OTHERS = {
+    "distributed_sampling.py",
+    "figure4_projections.py",
+    "lookupffn_mlm.py",
+    "sampled_training.py",
+}
 
 
 def test_every_example_is_tested():
