@@ -41,11 +41,14 @@ def choose_config(dtype: torch.dtype, target: Target, run: int) -> ProductConfig
     """
     if target.backend == "interpreter":
         return ProductConfig(16, 16, 16, 4, 1)  # tests are of small matrices
+    # Before Hopper both operands of a product are in registers.
+    roomy = target.backend == "hip" or target.name in ("sm_90", "sm_100")
     if dtype.itemsize <= 2:
-        deep = target.backend == "cuda" and run >= 8
-        return ProductConfig(128, 128, 64, 8, 3) if deep else ProductConfig(128, 128, 32, 8, 2)
+        if target.backend == "cuda" and run >= 8:
+            return ProductConfig(128, 128, 64, 8, 3)
+        return ProductConfig(128 if roomy else 64, 128, 32, 8, 2)
     if dtype is torch.float32:
-        return ProductConfig(128, 64, 32, 8, 2)
+        return ProductConfig(128, 64, 32 if roomy else 16, 8, 2)
     return ProductConfig(32, 32, 16, 4, 1)
 
 

@@ -106,6 +106,13 @@ def sampling(mode: str, group_size: int, dtype: torch.dtype = BF16) -> Callable[
     return run
 
 
+def sampling_of_many_rows() -> None:
+    """A gradient of few tiles, whose sums are split."""
+    indices, scales = empty(16, dtype=torch.int32), empty(16, dtype=F32)
+    a, grad = empty(ROWS, 512), empty(ROWS, 512)
+    sampled.sampled_matmul_weight_grad(a, grad, indices, scales, 16)
+
+
 #: The paper's layers: d = 512, h = 128, tau = 8; d = 768, h = 170, tau = 9; d = 1024, h = 256, 64.
 CASES: dict[str, Callable[[], object]] = {
     "hadamard 768": transform(768),
@@ -126,6 +133,7 @@ CASES: dict[str, Callable[[], object]] = {
     "sampled columns": sampling("topk", 1),
     "sampled groups of 16": sampling("bernoulli", 16),
     "sampled columns float32": sampling("wta_crs", 1, F32),
+    "sampled groups of 16, many rows": sampling_of_many_rows,
 }
 
 
@@ -139,6 +147,7 @@ QUICK = (
     "lookup d=512, h=128, tau=8",
     "lookup d=1024, h=256, tau=8 atomic",
     "sampled groups of 16",
+    "sampled groups of 16, many rows",
 )
 THOROUGH = tuple(name for name in CASES if name != "stage (8, 64, 64)")
 

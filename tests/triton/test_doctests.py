@@ -17,13 +17,9 @@ MODULES = [
         for name in (
             "bh_stage",
             "block_diagonal_matmul",
-            "column_row_sample",
-            "column_row_scores",
             "hadamard",
             "rows",
             "sampled_columns",
-            "sampled_matmul",
-            "sampled_matmul_backward",
             "sign_hash",
             "target",
             "weighted_gather",
