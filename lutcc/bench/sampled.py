@@ -45,7 +45,7 @@ class Shape:
         return f"{self.rows}, {self.inner}, {self.outputs}"
 
 
-SHAPES = (Shape(4096, 1024, 1024), Shape(4096, 768, 3072), Shape(256, 1024, 1024))
+SHAPES = (Shape(4096, 1024, 1024), Shape(1024, 768, 3072), Shape(256, 1024, 1024))
 QUICK_SHAPES = (Shape(1024, 512, 512),)
 RATIOS = (0.5, 0.25)
 DTYPES = ("float32", "bfloat16")

@@ -76,6 +76,7 @@ class Bench:
 
         torch.set_num_threads(1)
         call = sampled.prepare(sampled.Candidate(**candidate), sampled.Shape(**shape), seed)
+        call()  # compiles
         self._calls[name, input] = call
         return {}
 
