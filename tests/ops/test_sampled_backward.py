@@ -136,7 +136,7 @@ def test_gradients_of_linear_layers_are_unbiased(mode, where, probabilities) -> 
         torch.autograd.grad(
             ops.sampled_linear(x, weight, None, options, 2 * seed), (x, weight), grad
         )
-        for seed in range(250)
+        for seed in range(120)
     ]
     for found, want in zip(zip(*runs, strict=True), exact, strict=True):
         check_mean(torch.stack(found), want)
@@ -157,7 +157,7 @@ def test_gradients_of_convolutions_are_unbiased(mode, where) -> None:
         torch.autograd.grad(
             ops.sampled_conv2d(x, weight, None, *GEOMETRY, options, 2 * seed), (x, weight), grad
         )
-        for seed in range(150)
+        for seed in range(80)
     ]
     for found, want in zip(zip(*runs, strict=True), wanted, strict=True):
         check_mean(torch.stack(found), want)

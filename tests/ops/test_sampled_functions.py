@@ -106,6 +106,7 @@ def test_top_half_of_a_convolution_is_one_of_the_channels_kept() -> None:
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("padding", ["same", "valid", 1, (2, 1)])
 @pytest.mark.parametrize("kernel", [(3, 3), (2, 4), (1, 2)])
 def test_padding(padding, kernel) -> None:
