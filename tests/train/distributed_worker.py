@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lutcc.errors import CommunicationError, InputError
+from lutcc.nn import SampledConv2d, SampledLinear
+from lutcc.ops import set_sampled_backend
 from lutcc.train.communication import SampledCommunication, register_sampled_hook
 
 TIMEOUT = 60
@@ -85,6 +87,24 @@ class Network(nn.Module):
         return self.head(x)
 
 
+class Layers(nn.Module):
+    """Layers as users have them, one of them run under autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        options = {"mode": "topk_weights", "sample_ratio": 0.34}
+        self.conv = SampledConv2d(6, 8, 2, **options)
+        self.first = SampledLinear(8 * 9, 24, group_size=8, **options)
+        self.second = SampledLinear(24, 24, **options)
+        self.head = SampledLinear(24, 5, mode="topk", sample_ratio=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(torch.relu(self.conv(x)).flatten(1)))
+        with torch.autocast("cpu", torch.bfloat16):
+            x = torch.relu(self.second(x))
+        return self.head(x.float())
+
+
 def batches(group: Any, dtype: torch.dtype = torch.float32) -> Callable[[], tuple[Tensor, Tensor]]:
     """Return what draws this worker's next images and labels."""
     generator = torch.Generator().manual_seed(100 + dist.get_rank(group))
@@ -98,10 +118,11 @@ def batches(group: Any, dtype: torch.dtype = torch.float32) -> Callable[[], tupl
 
 def build(group: Any, hook: bool = True, **options: Any) -> tuple[Any, SampledCommunication | None]:
     network = {key: options.pop(key) for key in ("dtype", "skip") if key in options}
+    kind = options.pop("kind", Network)
     torch.manual_seed(7)
     # Small buckets, so that there are several.
     model = DistributedDataParallel(
-        Network(**network), process_group=group, bucket_cap_mb=0.004, **options
+        kind(**network), process_group=group, bucket_cap_mb=0.004, **options
     )
     return model, register_sampled_hook(model) if hook else None
 
@@ -190,7 +211,7 @@ def faults(group: Any) -> dict[str, Any]:
         step(model)
         spoil(model.module)
         found[name] = message(lambda: step(model))
-        found[f"{name}_gradient"] = bool(model.module.first.weight.grad.isnan().any())
+        found[f"{name}_gradient"] = bool(flat_gradient(model).isnan().any())
         mend(model.module)
         model.zero_grad()
         step(model)
@@ -296,7 +317,7 @@ def silent(group: Any) -> dict[str, Any]:
     model, _ = build(group)
     train(model, group, 2)
     if rank == 1:
-        model.module.first.weight.register_hook(lambda gradient: time.sleep(3 * PATIENCE))
+        model.module.first.weight.register_hook(lambda gradient: time.sleep(4 * PATIENCE))
     started = time.monotonic()
     text = message(lambda: train(model, group, 2))
     return {"error": text, "seconds": time.monotonic() - started}
@@ -312,6 +333,7 @@ def pairs(seconds: float) -> Any:
 
 def main(rank: int, world: int, folder: Path, scenarios: list[str]) -> None:
     torch.set_num_threads(1)
+    set_sampled_backend("index_select")
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world,
@@ -326,6 +348,7 @@ def main(rank: int, world: int, folder: Path, scenarios: list[str]) -> None:
         "views": lambda: compare(two, 5, gradient_as_bucket_view=True),
         "unused": lambda: compare(two, 6, skip=True, find_unused_parameters=True),
         "static": lambda: compare(two, 5, static_graph=True),
+        "layers": lambda: compare(two, 5, kind=Layers),
         "bfloat16": lambda: compare(two, 3, **bf16),
         "uneven": lambda: uneven(two),
         "shared": lambda: shared_weight(two),

@@ -29,7 +29,7 @@ from tests.train.distributed_worker import PATIENCE, STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLD = 4
-COMPARED = ("four", "two", "accumulated", "views", "unused", "static", "bfloat16")
+COMPARED = ("four", "two", "accumulated", "views", "unused", "static", "layers", "bfloat16")
 FAULTS = {
     "selection": "did not sample the same columns",
     "ratio": "want to send different numbers of columns",
@@ -52,7 +52,7 @@ def launch(folder: Path, *scenarios: str) -> list[dict[str, Any]]:
             )
     try:
         for worker in workers:
-            worker.wait(timeout=150)
+            worker.wait(timeout=400)
     finally:
         for worker in workers:
             worker.kill()
@@ -144,13 +144,13 @@ def test_a_worker_killed_within_a_step(seen):
     assert "killed" not in seen[-1], "it died"
     for worker in seen[:-1]:
         assert "a worker was lost, or did not answer in time" in worker["killed"]["error"]
-        assert worker["killed"]["seconds"] < 20
+        assert worker["killed"]["seconds"] < 30
 
 
 def test_a_worker_that_does_not_answer(seen):
     result = seen[0]["silent"]
     assert "a worker was lost, or did not answer in time" in result["error"]
-    assert 0.5 * PATIENCE < result["seconds"] < 2.5 * PATIENCE
+    assert 0.5 * PATIENCE < result["seconds"] < 10 * PATIENCE
 
 
 # -- packing, in this process ----------------------------------------------------------------
