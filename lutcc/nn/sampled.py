@@ -124,7 +124,8 @@ class SampledLayer(torch.nn.Module):
         """Remember of a call in training what tools may ask for later."""
         if self._options.mode == "topk_weights":
             kind = x.device.type
-            rounded = torch.is_autocast_enabled(kind) and self.weight.dtype is not torch.float64
+            on = not x.is_meta and torch.is_autocast_enabled(kind)
+            rounded = on and self.weight.dtype is not torch.float64
             self._scored_as = torch.get_autocast_dtype(kind) if rounded else None
         if self._observed:
             with torch.no_grad():

@@ -277,6 +277,9 @@ def test_devices_and_dtypes() -> None:
     assert layer(torch.randn(2, 8, dtype=torch.float64)).dtype is torch.float64
     meta = SampledConv2d(8, 4, 3, device="meta")
     assert meta.weight.is_meta
+    meta(torch.empty(2, 8, 5, 5, device="meta")).sum().backward()  # sizes only
+    assert meta.weight.grad is not None
+    assert meta.weight.grad.is_meta
     half = SampledLinear(8, 4, dtype=torch.bfloat16)
     assert half(torch.randn(2, 8).bfloat16()).dtype is torch.bfloat16
 
