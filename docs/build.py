@@ -26,6 +26,7 @@ PAGES = (
     "lookup-ffn",
     "lookup-ffn-training",
     "sampled-training",
+    "sampled-training-results",
     "ir-reference",
     "artifact-format",
     "how-to-add-an-op",

@@ -64,6 +64,7 @@ EXAMPLES = {"maddness_matmul.py": 0.9, "compile_mlp.py": 0.7}
 #: Tested in tests/examples.
 OTHERS = {
     "distributed_sampling.py",
+    "figure1_sampling_error.py",
     "figure4_projections.py",
     "lookupffn_mlm.py",
     "sampled_training.py",
