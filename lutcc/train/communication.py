@@ -177,7 +177,7 @@ class SampledCommunication:
         buffer = bucket.buffer()
         changed = self._begin() if bucket.index() == 0 else False
         if self._broken:
-            return _done(buffer.fill_(torch.nan))
+            return _done(buffer if buffer.is_sparse else buffer.fill_(torch.nan))
         where = f"rank {self.rank} of {self.world}, bucket {bucket.index()}"
         if buffer.is_sparse:
             return self._reduce(buffer.div_(self.world), [], 0, buffer, where)
@@ -262,7 +262,7 @@ class SampledCommunication:
             work = dist.all_reduce(flat, group=self.group, async_op=True)
         except RuntimeError as error:
             self._lost(error, where)
-            return _done(buffer.fill_(torch.nan))
+            return _done(buffer if buffer.is_sparse else buffer.fill_(torch.nan))
 
         def arrived(future: Future[Any]) -> Tensor:
             try:
