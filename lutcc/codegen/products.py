@@ -48,7 +48,7 @@ class Products:
         most = 0
         for op in products_of(main):
             scratch = Scratch(None, i64(0))
-            SCHEDULES[op.opcode].take_shared(op, self.config(op), scratch)
+            SCHEDULES[op.opcode].take_shared(op, self.isa, self.config(op), scratch)
             most = max(most, scratch.used)
         return most
 
@@ -64,7 +64,7 @@ class Products:
     ) -> None:
         """Emit a product."""
         schedule, config = SCHEDULES[op.opcode], self.config(op)
-        taken = schedule.take_shared(op, config, shared)
+        taken = schedule.take_shared(op, self.isa, config, shared)
         schedule.emit(op, config, operands, target, rows, taken, thread_loop, private)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from lutcc.schedules.x86.bfloat16 import dot_pairs
 from lutcc.schedules.x86.config import ProductConfig
 from lutcc.schedules.x86.context import Scratch
 from lutcc.schedules.x86.emit import (
@@ -46,10 +47,14 @@ Finish = Callable[[Callable[[int, int], Expr]], None]
 
 @dataclass(frozen=True)
 class Tile:
-    """Register tile: rows times chunks of 16 columns."""
+    """Register tile: rows times chunks of 16 columns.
+
+    ``pairs``: a term is a pair of bfloat16 products, whose factors lie side by side in 32 bits.
+    """
 
     rows: int
     chunks: int
+    pairs: bool = False
 
     @property
     def columns(self) -> int:
@@ -189,7 +194,10 @@ class Block:
             value = bind(splat(left.load(d * rows + r)))
             for c in range(chunks):
                 slot = r * chunks + c
-                acc.set(slot, fma(value, line[c], acc.get(slot)))
+                if self.tile.pairs:
+                    acc.set(slot, dot_pairs(acc.get(slot), value, line[c]))
+                else:
+                    acc.set(slot, fma(value, line[c], acc.get(slot)))
 
 
 def partial_sums(scratch: Scratch, depth: Depth, numbers: int) -> View | None:

@@ -36,6 +36,7 @@ from lutcc.schedules.x86.emit import (
     splat,
     when,
 )
+from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.panels import Block, ThreadLoop, Tile, ceiling, share
 from lutcc.schedules.x86.pixels import Geometry, PixelPacker
 
@@ -92,8 +93,8 @@ class Shared:
     weights: View
 
 
-def take_shared(op: Operation, config: ProductConfig, scratch: Scratch) -> Shared:
-    """Assign the shared part of the workspace."""
+def take_shared(op: Operation, isa: Isa, config: ProductConfig, scratch: Scratch) -> Shared:
+    """Assign the shared part of the workspace; it is the same on every level."""
     shape = Geometry.of(op)
     rows = Cut.of(shape, config).row_panels * config.tile_rows * shape.groups
     places = max(1, shape.places * shape.groups)

@@ -17,7 +17,7 @@ from typing import Any
 
 from lutcc.ir.module import Operation
 from lutcc.schedules.x86 import edges
-from lutcc.schedules.x86.bfloat16 import narrowed, rounded, widened
+from lutcc.schedules.x86.bfloat16 import narrowed
 from lutcc.schedules.x86.config import ProductConfig
 from lutcc.schedules.x86.context import External, Scratch
 from lutcc.schedules.x86.emit import (
@@ -28,16 +28,14 @@ from lutcc.schedules.x86.emit import (
     branch,
     cast,
     const,
-    differs,
     equal,
-    hold,
     i64,
     loop,
     minimum,
     select,
-    splat,
     when,
 )
+from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack import round_up
 from lutcc.schedules.x86.panels import (
     Block,
@@ -48,12 +46,10 @@ from lutcc.schedules.x86.panels import (
     partial_sums,
     share,
 )
+from lutcc.schedules.x86.sampled_packing import Packing, list_taken
 
 #: Packed panels of b take about this much at most; wider products are done piece by piece.
 SHARED_BYTES = 8 << 20
-#: Lines of memory that are read side by side: lines a power of two apart share a set of the L1
-#: cache, which holds 8 of them.
-LINES = 8
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,9 @@ class Shared:
     panels
         Packed b.
     most
-        Most columns that can be taken.
+        Most steps of the product: columns that can be taken, or pairs of them.
+    pairs
+        Whether a step is a pair of bfloat16 columns.
     together
         Panels of b that are packed at a time.
     """
@@ -82,24 +80,28 @@ class Shared:
     bias: View
     panels: View
     most: int
+    pairs: bool
     together: int
 
 
-def take_shared(op: Operation, config: ProductConfig, scratch: Scratch) -> Shared:
+def take_shared(op: Operation, isa: Isa, config: ProductConfig, scratch: Scratch) -> Shared:
     """Assign the shared part of the workspace."""
     depth, outputs = op.operands[1].type.sizes()
     width = config.tile_chunks * LANES
     group = int(op.attr("group_size"))  # type: ignore[arg-type]
     most = min(op.operands[2].type.size(0) * group, depth)
     panels = -(-outputs // width)
-    together = max(1, min(panels, SHARED_BYTES // (4 * width * max(most, 1))))
+    pairs = isa.has_bf16 and op.operands[0].type.dtype == "bfloat16"
+    steps = -(-most // 2) if pairs else most
+    together = max(1, min(panels, SHARED_BYTES // (4 * width * max(steps, 1))))
     return Shared(
         scratch.take(1, "int32"),
-        scratch.take(max(most, 1), "int32"),
-        scratch.take(max(most, 1), "float32"),
+        scratch.take(most + 1, "int32"),
+        scratch.take(most + 1, "float32"),
         scratch.take(panels * width, "float32"),
-        scratch.take(together * width * most, "float32"),
-        most,
+        scratch.take(together * width * steps, "uint32" if pairs else "float32"),
+        steps,
+        pairs,
         together,
     )
 
@@ -110,31 +112,17 @@ class Product:
 
     Attributes
     ----------
-    config, tile
-        The chosen blocks.
-    a, b
-        The factors, of any strides.
+    config, packing
+        The chosen blocks, and how factors are packed.
     target
         The result.
-    rows
-        N.
-    inner, outputs
-        K and M.
-    bfloat16
-        Whether factors and result are.
     shared
         The shared part of the workspace.
     """
 
     config: ProductConfig
-    tile: Tile
-    a: External
-    b: External
+    packing: Packing
     target: External
-    rows: Expr
-    inner: int
-    outputs: int
-    bfloat16: bool
     shared: Shared
 
 
@@ -166,15 +154,22 @@ def emit(
     a, b, indices, scales, bias = operands
     inner, outputs = op.operands[1].type.sizes()
     group = int(op.attr("group_size"))  # type: ignore[arg-type]
-    tile = Tile(config.tile_rows, config.tile_chunks)
-    half = op.operands[0].type.dtype == "bfloat16"
-    product = Product(
-        config, tile, _stored(a), _stored(b), _stored(target), rows, inner, outputs, half, shared
-    )
+    tile = Tile(config.tile_rows, config.tile_chunks, shared.pairs)
     list_taken(shared, indices, scales, op.operands[2].type.size(0), group, inner)
     pad(bias, shared.bias, outputs, round_up(outputs, tile.columns))
-    live = bind(cast("int64", shared.count.load(0)))
-    depth = Depth.cut(live, shared.most, config)
+    packing = Packing(
+        tile,
+        _stored(a),
+        _stored(b),
+        rows,
+        outputs,
+        op.operands[0].type.dtype == "bfloat16",
+        shared.columns,
+        shared.factors,
+        bind(cast("int64", shared.count.load(0))),
+    )
+    product = Product(config, packing, _stored(target), shared)
+    depth = Depth.cut(packing.steps, shared.most, config)
     panels = -(-outputs // tile.columns)
     with loop(-(-panels // shared.together)) as piece:
         first = bind(piece * shared.together)
@@ -182,7 +177,9 @@ def emit(
         with thread_loop() as (thread, threads):
             begin, count = share(now, thread, threads)
             with loop(count) as p:
-                _pack_columns(product, bind(begin + p), bind(first + begin + p), live)
+                slot = bind(begin + p)
+                where = shared.panels.at(bind(slot * (depth.terms * tile.columns)))
+                packing.pack_columns(where, bind(first + slot))
         with thread_loop() as (thread, threads):
             part = Part.of(bind(ceiling(rows, tile.rows)), now, thread, threads)
             _multiply(product, depth, part, first, private(thread))
@@ -226,22 +223,6 @@ def _stored(external: External) -> External:
     return replace(external, view=external.view.as_dtype("uint16"))
 
 
-def list_taken(
-    shared: Any, indices: View, scales: View, places: int, group: int, columns: int
-) -> None:
-    """Write which columns are taken, and what each counts."""
-    shared.count.store(0, hold(const(0, "int32")))
-    with loop(places) as s:
-        factor = bind(scales.load(s))
-        with when(differs(factor, const(0.0, "float32"))):
-            pair = bind(cast("int64", indices.load(s)) * group)
-            with loop(minimum(i64(group), columns - pair)) as c:
-                at = bind(shared.count.load(0))
-                shared.columns.store(cast("int64", at), cast("int32", pair + c))
-                shared.factors.store(cast("int64", at), factor)
-                shared.count.store(0, at + const(1, "int32"))
-
-
 def pad(source: View, target: View, count: int, padded: int) -> None:
     """Copy ``count`` numbers and put zeros behind them."""
     with loop(count) as m:
@@ -251,71 +232,14 @@ def pad(source: View, target: View, count: int, padded: int) -> None:
             target.store(m + count, const(0.0, "float32"))
 
 
-def _pack_columns(product: Product, slot: Expr, panel: Expr, live: Expr) -> None:
-    """Pack the taken rows of one panel of b, times their scales."""
-    shared, width = product.shared, product.tile.columns
-    where = shared.panels.at(bind(slot * (live * width)))
-    column = bind(panel * width)
-    b = product.b
-
-    def scaled(value: Expr, factor: Expr) -> Expr:
-        value = bind(value * factor)
-        return rounded(value) if product.bfloat16 else value
-
-    def lines() -> None:
-        """Lines of b lie end to end."""
-        with loop(live) as d:
-            row = bind(b.index(cast("int64", shared.columns.load(d)), 0) + column)
-            factor = bind(splat(shared.factors.load(d)))
-            for c in range(0, width, LANES):
-                value = bind(widened(b.view.load(row + c, LANES), product.bfloat16))
-                where.store(d * width + c, scaled(value, factor), LANES)
-
-    def numbers(valid: int) -> None:
-        """One number after the other, a few lines of memory at a time."""
-        for part in range(0, valid, LINES):
-            with loop(live) as d:
-                row = bind(b.index(cast("int64", shared.columns.load(d)), column))
-                for c in range(part, min(part + LINES, valid)):
-                    value = widened(b.view.load(row + b.column_stride * c), product.bfloat16)
-                    where.store(d * width + c, value)
-        with loop(live if valid < width else 0) as d:
-            for c in range(valid, width):
-                where.store(d * width + c, const(0.0, "float32"))
-        with loop(live) as d:
-            factor = bind(splat(shared.factors.load(d)))
-            for c in range(0, width, LANES):
-                value = bind(where.load(d * width + c, LANES))
-                where.store(d * width + c, scaled(value, factor), LANES)
-
-    def whole() -> None:
-        with branch(equal(b.column_stride, i64(1))) as (lying, strided):
-            with lying:
-                lines()
-            with strided:
-                numbers(width)
-
-    tail = product.outputs % width
-    if not tail:
-        whole()
-        return
-    if product.outputs < width:
-        numbers(tail)
-        return
-    with branch(equal(panel, i64(product.outputs // width))) as (last, other):
-        with last:
-            numbers(tail)
-        with other:
-            whole()
-
-
 def _multiply(
     product: Product, depth: Depth, part: Part, first_panel: Expr, scratch: Scratch
 ) -> None:
     """Multiply a thread's panels; ``first_panel`` is the first of the packed panels of b."""
-    tile, config, shared = product.tile, product.config, product.shared
+    packing, config, shared = product.packing, product.config, product.shared
+    tile = packing.tile
     numbers = config.row_panels * tile.rows
-    packed = scratch.take(numbers * min(config.depth, max(shared.most, 1)), "float32")
+    packed = scratch.take(numbers * min(config.depth, shared.most), shared.panels.dtype)
     partial = partial_sums(scratch, depth, numbers * shared.together * tile.columns)
     first_panel = bind(first_panel + part.column)
     with loop(ceiling(part.rows, config.row_panels)) as number:
@@ -324,7 +248,8 @@ def _multiply(
         with loop(depth.passes) as k:
             start, terms = depth.block(k)
             with loop(now) as i:
-                _pack_rows(product, packed, i, bind((first + i) * tile.rows), start, terms)
+                where = packed.at(bind(i * terms * tile.rows))
+                packing.pack_rows(where, bind((first + i) * tile.rows), start, terms)
             block = Block(
                 tile,
                 packed,
@@ -347,54 +272,37 @@ def _multiply(
             block.multiply(now, part.columns, from_bias, put)
 
 
-def _pack_rows(
-    product: Product, packed: View, slot: Expr, row: Expr, start: Expr, terms: Expr
-) -> None:
-    """Pack the taken columns of one panel of rows of a; rows past the end repeat the last."""
-    rows, a = product.tile.rows, product.a
-    where = packed.at(bind(slot * terms * rows))
-    bases = [
-        bind(minimum(row + r, product.rows - 1) * a.row_stride if r else row * a.row_stride)
-        for r in range(rows)
-    ]
-    for part in range(0, rows, LINES):
-        with loop(terms) as d:
-            column = bind(cast("int64", product.shared.columns.load(start + d)) * a.column_stride)
-            for r in range(part, min(part + LINES, rows)):
-                value = a.view.load(bases[r] + column)
-                where.store(d * rows + r, widened(value, product.bfloat16))
-
-
 def _store(product: Product, row: Expr, panel: Expr, result: Callable[[int, int], Expr]) -> None:
     """Store a tile as far as it lies in the result."""
-    tile, target = product.tile, product.target
+    packing, target = product.packing, product.target
+    tile, outputs = packing.tile, packing.outputs
     column = bind(panel * tile.columns)
 
     def line(r: int, valid: int) -> None:
         at = bind(target.index(row + r, column))
         for c in range(-(-valid // LANES)):
             value = result(r, c)
-            value = narrowed(value) if product.bfloat16 else value
+            value = narrowed(value) if packing.bfloat16 else value
             lanes = min(LANES, valid - c * LANES)
             edges.store_partial(target.view, at + c * LANES, value, lanes)
 
     def lines(valid: int) -> None:
-        with branch(row + tile.rows <= product.rows) as (whole, part):
+        with branch(row + tile.rows <= packing.rows) as (whole, part):
             with whole:
                 for r in range(tile.rows):
                     line(r, valid)
             with part:
                 for r in range(tile.rows):
-                    with when(row + r < product.rows):
+                    with when(row + r < packing.rows):
                         line(r, valid)
 
-    tail = product.outputs % tile.columns
+    tail = outputs % tile.columns
     if not tail:
         lines(tile.columns)
-    elif product.outputs < tile.columns:
+    elif outputs < tile.columns:
         lines(tail)
     else:
-        with branch(equal(panel, i64(product.outputs // tile.columns))) as (last, other):
+        with branch(equal(panel, i64(outputs // tile.columns))) as (last, other):
             with last:
                 lines(tail)
             with other:
