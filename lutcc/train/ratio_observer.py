@@ -42,7 +42,7 @@ class Observer:
     def __init__(self, layer: SampledLayer) -> None:
         self.layer = layer
         self._gradients = layer.options.where in ("backward", "weight_gradient")
-        if self._gradients:
+        if self._gradients and _follow not in layer._forward_hooks.values():
             layer.register_forward_hook(_follow)
 
     def watch(self, on: bool) -> None:
