@@ -12,6 +12,7 @@ import tvm.tirx as tir
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as builder
 
+from lutcc.codegen.memory import memory_roots, read_as_whole, row_major, stored
 from lutcc.codegen.products import SCHEDULES, STRIDED, Products
 from lutcc.errors import CompileError
 from lutcc.ir import OPS
@@ -128,7 +129,7 @@ class EntryEmitter:
             stack.enter_context(masked_definitions())
         for value, (buffer, strides) in zip(main.params, matched_inputs, strict=True):
             self.memory[value.name] = self._declare(value, buffer, strides)
-        roots = _memory_roots(main)
+        roots = memory_roots(main)
         constants = {v.name for op in main.body for v in op.results if op.opcode == "constant"}
         returned: dict[str, Any] = {}
         copies: list[tuple[Value, Any]] = []
@@ -144,12 +145,12 @@ class EntryEmitter:
         planned = Workspace(None, self.batch, i64(0))
         for value in between:
             if roots[value.name] == value.name and value.name not in self.memory:
-                view = planned.between_stages(self._bytes_per_row(value), _stored(value))
+                view = planned.between_stages(self._bytes_per_row(value), stored(value))
                 self.memory[value.name] = view
         self.compact = {
-            value.name: planned.between_stages(self._bytes_per_row(value), _stored(value))
+            value.name: planned.between_stages(self._bytes_per_row(value), stored(value))
             for value in main.params
-            if value.name in _read_as_whole(main, roots)
+            if value.name in read_as_whole(main, roots)
         }
         self.per_row = planned.per_row
         if self.own_workspace:
@@ -186,12 +187,12 @@ class EntryEmitter:
 
     def _declare(self, value: Value, buffer: Any, strides: list[Expr]) -> External | View:
         """Return the flat view of an argument (every match comes before every view)."""
-        dtype = _stored(value)
+        dtype = stored(value)
         flat = builder.decl_buffer((i64(_FLAT),), dtype, data=buffer.data, align=ITEMSIZE[dtype])
         view = View(flat, i64(0), dtype, is_bytes=False)
         if strides:
             return External(view, value.type.size(1), value.type.dtype, strides[0], strides[1])
-        return _row_major(view, value) if len(value.type.shape) == 2 else view
+        return row_major(view, value) if len(value.type.shape) == 2 else view
 
     def _streamed(self, value: Value, target: External | View) -> External | View:
         """Let a large output of whole cache lines be stored past the caches."""
@@ -255,7 +256,7 @@ class EntryEmitter:
         same_shape = isinstance(have, External) and have.columns == math.prod(value.type.sizes(1))
         if isinstance(have, External) and same_shape:
             return have
-        return _row_major(self._view(value), value)
+        return row_major(self._view(value), value)
 
     def _view(self, value: Value) -> View:
         """Return the row-major elements of a value."""
@@ -439,42 +440,3 @@ class _Private(Scratch):
         if not self.entry.parallel:
             self.entry.per_thread = max(self.entry.per_thread, self.used)
         return view
-
-
-def _stored(value: Value) -> str:
-    """Return the type that memory of a value is read as: nothing computes in bfloat16 itself."""
-    return "uint16" if value.type.dtype == "bfloat16" else value.type.dtype
-
-
-def _row_major(view: View, value: Value) -> External:
-    columns = math.prod(value.type.sizes(1))
-    return External(view, columns, value.type.dtype, i64(columns), i64(1))
-
-
-def _memory_roots(main: Function) -> dict[str, str]:
-    """Map each value to the value whose memory it shares (reshapes share)."""
-    roots = {v.name: v.name for v in main.params}
-    for op in main.body:
-        for result in op.results:
-            shares = op.opcode in ("reshape", "repack")
-            roots[result.name] = roots[op.operands[0].name] if shares else result.name
-    return roots
-
-
-def _read_as_whole(main: Function, roots: Mapping[str, str]) -> set[str]:
-    """Name the matrices among the parameters that some reader wants with all elements end to end.
-
-    Matrices come with any strides; only stages that see whole rows can follow those.
-    """
-    matrices = {v.name: v.type.shape[1] for v in main.params if len(v.type.shape) == 2}
-    found = set()
-    for op in main.body:
-        for index, value in enumerate(op.operands):
-            root = roots[value.name]
-            if root not in matrices:
-                continue
-            follows = op.opcode == "call" or index in STRIDED.get(op.opcode, ())
-            same = follows and value.type.shape[1:] == (matrices[root],)
-            if not same and op.opcode not in ("reshape", "repack"):
-                found.add(root)
-    return found
