@@ -49,7 +49,7 @@ from lutcc.schedules.x86.panels import (
 from lutcc.schedules.x86.sampled_packing import Packing, list_taken
 
 #: Packed panels of b take about this much at most; wider products are done piece by piece.
-SHARED_BYTES = 8 << 20
+SHARED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ def take_shared(op: Operation, isa: Isa, config: ProductConfig, scratch: Scratch
     panels = -(-outputs // width)
     pairs = isa.has_bf16 and op.operands[0].type.dtype == "bfloat16"
     steps = -(-most // 2) if pairs else most
-    together = max(1, min(panels, SHARED_BYTES // (4 * width * max(steps, 1))))
+    most_together = max(1, SHARED_BYTES // (4 * width * max(steps, 1)))
+    pieces = -(-panels // most_together)
+    together = -(-panels // pieces)
     return Shared(
         scratch.take(1, "int32"),
         scratch.take(most + 1, "int32"),
