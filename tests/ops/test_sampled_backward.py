@@ -35,10 +35,10 @@ def scales_of(scores: torch.Tensor, k: int, mode: str, seed: int, group: int, co
 @pytest.mark.parametrize("group", [1, 4])
 def test_linear(mode: str, group: int) -> None:
     leaves = [randn(*s, seed=i).requires_grad_() for i, s in enumerate([(13, 6), (10, 6), (10,)])]
-    x, weight = leaves[:2]
+    x, weight, bias = leaves
     options = SamplingOptions(mode=mode, where="backward", sample_ratio=0.5, group_size=group)
-    y = ops.sampled_linear(*leaves, options, seed=11)
-    assert torch.equal(y, torch.nn.functional.linear(*leaves))
+    y = ops.sampled_linear(x, weight, bias, options, seed=11)
+    assert torch.equal(y, torch.nn.functional.linear(x, weight, bias))
     grad = randn(13, 10, seed=5)
     dx, dweight, dbias = torch.autograd.grad(y, leaves, grad)
     x, weight = x.detach(), weight.detach()
@@ -86,8 +86,13 @@ def test_convolution(mode: str) -> None:
     x, weight, bias, grad = conv_case()
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
     options = SamplingOptions(mode=mode, where="backward", sample_ratio=0.5, minimal_k=2)
-    y = ops.sampled_conv2d(*leaves, *GEOMETRY, options, seed=11)
-    exact = torch.nn.functional.conv2d(*leaves, *GEOMETRY)
+    stride, padding, dilation, groups = GEOMETRY
+    y = ops.sampled_conv2d(
+        leaves[0], leaves[1], leaves[2], stride, padding, dilation, groups, options, seed=11
+    )
+    exact = torch.nn.functional.conv2d(
+        leaves[0], leaves[1], leaves[2], stride, padding, dilation, groups
+    )
     assert torch.equal(y, exact)
     dx, dweight, dbias = torch.autograd.grad(y, leaves, grad)
     # output channels: each of the two groups takes its own
@@ -167,7 +172,7 @@ def test_unscaled_estimates_count_every_pair_once() -> None:
     x, weight, grad = randn(12, 7), randn(8, 7, seed=1), randn(12, 8, seed=5)
     leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
     options = SamplingOptions(mode="crs", where="backward", sample_ratio=0.5, scaling="none")
-    y = ops.sampled_linear(*leaves, None, options, 4)
+    y = ops.sampled_linear(leaves[0], leaves[1], None, options, 4)
     dx, _ = torch.autograd.grad(y, leaves, grad)
     scales = scales_of(ops.column_row_scores(grad, weight), 4, "crs", 4, 1, 8)
     torch.testing.assert_close(dx, (grad * (scales > 0)) @ weight)

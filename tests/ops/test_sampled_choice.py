@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ class Ways:
 
     def product(self, rows: int = 4) -> Product:
         x = torch.zeros(rows, 3)
-        return Product("op", (x,), lambda _: self.run("index_select", self.seconds))
+        return Product("op", (x,), lambda _: self.run("index_select", self.seconds))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["fused", "index_select"])
@@ -94,7 +95,7 @@ def test_nothing_is_timed_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPa
 def test_threads_do_not_wait_for_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     ways = Ways(monkeypatch, 0.005, 0.02)
     ops.set_sampled_backend("auto")
-    found: list[str] = []
+    found: list[Any] = []
     threads = [
         threading.Thread(target=lambda: found.append(choose(ways.product()))) for _ in range(4)
     ]

@@ -308,7 +308,7 @@ def test_what_does_not_fit_says_so(call, message: str) -> None:
 
 def test_options_are_what_the_functions_take() -> None:
     names = {f.name for f in dataclasses.fields(SamplingOptions)}
-    arguments = ops.sampled_matmul.__kwdefaults__.keys() | {"mode", "sample_ratio"}
+    arguments = (ops.sampled_matmul.__kwdefaults__ or {}).keys() | {"mode", "sample_ratio"}
     assert names == arguments - {"bias"}
 
 

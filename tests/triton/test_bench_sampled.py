@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ def test_what_is_timed_of_a_product_is_that_product():
     torch.manual_seed(0)
     operands = gpu_sampled.Operands(64, "cpu", torch.float64)
     x, weight = operands.x, operands.weight
-    calls = gpu_sampled.product_calls(operands, 0.25, WAYS)
+    calls: dict[str, Any] = dict(gpu_sampled.product_calls(operands, 0.25, WAYS))
     calls |= gpu_sampled.layer_calls(operands, 0.25)
     names = {"dense", "columns", "groups", "layer", "layer groups"}
     assert set(calls) == {f"{name} {kind}" for name in names for kind in ("forward", "both")}
@@ -41,7 +43,9 @@ def test_what_is_timed_of_a_product_is_that_product():
 
 def test_selections():
     for mode, group_size in gpu_sampled.SELECTIONS:
-        calls = gpu_sampled.selection_calls(32, mode, group_size, "cpu", torch.float32)
+        calls: dict[str, Any] = gpu_sampled.selection_calls(
+            32, mode, group_size, "cpu", torch.float32
+        )
         assert calls["scores"]().shape == (32 // group_size,)
         indices, scales = calls["selection"]()
         assert indices.shape == scales.shape
@@ -79,7 +83,7 @@ def test_the_paper_s_network():
 )
 def test_steps_train(model, shape, groups):
     torch.manual_seed(0)
-    calls = gpu_sampled.step_calls(model(), torch.randn(shape), 0.5, groups=groups)
+    calls: dict[str, Any] = gpu_sampled.step_calls(model(), torch.randn(shape), 0.5, groups=groups)
     assert list(calls) == ["dense", "sampled", "sampled in groups"][: 2 + groups]
     for step in calls.values():
         assert isinstance(step, TrainingStep)
