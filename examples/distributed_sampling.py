@@ -139,24 +139,30 @@ def launch(args: argparse.Namespace) -> list[list[dict[str, Any]]]:
     return [json.loads(text) for text in texts]
 
 
-def show(results: list[list[dict[str, Any]]], workers: int) -> None:
-    """Print a table of the methods."""
-    ring = 2 * (workers - 1) / workers
-    print(f"{workers} workers; bytes per worker and step, of {results[0][0]['steps']} steps")
-    print("method               gradients   of dense   by the kernel   seconds  accuracy  equal")
-    dense = results[0][0]["dense_bytes"]
-    for index, first in enumerate(results[0]):
-        steps = first["steps"]
+def table(results: list[list[dict[str, Any]]], workers: int) -> str:
+    """Return the methods as a Markdown table."""
+    first = results[0]
+    lines = [
+        f"{workers} workers, bytes per worker and step, {first[0]['steps']} steps:",
+        "",
+        "| layers | gradients | of dense | by TCP's counters | accuracy | parameters equal |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for index, row in enumerate(first):
+        steps = row["steps"]
         seen = [worker[index]["kernel_bytes"] for worker in results]
         known = [count for count in seen if count is not None]
         wire = f"{sum(known) / len(known) / steps:,.0f}" if known else "not told"
-        equal = all(worker[index]["equal"] for worker in results)
-        print(
-            f"{first['method']:20} {first['bytes'] / steps:9,.0f} {first['bytes'] / dense:10.1%} "
-            f"{wire:>15} {first['seconds']:9.1f} {first['accuracy']:9.4f}  "
-            f"{'yes' if equal else 'NO'}"
-        )
-    print(f"The kernel counts {ring:g} times as many (reduce and gather), and a little more.")
+        equal = "to the bit" if all(worker[index]["equal"] for worker in results) else "NO"
+        cells = [row["method"], f"{row['bytes'] / steps:,.0f}"]
+        cells += [f"{row['bytes'] / first[0]['dense_bytes']:.1%}", wire]
+        cells += [f"{row['accuracy']:.4f}", equal]
+        lines.append("| " + " | ".join(cells) + " |")
+    ring = 2 * (workers - 1) / workers
+    times = ", ".join(f"{row['seconds']:.1f} s {row['method']}" for row in first)
+    lines += ["", f"TCP counts {ring:g} times as many (to reduce, then to gather), and headers."]
+    lines += [f"Time, all workers on this machine's cores: {times}."]
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> list[list[dict[str, Any]]]:
@@ -167,6 +173,7 @@ def main(argv: list[str] | None = None) -> list[list[dict[str, Any]]]:
     parser.add_argument("--hidden", type=int, default=256, help="units of a layer (256)")
     parser.add_argument("--epochs", type=int, default=20, help="(20)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="write the table into it")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)  # of a worker
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -176,7 +183,13 @@ def main(argv: list[str] | None = None) -> list[list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as folder:
         args.folder = Path(folder)
         results = launch(args)
-    show(results, args.workers)
+    text = table(results, args.workers)
+    print(text)
+    if args.docs is not None:
+        from lutcc.bench.readme import replace_block
+
+        old = args.docs.read_text(encoding="utf-8")
+        args.docs.write_text(replace_block(old, f"workers{args.workers}", text), encoding="utf-8")
     return results
 
 

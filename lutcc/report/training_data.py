@@ -315,4 +315,4 @@ def points(spread: Spread | None, write: Callable[[float], str] = "{:.2f}".forma
     if spread is None:
         return "–"
     half = "" if spread.half is None else f" ± {100 * spread.half:.2f}"
-    return write(100 * spread.mean) + half
+    return write(round(100 * spread.mean, 2) + 0.0) + half  # no negative zero
