@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from lutcc.ir.ops.column_row_scores import WEIGHTS_ONLY
+from lutcc.ir.ops.column_row_scores import WEIGHTS_ONLY, cost
 from lutcc.ir.ops.im2col import output_size
 from lutcc.ir.ops.sampled_conv2d import CONV_ATTRS, check_geometry
-from lutcc.ir.spec import Bindings, OpCost, OpDef, Operand, Run
+from lutcc.ir.spec import Bindings, OpDef, Operand, Run
 from lutcc.ir.types import Array, TensorType
 
 
@@ -53,16 +53,6 @@ def reference(run: Run, x: Array, weight: Array) -> tuple[Array, ...]:
             counted = np.where(seen, pixels, 0.0) * (rows[:, None] * columns)
             squares = squares * counted.sum((0, 2, 3))
         return (np.sqrt(squares).astype(np.float32),)
-
-
-def cost(b: Bindings, results: tuple[TensorType, ...]) -> OpCost:
-    """Two FLOPs per element that is squared."""
-    read = b.types[1:] if b.attrs.bool("weights_only") else b.types
-    return OpCost(
-        flops=2 * sum(t.nbytes // t.itemsize for t in read),
-        bytes_read=sum(t.nbytes for t in read),
-        bytes_written=results[0].nbytes,
-    )
 
 
 OP = OpDef(

@@ -7,6 +7,29 @@ import numpy as np
 from lutcc.ir.spec import AttrSpec, Bindings, OpCost, OpDef, Operand, Run
 from lutcc.ir.types import Array, TensorType, scale_dim
 
+#: Where the windows of a kernel lie.
+GEOMETRY = (
+    AttrSpec("stride", "ints", "steps", default=(1, 1), minimum=1, maximum=2**16, length=2),
+    AttrSpec(
+        "padding",
+        "ints",
+        "zeros on each side",
+        default=(0, 0),
+        minimum=0,
+        maximum=2**16,
+        length=2,
+    ),
+    AttrSpec(
+        "dilation",
+        "ints",
+        "distance of taps",
+        default=(1, 1),
+        minimum=1,
+        maximum=2**16,
+        length=2,
+    ),
+)
+
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """Return how many positions a kernel has along one axis (0 or less: it does not fit).
@@ -81,25 +104,7 @@ OP = OpDef(
         AttrSpec(
             "kernel", "ints", "height and width of the kernel", minimum=1, maximum=2**16, length=2
         ),
-        AttrSpec("stride", "ints", "steps", default=(1, 1), minimum=1, maximum=2**16, length=2),
-        AttrSpec(
-            "padding",
-            "ints",
-            "zeros on each side",
-            default=(0, 0),
-            minimum=0,
-            maximum=2**16,
-            length=2,
-        ),
-        AttrSpec(
-            "dilation",
-            "ints",
-            "distance of taps",
-            default=(1, 1),
-            minimum=1,
-            maximum=2**16,
-            length=2,
-        ),
+        *GEOMETRY,
     ),
     results=("patches",),
     infer=infer,

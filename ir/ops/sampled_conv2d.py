@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from lutcc.ir.ops.im2col import output_size
+from lutcc.ir.ops.im2col import GEOMETRY, output_size
 from lutcc.ir.ops.sampled_matmul import selection_operands, taken_pairs
 from lutcc.ir.spec import AttrSpec, Bindings, Known, OpCost, OpDef, Operand, Run
 from lutcc.ir.types import Array, TensorType
 
-_LARGEST = 2**16
 CONV_ATTRS = (
-    AttrSpec("stride", "ints", "steps", default=(1, 1), minimum=1, maximum=_LARGEST, length=2),
-    AttrSpec(
-        "padding",
-        "ints",
-        "zeros on each side",
-        default=(0, 0),
-        minimum=0,
-        maximum=_LARGEST,
-        length=2,
-    ),
-    AttrSpec(
-        "dilation",
-        "ints",
-        "distance of taps",
-        default=(1, 1),
-        minimum=1,
-        maximum=_LARGEST,
-        length=2,
-    ),
+    *GEOMETRY,
     AttrSpec(
         "groups",
         "int",
