@@ -142,12 +142,23 @@ def sampled_block(data: dict[str, Any]) -> str:
                     f"{row['N']}, {row['K']}, {row['M']}",
                     name.replace(" ", ", "),
                     *map(number, cells),
-                    f"{found['share']:.2f}",
-                    f"{1 / found['training']:.2f}",
+                    _share(found["share"]),
+                    _share(1 / found["training"]),
                 ]
             )
     caption = _caption(data["machine"]).replace("Microseconds", "Milliseconds")
     return markdown_table(header, body) + f"\n\n{caption} {notes(rows)}"
+
+
+def _share(part: float) -> str:
+    """Return a part of another time; more than all of it is a loss.
+
+    Examples
+    --------
+    >>> _share(0.517), _share(1.17)
+    ('0.52', '1.17 (loss)')
+    """
+    return f"{part:.2f}" if part <= 1 else f"{part:.2f} (loss)"
 
 
 def _caption(machine: dict[str, Any]) -> str:

@@ -121,7 +121,7 @@ def test_blocks_are_replaced_between_markers():
 
 def test_the_readme_has_the_markers_and_figures():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("demo", "layers"):
+    for name in ("demo", "layers", "sampled"):
         inside = readme.partition(f"<!-- {name}:begin -->")[2].partition(f"<!-- {name}:end -->")[0]
         assert inside.count("|") > 50, "run make readme"
 

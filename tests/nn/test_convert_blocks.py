@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -149,7 +150,16 @@ def test_what_is_a_feed_forward_block() -> None:
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
-def test_blocks_are_distilled_and_the_rest_stays() -> None:
+@pytest.fixture
+def same_bits() -> Iterator[None]:
+    """Compute by torch alone: when a kernel takes over hangs on time, and its last bits differ."""
+    before = lutcc.ops.get_compilation()
+    lutcc.ops.set_compilation("never")
+    yield
+    lutcc.ops.set_compilation(before)
+
+
+def test_blocks_are_distilled_and_the_rest_stays(same_bits: None) -> None:
     model, x = Model(), inputs()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     seen: list[tuple[int, int, str]] = []
