@@ -173,10 +173,9 @@ def choose(product: Product) -> torch.Tensor:
         return _counted(product)
     if choice.kept == "fused":
         return fused()
+    # nothing can be timed while a graph is captured, or by two threads at once
     if is_captured(product.first) or not choice.lock.acquire(blocking=False):
-        return (
-            product.by_torch()
-        )  # nothing can be timed while a graph is captured, or twice at once
+        return product.by_torch()
     try:
         if choice.kept is None:
             choice.kept = _faster(fused, product.by_torch, product.first)

@@ -79,8 +79,8 @@ class Taken:
     def spread(self, parts: torch.Tensor, dim: int, size: int) -> torch.Tensor:
         """Return zeros with the parts where they were selected from."""
         shape = (parts.shape[0], size) if dim else (size, parts.shape[1])
-        # faster than a copy, and right for columns that stand twice, with 0
-        # by 64-bit indices: by others torch adds across rows of memory ten times slower
+        # Adding is faster than a copy, and right for columns that stand twice, with 0; by 32-bit
+        # indices torch would add across the rows of memory ten times slower.
         return parts.new_zeros(shape).index_add_(dim, self.columns.long(), parts)
 
 
