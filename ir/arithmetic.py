@@ -54,6 +54,29 @@ def fma32(a: Operand, b: Operand, c: Operand) -> F32Array:
         return np.asarray(odd.astype(np.float32))
 
 
+def quantize_rows(x: Array) -> tuple[Array, F32Array]:
+    """Return each row as integers in -127..127 (N, K) int32, and its unit (N,) float32.
+
+    Every step is one float32 operation, so that each backend gets the same integers. A row with
+    a NaN or an infinity has a unit that is not finite, and zeros.
+
+    Examples
+    --------
+    >>> q, unit = quantize_rows(np.array([[1, -2, 0.5], [0, 0, 0]], np.float32))
+    >>> q.tolist(), unit.tolist()
+    ([[64, -127, 32], [0, 0, 0]], [0.015748031437397003, 0.0])
+    """
+    values = np.asarray(x, np.float32)
+    with np.errstate(all="ignore"):
+        largest = np.abs(values).max(axis=1, initial=0)
+        inverse = np.float32(127) / largest
+        usable = np.isfinite(largest) & np.isfinite(inverse)
+        inverse = np.where(usable, inverse, np.float32(0))
+        rounded = np.rint(values * inverse[:, None])
+        integers = np.where(usable[:, None], rounded, np.float32(0)).astype(np.int32)
+        return integers, largest / np.float32(127)
+
+
 def round_to_bfloat16(x: Array) -> F32Array:
     """Round float32 to the nearest bfloat16, ties to even, and return it as float32.
 

@@ -9,6 +9,8 @@ from lutcc.ir.ops import (
     block_diagonal_matmul,
     call,
     channel_scores,
+    codebook_dequantize,
+    codebook_matmul,
     column_row_sample,
     column_row_scores,
     constant,
@@ -26,13 +28,14 @@ from lutcc.ir.ops import (
     sampled_conv2d,
     sampled_matmul,
     sign_hash,
+    sparse_add,
     tree_encode,
     weighted_gather,
 )
 from lutcc.ir.registry import Registry
 
-#: Every op, in the order of the reference: structure, look-up, Hadamard and gather, sampled, exact,
-#: data movement.
+#: Every op, in the order of the reference: structure, look-up, Hadamard and gather, sampled,
+#: codebook, exact, data movement.
 OPS = Registry(
     constant.OP,
     call.OP,
@@ -50,6 +53,9 @@ OPS = Registry(
     column_row_sample.OP,
     sampled_matmul.OP,
     sampled_conv2d.OP,
+    codebook_matmul.OP,
+    codebook_dequantize.OP,
+    sparse_add.OP,
     linear.OP,
     relu.OP,
     add.OP,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lutcc.ir.arithmetic import round_to_bfloat16
+from lutcc.ir.arithmetic import quantize_rows, round_to_bfloat16
 from lutcc.ir.spec import AttrSpec, Bindings, Known, OpCost, OpDef, Operand, Run
 from lutcc.ir.types import Array, TensorType
 
@@ -61,7 +61,7 @@ def reference(run: Run, codes: Array, scores: Array, tables: Array) -> tuple[Arr
     neighbors = codes.shape[1] // count
     with np.errstate(all="ignore"):
         if tables.dtype == np.int8:
-            weights, unit = quantize_scores(scores)
+            weights, unit = quantize_rows(scores)
             acc = np.zeros(run.results[0].shape, np.int32)
             for e in range(codes.shape[1]):
                 acc += weights[:, e, None] * tables[e // neighbors, codes[:, e]]
@@ -73,28 +73,6 @@ def reference(run: Run, codes: Array, scores: Array, tables: Array) -> tuple[Arr
         for e in range(codes.shape[1]):
             y += wide[:, e, None] * tables[e // neighbors, codes[:, e]].astype(np.float64)
         return (y.astype(np.float32),)
-
-
-def quantize_scores(scores: Array) -> tuple[Array, Array]:
-    """Return each row's scores as integers in -127..127 (N, E) int32, and its unit (N,) float32.
-
-    Every step is one float32 operation, so that each backend gets the same integers.
-
-    Examples
-    --------
-    >>> q, unit = quantize_scores(np.array([[1, -2, 0.5], [0, 0, 0]], np.float32))
-    >>> q.tolist(), unit.tolist()
-    ([[64, -127, 32], [0, 0, 0]], [0.015748031437397003, 0.0])
-    """
-    scores = np.asarray(scores, np.float32)
-    with np.errstate(all="ignore"):
-        largest = np.abs(scores).max(axis=1, initial=0)
-        inverse = np.float32(127) / largest
-        usable = np.isfinite(largest) & np.isfinite(inverse)
-        inverse = np.where(usable, inverse, np.float32(0))
-        rounded = np.rint(scores * inverse[:, None])
-        weights = np.where(usable[:, None], rounded, np.float32(0)).astype(np.int32)
-        return weights, largest / np.float32(127)
 
 
 def cost(b: Bindings, results: tuple[TensorType, ...]) -> OpCost:

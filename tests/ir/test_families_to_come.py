@@ -59,14 +59,14 @@ def codebook_infer(b: Bindings) -> tuple[ir.TensorType, ...]:
     return (ir.TensorType((b["N"], b.size("M")), F),)
 
 
-def codebook_matmul(run: Run, x: Array, packed: Array, codebooks: Array) -> tuple[Array, ...]:
+def toy_codebook_matmul(run: Run, x: Array, packed: Array, codebooks: Array) -> tuple[Array, ...]:
     index = np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1)
     weight = codebooks[np.arange(index.shape[1]) // run.attrs.int("group_size"), index]
     return ((x @ weight.T).astype(np.float32),)
 
 
 CODEBOOK_MATMUL = define(
-    "codebook_matmul",
+    "toy_codebook_matmul",
     [
         ir.Operand("x", ("N", "D"), F, "rows", rows=True),
         ir.Operand("packed", ("M", "P"), "uint8", "packed indices"),
@@ -78,7 +78,7 @@ CODEBOOK_MATMUL = define(
     ],
     ("y",),
     codebook_infer,
-    codebook_matmul,
+    toy_codebook_matmul,
     rowwise=True,
 )
 
@@ -95,7 +95,7 @@ def build() -> tuple[ir.Module, np.ndarray]:
     x = b.param("x", ir.TensorType((ir.Sym("n"), 8), F))
     y = b.op("linear", x, b.constant("v", f(6, 8)), b.constant("bias", f(6)))
     packed = b.constant("packed", rng.integers(0, 256, (6, 4)).astype(np.uint8))
-    z = b.op("codebook_matmul", x, packed, b.constant("books", f(2, 16)), bits=4, group_size=4)
+    z = b.op("toy_codebook_matmul", x, packed, b.constant("books", f(2, 16)), bits=4, group_size=4)
     scores = b.op("column_row_scores", x, b.constant("w", f(8, 3)))
     columns, factors = b.ops("column_row_sample", scores, k=3, mode="crs", seed=7)
     b.returns(b.op("relu", b.op("add", y, z)), columns, factors)
@@ -105,7 +105,7 @@ def build() -> tuple[ir.Module, np.ndarray]:
 def test_built_verified_printed_parsed_and_run() -> None:
     module, x = build()
     text = ir.to_text(module)
-    assert "codebook_matmul(%x, %packed, %books) {bits = 4, group_size = 4}" in text
+    assert "toy_codebook_matmul(%x, %packed, %books) {bits = 4, group_size = 4}" in text
     assert "%indices, %scales = column_row_sample(%scores)" in text
     again = ir.parse(text, registry=FAMILIES)
     assert again == module
@@ -138,7 +138,7 @@ def test_their_rules_name_both_sides() -> None:
     with pytest.raises(
         VerifyError, match="P = 4 bytes per row, but D = 6 indices of 4 bits need 3"
     ):
-        b.op("codebook_matmul", x, packed, books, bits=4, group_size=6)
+        b.op("toy_codebook_matmul", x, packed, books, bits=4, group_size=6)
 
 
 def test_a_declaration_that_contradicts_itself() -> None:

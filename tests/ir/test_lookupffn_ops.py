@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lutcc import ir
 from lutcc.errors import InputError, VerifyError
-from lutcc.ir.ops.weighted_gather import quantize_scores
+from lutcc.ir.arithmetic import quantize_rows
 from tests.ir import plain
 from tests.ir.lookupffn import yoso
 from tests.ir.models import Case, N, floats
@@ -209,7 +209,7 @@ def test_sixteen_bits() -> None:
 def test_quantized_scores_are_within_half_a_unit() -> None:
     rng = np.random.default_rng(0)
     scores = floats(rng, 50, 33)
-    q, unit = quantize_scores(scores)
+    q, unit = quantize_rows(scores)
     assert q.dtype == np.int32
     assert (np.abs(q).max(1) == 127).all()
     assert (np.abs(q * unit[:, None] - scores) <= unit[:, None] * 0.5001).all()

@@ -254,7 +254,7 @@ def test_narrow_tables_beside_float32_scores():
 
 
 def test_int8_tables_give_the_bits_of_the_definition():
-    from lutcc.ir.ops.weighted_gather import quantize_scores
+    from lutcc.ir.arithmetic import quantize_rows
 
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 16, (8, 6), generator=generator, dtype=torch.int32)
@@ -264,7 +264,7 @@ def test_int8_tables_give_the_bits_of_the_definition():
     scores[2] = 1e-38
     scores[3, 2] = float("inf")
     scores[4, 1] = float("nan")
-    weights, unit = quantize_scores(scores.numpy())
+    weights, unit = quantize_rows(scores.numpy())
     rows = tables.int()[torch.arange(6) // 2, codes.long()]
     total = (torch.from_numpy(weights)[..., None] * rows).sum(1, dtype=torch.int32)
     wanted = total.float() * torch.from_numpy(unit)[:, None]
