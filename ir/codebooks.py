@@ -138,6 +138,7 @@ def integer_tables(tables: Array) -> tuple[npt.NDArray[np.int8], F32Array]:
 def columns_of(tables: Array, indices: Array, segment_size: int) -> Array:
     """Return (M, K): the entry that each of the unpacked ``indices`` (M, K) means."""
     rows, count = indices.shape
-    size = segment_size if tables.shape[1] > 1 else count
-    segment = np.arange(count) // max(size, 1)
+    segment = np.zeros(count, np.intp)
+    if tables.shape[1] > 1:
+        segment += np.arange(count) // segment_size
     return tables[np.arange(rows)[:, None], segment, indices]

@@ -124,9 +124,9 @@ def test_built_verified_printed_parsed_and_run() -> None:
 
 def test_the_core_does_not_know_them() -> None:
     module, _ = build()
-    with pytest.raises(VerifyError, match="unknown op 'codebook_matmul'"):
+    with pytest.raises(VerifyError, match="unknown op 'toy_codebook_matmul'"):
         ir.verify(module)
-    with pytest.raises(ParseError, match="unknown op 'codebook_matmul'"):
+    with pytest.raises(ParseError, match="unknown op 'toy_codebook_matmul'"):
         ir.parse(ir.to_text(module))
 
 
