@@ -138,7 +138,6 @@ def integer_tables(tables: Array) -> tuple[npt.NDArray[np.int8], F32Array]:
 def columns_of(tables: Array, indices: Array, segment_size: int) -> Array:
     """Return (M, K): the entry that each of the unpacked ``indices`` (M, K) means."""
     rows, count = indices.shape
-    segment = np.zeros(count, np.intp)
-    if tables.shape[1] > 1:
-        segment += np.arange(count) // segment_size
+    size = segment_size if tables.shape[1] > 1 else max(count, 1)
+    segment = np.array([k // size for k in range(count)], np.intp)
     return tables[np.arange(rows)[:, None], segment, indices]

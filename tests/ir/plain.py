@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.ir import plain_sampled
+from tests.ir import plain_codebook, plain_sampled
 
 Arrays = list[np.ndarray]
 
@@ -367,4 +367,5 @@ DEFINITIONS: dict[str, Callable[..., Arrays]] = {
     "rows_to_nchw": rows_to_nchw,
     "repack": repack,
     **plain_sampled.DEFINITIONS,
+    **plain_codebook.DEFINITIONS,
 }

@@ -184,6 +184,36 @@ def _rng_inputs(opcode: str) -> tuple[list[np.ndarray], dict[str, Any]]:
             ],
             {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": 2},
         ),
+        "codebook_matmul": (
+            [
+                f(2, 5),
+                ints(256, (3, 2), "uint8"),
+                f(2, 8).astype(np.float16),
+                f(3).astype(np.float16),
+                np.array([2, 0, 1], np.int32),
+                f(3),
+            ],
+            {"bits": 3, "compute": "int8"},
+        ),
+        "codebook_dequantize": (
+            [
+                np.array([1, 0, 1], np.int32),
+                ints(256, (2, 9), "uint8"),
+                f(4, 4).astype(np.float16),
+                f(1).astype(np.float16),
+            ],
+            {"bits": 2, "columns": 35, "segment_size": 32},
+        ),
+        "sparse_add": (
+            [
+                f(2, 3),
+                f(2, 5),
+                np.array([0, 2, 2, 3], np.int32),
+                np.array([0, 4, 2], np.int32),
+                f(3),
+            ],
+            {},
+        ),
     }
     return inputs[opcode]
 
