@@ -13,6 +13,8 @@ from __future__ import annotations
 from lutcc.ops import optimizer_versions as _optimizer_versions  # noqa: F401  sets its hook
 from lutcc.ops.bh import bh_stage
 from lutcc.ops.block_diagonal import block_diagonal_matmul
+from lutcc.ops.codebook_dequantize import codebook_dequantize
+from lutcc.ops.codebook_matmul import codebook_matmul
 from lutcc.ops.encoders import nearest_encode, tree_encode
 from lutcc.ops.gather import set_deterministic_gradients, weighted_gather
 from lutcc.ops.hashing import sign_hash
@@ -23,6 +25,7 @@ from lutcc.ops.sampled_channels import channel_scores
 from lutcc.ops.sampled_choice import get_sampled_backend, set_sampled_backend
 from lutcc.ops.sampled_scores import column_row_scores
 from lutcc.ops.sampled_selection import column_row_sample
+from lutcc.ops.sparse_add import sparse_add
 from lutcc.ops.tables import lut_accumulate, lut_dequantize
 from lutcc.ops.transforms import hadamard
 
@@ -31,6 +34,8 @@ __all__ = [
     "block_diagonal_matmul",
     "channel_scores",
     "clear_kernels",
+    "codebook_dequantize",
+    "codebook_matmul",
     "column_row_sample",
     "column_row_scores",
     "get_compilation",
@@ -49,6 +54,7 @@ __all__ = [
     "set_deterministic_gradients",
     "set_sampled_backend",
     "sign_hash",
+    "sparse_add",
     "tree_encode",
     "weighted_gather",
 ]

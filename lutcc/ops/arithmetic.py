@@ -35,3 +35,21 @@ def row_chunks(rows: int, columns: int, *, least: int = 1) -> Iterator[slice]:
     step = max(least, _ELEMENTS * torch.get_num_threads() // columns)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def quantize_rows(x: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each row as integers in -limit..limit (N, K), and its unit (N, 1), both float32.
+
+    The same bits as :func:`lutcc.ir.arithmetic.quantize_rows`, where ``limit`` is 127.
+
+    Examples
+    --------
+    >>> quantize_rows(torch.tensor([[1, -2, 0.5]]), 127)[0].tolist()
+    [[64.0, -127.0, 32.0]]
+    """
+    largest = x.abs().amax(1, keepdim=True)
+    # tensors on both sides: torch turns a division by a number, or of one, into a product
+    whole = torch.full_like(largest, limit)
+    inverse, unit = whole / largest, largest / whole
+    usable = largest.isfinite() & inverse.isfinite()
+    return torch.where(usable, (x * inverse).round_(), torch.zeros_like(x)), unit

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lutcc.ops.arithmetic import row_chunks, wide
+from lutcc.ops.arithmetic import quantize_rows, row_chunks, wide
 
 _SMALL = 1 << 20
 """Looked-up elements of a call that takes all its rows at once."""
@@ -31,12 +31,7 @@ def float_sums(codes: torch.Tensor, scores: torch.Tensor, tables: torch.Tensor) 
 def integer_sums(codes: torch.Tensor, scores: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     """Return (N, M) sums in the dtype of the scores, of int8 tables, by the exact integer rule."""
     narrow, scores = scores.dtype, scores.to(torch.float32)
-    largest = scores.abs().amax(1, keepdim=True)
-    # tensors on both sides: torch turns a division by a number, or of one, into a product
-    whole = torch.full_like(largest, 127)
-    inverse, unit = whole / largest, largest / whole
-    usable = largest.isfinite() & inverse.isfinite()
-    weights = torch.where(usable, (scores * inverse).round_(), torch.zeros_like(scores))
+    weights, unit = quantize_rows(scores, 127)
     exact = torch.float32 if codes.shape[1] <= _EXACT_ROWS else torch.float64
     sums = _sums(codes, weights.to(exact), tables, exact)
     # adding 0 turns a sum of -0 into +0, as integers have it

@@ -75,8 +75,12 @@ class Plan:
     cost: float = COMPILE_SECONDS
 
     def module(self, tables: Sequence[np.ndarray]) -> ir.Module:
-        """Return the op as a module with these tables as constants."""
-        return module_of(self.opcode, self.attrs, self.activations, tables)
+        """Return the op as a module with these tables as constants, in the dtypes of the plan."""
+        kept = [
+            a if a.dtype.name == t.dtype else a.astype(t.dtype)
+            for a, t in zip(tables, self.tables, strict=True)
+        ]
+        return module_of(self.opcode, self.attrs, self.activations, kept)
 
 
 _state = _State()
@@ -178,6 +182,7 @@ def run(
     attrs: Mapping[str, Attr],
     *,
     torch_way: Callable[[], Any] | None = None,
+    kept_as: Mapping[int, str] | None = None,
 ) -> Any:
     """Run an op on CPU tensors; return its result, or the tuple of its results.
 
@@ -193,6 +198,9 @@ def run(
         The op's attributes.
     torch_way
         Computes the same, within the op's tolerance, where no kernel does.
+    kept_as
+        The dtypes of tables in the kernel, by their number, where it takes no others; only beside
+        ``torch_way``.
 
     Raises
     ------
@@ -204,7 +212,10 @@ def run(
         opcode,
         tuple(attrs.items()),
         tuple((_dtype(t), tuple(t.shape[1:])) for t in rows),
-        tuple((_dtype(table), tuple(table.shape)) for table in tables),
+        tuple(
+            ((kept_as or {}).get(i, _dtype(table)), tuple(table.shape))
+            for i, table in enumerate(tables)
+        ),
     )
     if not all(t.ndim for t in rows):
         raise InputError(
