@@ -1,7 +1,11 @@
-"""torch layers that compute by look-ups, and layers whose training is sampled."""
+"""torch layers that compute by look-ups, that are written with codebooks, or train on samples."""
 
 from __future__ import annotations
 
+from lutcc.nn.codebook import CodebookLayer
+from lutcc.nn.codebook_conv import CodebookConv2d
+from lutcc.nn.codebook_embedding import CodebookEmbedding
+from lutcc.nn.codebook_linear import CodebookLinear
 from lutcc.nn.comparison_projections import DiagonalProjection, ShuffleProjection
 from lutcc.nn.conv import MaddnessConv2d
 from lutcc.nn.hadamard import Hadamard
@@ -14,6 +18,10 @@ from lutcc.nn.sampled_models import exact_layers, sampled_layers
 
 __all__ = [
     "BHProjection",
+    "CodebookConv2d",
+    "CodebookEmbedding",
+    "CodebookLayer",
+    "CodebookLinear",
     "DenseProjection",
     "DiagonalProjection",
     "Hadamard",

@@ -54,7 +54,7 @@ class MaddnessConv2d(MaddnessLookup):
         ncodebooks: int,
         **options: Any,
     ) -> None:
-        self.kernel_size = _pair("kernel_size", kernel_size, 1)
+        self.kernel_size = checked_pair("kernel_size", kernel_size, 1)
         super().__init__(
             in_channels * self.kernel_size[0] * self.kernel_size[1],
             out_channels,
@@ -62,9 +62,9 @@ class MaddnessConv2d(MaddnessLookup):
             **options,
         )
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.stride = _pair("stride", stride, 1)
-        self.padding = _pair("padding", padding, 0)
-        self.dilation = _pair("dilation", dilation, 1)
+        self.stride = checked_pair("stride", stride, 1)
+        self.padding = checked_pair("padding", padding, 0)
+        self.dilation = checked_pair("dilation", dilation, 1)
 
     @property
     def geometry(self) -> dict[str, tuple[int, int]]:
@@ -212,8 +212,8 @@ def conv_geometry(conv: torch.nn.Conv2d) -> dict[str, tuple[int, int]]:
         )
     padding = conv.padding
     kernel, dilation = (
-        _pair("kernel_size", conv.kernel_size, 1),
-        _pair("dilation", conv.dilation, 1),
+        checked_pair("kernel_size", conv.kernel_size, 1),
+        checked_pair("dilation", conv.dilation, 1),
     )
     if padding == "valid":
         padding = (0, 0)
@@ -227,7 +227,7 @@ def conv_geometry(conv: torch.nn.Conv2d) -> dict[str, tuple[int, int]]:
                 fix="pad explicitly before the layer, use an odd kernel, or keep the layer exact",
             )
         padding = (total[0] // 2, total[1] // 2)
-    pads = _pair("padding", padding, 0)
+    pads = checked_pair("padding", padding, 0)
     if conv.padding_mode != "zeros" and pads != (0, 0):
         raise InputError(
             f"padding_mode={conv.padding_mode!r}",
@@ -236,7 +236,7 @@ def conv_geometry(conv: torch.nn.Conv2d) -> dict[str, tuple[int, int]]:
         )
     return {
         "kernel_size": kernel,
-        "stride": _pair("stride", conv.stride, 1),
+        "stride": checked_pair("stride", conv.stride, 1),
         "padding": pads,
         "dilation": dilation,
     }
@@ -248,13 +248,13 @@ def conv_weights(conv: torch.nn.Conv2d) -> tuple[Any, Any]:
     return conv.weight.detach().cpu().double().flatten(1).numpy().T, bias
 
 
-def _pair(name: str, value: Any, low: int) -> tuple[int, int]:
+def checked_pair(name: str, value: Any, low: int, where: str = "MaddnessConv2d") -> tuple[int, int]:
     """Return ``value`` as a pair of ints of at least ``low``."""
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= low for v in pair):
         raise InputError(
             f"{name}={value!r} is not one or two integers of at least {low}",
-            where="MaddnessConv2d",
+            where=where,
             fix=f"mend {name}",
         )
     return pair
