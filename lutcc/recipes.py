@@ -17,12 +17,17 @@ has a dot or a star:
     mode = "topk"
     sample_ratio = 0.5
 
+    ["encoder.*"]
+    method = "codebook"
+    alpha = 5.33
+
     [head]
     method = "exact"
 
 MADDNESS replaces linear layers and convolutions one by one; LookupFFN whole feed-forward blocks,
-which its patterns name (or the layer of a transformer that holds one). "sampled" changes how linear
-layers and convolutions are trained, not what they compute.
+which its patterns name (or the layer of a transformer that holds one). "codebook" compresses the
+weights of linear layers, convolutions and embeddings. "sampled" changes how linear layers and
+convolutions are trained, not what they compute.
 """
 
 from __future__ import annotations
@@ -34,9 +39,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
+from lutcc.codebook_options import CodebookOptions
 from lutcc.errors import InputError, RecipeError, suggest
 from lutcc.fit.options import check_int, check_maddness_options
-from lutcc.lookup_options import check_count, check_lookup_options
+from lutcc.lookup_options import check_count, check_lookup_options, check_name
 from lutcc.sampling_options import SamplingOptions
 
 
@@ -195,6 +201,65 @@ class Sampled(SamplingOptions):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Codebook(CodebookOptions):
+    """Compress the weights of a linear layer, a convolution or an embedding with codebooks.
+
+    The fields are those of :class:`lutcc.codebook_options.CodebookOptions`, and more.
+
+    Parameters
+    ----------
+    mode
+        "codebooks", "scales", or None: codebooks for linear layers and embeddings, scales for
+        convolutions (section 4.1 of the paper).
+    reorder
+        "auto": rows are stored in another order if that pays for the order's bits. "fold": the
+        model's channels are permuted first wherever that leaves what it computes as it is, which
+        costs nothing; the rest as "auto". "never": neither.
+    compute
+        Arithmetic of the layers in eval mode: "int8", "bfloat16" or "float32".
+    max_rows
+        Learn from at most this many rows or patches of the calibration data.
+    random_state
+        Seed of everything random.
+
+    Raises
+    ------
+    InputError
+        If a value is out of range.
+
+    Examples
+    --------
+    >>> Codebook(alpha=7.5).compute
+    'int8'
+    """
+
+    method: ClassVar[str] = "codebook"
+
+    alpha: float = 5.33
+    mode: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    compute: str = "int8"
+    max_rows: int = 16384
+    random_state: int = 0  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        where = "recipes.Codebook"
+        check_count(where, "random_state", self.random_state, 0, 2**32 - 1)
+        check_count(where, "max_rows", self.max_rows, 1)
+        check_name(where, "compute", self.compute, ("float32", "bfloat16", "int8"))
+        check_name(where, "reorder", self.reorder, ("auto", "fold", "never"))
+        CodebookOptions(**self.estimator_options("codebooks"))
+
+    def estimator_options(self, mode: str) -> dict[str, Any]:
+        """Return the arguments of :class:`lutcc.fit.WeightCodebooks`; ``mode`` if there is none."""
+        options = dataclasses.asdict(self)
+        del options["compute"], options["max_rows"]
+        if self.reorder == "fold":
+            options["reorder"] = "auto"
+        return {**options, "mode": self.mode or mode}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Exact:
     """Leave a layer or a block as it is, a sampled one too.
 
@@ -206,9 +271,9 @@ class Exact:
     method: ClassVar[str] = "exact"
 
 
-Config: TypeAlias = Maddness | LookupFFN | Sampled | Exact
+Config: TypeAlias = Maddness | LookupFFN | Sampled | Codebook | Exact
 RECIPES: dict[str, type[Config]] = {
-    config.method: config for config in (Maddness, LookupFFN, Sampled, Exact)
+    config.method: config for config in (Maddness, LookupFFN, Sampled, Codebook, Exact)
 }
 
 

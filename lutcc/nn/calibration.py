@@ -89,16 +89,28 @@ def conv_rows(
             where="MaddnessConv2d",
             fix="pass what the layer itself receives",
         )
+    return patch_rows(inputs, geometry, _chosen_rows(len(inputs) * oh * ow, max_rows, seed))
+
+
+def patch_rows(
+    inputs: torch.Tensor, geometry: dict[str, tuple[int, int]], chosen: np.ndarray | None
+) -> np.ndarray:
+    """Return the patches numbered ``chosen``, ascending (None: all), of images (N, C, H, W)."""
+    oh, ow = output_size(inputs.shape[2], inputs.shape[3], geometry)
     patches = oh * ow
-    chosen = _chosen_rows(len(inputs) * patches, max_rows, seed)
-    kept = []
+    columns = inputs.shape[1] * geometry["kernel_size"][0] * geometry["kernel_size"][1]
+    kept = [np.empty((0, columns), np.float32)]
     for first in range(0, len(inputs), IMAGES_AT_ONCE):
-        unfolded = torch.nn.functional.unfold(inputs[first : first + IMAGES_AT_ONCE], **geometry)
-        rows = unfolded.transpose(1, 2).reshape(-1, unfolded.shape[1]).numpy()
+        images = inputs[first : first + IMAGES_AT_ONCE]
+        part: slice | np.ndarray = slice(None)
         if chosen is not None:
-            low, high = np.searchsorted(chosen, [first * patches, first * patches + len(rows)])
-            rows = rows[chosen[low:high] - first * patches]
-        kept.append(rows)
+            ends = [first * patches, (first + len(images)) * patches]
+            low, high = np.searchsorted(chosen, ends)
+            if low == high:
+                continue
+            part = chosen[low:high] - first * patches
+        unfolded = torch.nn.functional.unfold(images, **geometry)
+        kept.append(unfolded.transpose(1, 2).reshape(-1, columns).numpy()[part])
     return np.concatenate(kept)
 
 

@@ -14,6 +14,7 @@ from lutcc import fit, nn, recipes
 from lutcc.errors import InputError, RecipeError
 from lutcc.recipes import (
     RECIPES,
+    Codebook,
     Exact,
     LookupFFN,
     Maddness,
@@ -29,13 +30,20 @@ def test_configs_are_frozen_and_round_trip() -> None:
         Maddness(ncodebooks=7, accumulate="mean", ridge_lambda=2.0),
         LookupFFN(num_tables=7, projection="dense", table_dtype="int8", learning_rate=0.5),
         Sampled(mode="crs", sample_ratio=0.3, where="backward"),
+        Codebook(alpha=3.9, mode="scales", outliers=0.01, reorder="fold"),
         Exact(),
     ):
         assert config_from_dict(config_to_dict(config)) == config
         assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
         Maddness().ncodebooks = 3  # pyright: ignore[reportAttributeAccessIssue]
-    expected = {"maddness": Maddness, "lookup_ffn": LookupFFN, "sampled": Sampled, "exact": Exact}
+    expected = {
+        "maddness": Maddness,
+        "lookup_ffn": LookupFFN,
+        "sampled": Sampled,
+        "codebook": Codebook,
+        "exact": Exact,
+    }
     assert expected == RECIPES
 
 
@@ -181,5 +189,6 @@ def test_module_docstring_shows_a_valid_recipe(tmp_path: Path) -> None:
         "*": Maddness(ncodebooks=16),
         "layers.*": LookupFFN(num_tables=128),
         "blocks.*": Sampled(mode="topk", sample_ratio=0.5),
+        "encoder.*": Codebook(alpha=5.33),
         "head": Exact(),
     }
