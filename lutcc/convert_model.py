@@ -1,4 +1,4 @@
-"""Layer swap: a trained model's layers become look-ups, one after the other, as a recipe says."""
+"""Layer swap: a trained model's layers are replaced, one after the other, as a recipe says."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ import torch
 from lutcc import recipes
 from lutcc.errors import ConvertError, LutccError
 from lutcc.nn.conversion import ConversionReport, LayerReport, convert_layer, exact_report
+from lutcc.nn.conversion_codebook import CodebookConversion
 from lutcc.nn.conversion_plan import Step, plan_conversion
 
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -42,6 +44,11 @@ def convert(
     ``intermediate.dense`` and ``output.dense`` of the BERT family, of which the layer is named.
     There the look-ups take the first one's place, and identities those of the activation, the inner
     drop-out and the second; torch's fused path for encoder layers is switched off for that layer.
+    ``Codebook`` compresses the weights of Linear layers, 2-D convolutions and Embeddings; with
+    calibration they are learnt so that the layer's outputs come near to those of the untouched
+    model, else from the weights alone, as those of embeddings and grouped convolutions always are.
+    A layer that is named by a wildcard but cannot be compressed stays exact, and the report says
+    why. Layers that share their weights share the compressed ones, or stay exact together.
     ``Sampled`` makes Linear layers and 2-D convolutions compute from a sample while they are
     trained; it needs no calibration, and changes the options of layers that are sampled already.
 
@@ -61,7 +68,8 @@ def convert(
         Typical inputs: a tensor or array, or batches of them (list, DataLoader, generator). Of a
         batch that is a tuple, the model gets as many entries as its ``forward`` requires (so labels
         are dropped); of a dictionary, all as keywords. None, if the recipe has no ``Maddness``,
-        starts LookupFFN blocks afresh: the model must then be trained.
+        starts LookupFFN blocks afresh (the model must then be trained), and compresses without
+        data.
     progress
         Called as ``progress(done, total, layer name)`` before each fit and once at the end.
 
@@ -80,7 +88,8 @@ def convert(
 
     Notes
     -----
-    Source: ITLUMM, section 2.3 (layer by layer, first to last), without its fine-tuning.
+    Source: ITLUMM, section 2.3 (layer by layer, first to last), without its fine-tuning; JLCM,
+    section 3.3 (Codebook: inputs from the compressed model, outputs of the exact one).
 
     Examples
     --------
@@ -103,21 +112,26 @@ def convert(
     plan = plan_conversion(converted, configs)
     fitted = [step for step in plan if not isinstance(step.config, _UNFITTED)]
     afresh = calibration is None and all(
-        isinstance(step.config, recipes.LookupFFN) for step in fitted
+        isinstance(step.config, recipes.LookupFFN | recipes.Codebook) for step in fitted
     )
     reports: list[LayerReport] = []
-    with torch.no_grad(), _plain_transformers():
+    with torch.no_grad(), _plain_transformers(), _evaluated(model):
         batches = _batches(converted, calibration) if fitted and not afresh else []
-        order = plan if afresh else _execution_order(converted, plan, batches)
-        for done, step in enumerate(order):
+        order, idle = (plan, []) if afresh else _execution_order(converted, plan, batches)
+        codebooks = CodebookConversion(converted, model, plan)
+        for done, step in enumerate([*order, *idle]):
             if progress:
-                progress(done, len(order), step.name)
+                progress(done, len(plan), step.name)
             if isinstance(step.config, recipes.Exact):
                 reports.append(exact_report(step.name, step.module, step.block))
                 continue
-            needed = batches and not isinstance(step.config, _UNFITTED)
-            inputs = _inputs_of(converted, step.entry, batches) if needed else None
+            needed = batches and step not in idle
             try:
+                if isinstance(step.config, recipes.Codebook):
+                    runs = [partial(_run_all, m, batches) for m in (converted, codebooks.exact)]
+                    reports.append(codebooks.convert(step, *(runs if needed else (None, None))))
+                    continue
+                inputs = _inputs_of(converted, step.entry, batches) if needed else None
                 replacement, report = convert_layer(
                     step.name, step.module, step.config, inputs, step.block
                 )
@@ -128,9 +142,26 @@ def convert(
             converted = _install(converted, step, replacement)
             reports.append(report)
         if progress:
-            progress(len(order), len(order), "")
-    vars(converted)["conversion_report"] = ConversionReport(tuple(reports))
+            progress(len(plan), len(plan), "")
+        reports += codebooks.uncovered(configs)
+        converted = codebooks.install(converted)
+    vars(converted)["conversion_report"] = ConversionReport(
+        tuple(reports), codebooks.exact_weights(converted)
+    )
     return converted
+
+
+@contextlib.contextmanager
+def _evaluated(model: torch.nn.Module) -> Iterator[None]:
+    """Let ``model`` run in eval mode for a while, and change nothing else of it."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextlib.contextmanager
@@ -211,8 +242,16 @@ def _required_arguments(model: torch.nn.Module) -> int:
     return max(1, sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters))
 
 
-def _execution_order(model: torch.nn.Module, plan: list[Step], batches: list[Batch]) -> list[Step]:
-    """Return ``plan`` in the order of the first calls, then the unfitted steps never called."""
+def _execution_order(
+    model: torch.nn.Module, plan: list[Step], batches: list[Batch]
+) -> tuple[list[Step], list[Step]]:
+    """Return ``plan`` in the order of the first calls, and the steps never called.
+
+    Raises
+    ------
+    ConvertError
+        If one of these needs data.
+    """
     order: list[Step] = []
     handles = []
     for step in plan:
@@ -232,14 +271,19 @@ def _execution_order(model: torch.nn.Module, plan: list[Step], batches: list[Bat
             handle.remove()
     idle = [step for step in plan if step not in order]
     for step in idle:
-        if not isinstance(step.config, _UNFITTED):
+        if not isinstance(step.config, (*_UNFITTED, recipes.Codebook)):
             raise ConvertError(
                 "the model does not call this layer as a module on the calibration data, "
                 "so there is nothing to fit it on",
                 where=f"layer {step.name!r}",
                 fix="make it 'exact' in the recipe, or calibrate with inputs that reach it",
             )
-    return order + idle
+    return order, idle
+
+
+def _run_all(model: torch.nn.Module, batches: list[Batch]) -> None:
+    for args, kwargs in batches:
+        _run(model, args, kwargs)
 
 
 def _run(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

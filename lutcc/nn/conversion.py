@@ -1,4 +1,4 @@
-"""One layer becomes look-ups, and the report of it."""
+"""One layer becomes look-ups, and the report of it; reports of all layers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import dataclasses
 import time
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from lutcc import recipes
+from lutcc.codebook_weights import REFERENCE_BITS, Footprint
 from lutcc.errors import ConvertError
 from lutcc.fit import Maddness
 from lutcc.nn.calibration import conv_rows, linear_rows
@@ -35,11 +36,13 @@ class LayerReport:
         The layer, and the recipe's method.
     in_features, out_features, ncodebooks, nprototypes
         D, M, C and K of its product (patches are rows for a convolution); C = K = 0 for an exact
-        layer. For a LookupFFN, C and K are its tables and their rows.
+        layer. For a LookupFFN, C and K are its tables and their rows; for codebooks, the regions of
+        the matrix that have a codebook or scale of their own, and a codebook's values.
     relative_error
         Frobenius norm of (look-up - exact) over that of exact, on the calibration rows it was
         fitted on (for a LookupFFN: on held-out ones); both get the output of the converted layers
-        before it. 0 for an exact layer, None for one that starts afresh.
+        before it. 0 for an exact layer, None for one that starts afresh. For codebooks, exact is
+        the untouched model's layer on its own inputs; without data, errors are the weights'.
     rows
         Calibration rows fitted on.
     table_bytes, weight_bytes
@@ -54,6 +57,8 @@ class LayerReport:
         weights' gradient alone is sampled, over as many rows as there will be.
     macs_saved
         Of a sampled layer: the part of a training step's multiply-adds that it saves.
+    footprint
+        Of a layer written with codebooks: the bits of its weights, as stored.
     """
 
     name: str
@@ -71,28 +76,87 @@ class LayerReport:
     sampled_pairs: int = 0
     pairs: int = 0
     macs_saved: float = 0.0
+    footprint: Footprint | None = None
+
+    def with_note(self, note: str) -> Self:
+        """Return the report with another note."""
+        return dataclasses.replace(self, note=note)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dictionary, ready for JSON."""
+        facts = dataclasses.asdict(self)
+        if self.footprint is None:
+            del facts["footprint"]
+            return facts
+        more = {"bits_per_weight": self.footprint.bits_per_weight, "alpha": self.footprint.alpha}
+        return facts | more
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConversionReport:
-    """The layers that the recipe names, in the order in which the model runs them."""
+    """The layers that the recipe names, in the order in which the model runs them.
+
+    Parameters
+    ----------
+    layers
+        A report of each.
+    exact_weights
+        Where layers are written with codebooks: all other parameters of the model.
+    """
 
     layers: tuple[LayerReport, ...]
+    exact_weights: int = 0
+
+    @property
+    def footprint(self) -> Footprint | None:
+        """Bits of all that is written with codebooks; None if nothing is."""
+        found = [layer.footprint for layer in self.layers if layer.footprint is not None]
+        return sum(found[1:], found[0]) if found else None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of a parameter of the model, at 16 for those that are not compressed."""
+        found = self.footprint or Footprint(0, 0, 0, 0)
+        weights = found.weights + self.exact_weights
+        bits = found.bits + REFERENCE_BITS * self.exact_weights
+        return bits / weights if weights else float(REFERENCE_BITS)
+
+    @property
+    def alpha(self) -> float:
+        """Compression of the whole model against 16 bits a parameter."""
+        return REFERENCE_BITS / self.bits_per_weight
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and dictionaries, ready for JSON."""
-        return dataclasses.asdict(self)
+        facts: dict[str, Any] = {"layers": [layer.to_dict() for layer in self.layers]}
+        if self.footprint is None:
+            return facts
+        facts |= {"exact_weights": self.exact_weights, "alpha": self.alpha}
+        return facts | {"bits_per_weight": self.bits_per_weight}
 
     def __str__(self) -> str:
         """Return a table with one line per layer."""
-        head = f"{'layer':24} {'method':10} {'D':>5} {'M':>5} {'C':>4} {'K':>4}"
-        head += f" {'error':>8} {'table bytes':>12}  note"
-        lines = [head]
+        compressed = self.footprint
+        width = max([24, *(len(r.name) for r in self.layers)]) if compressed else 24
+        head = f"{'layer':{width}} {'method':10} {'D':>5} {'M':>5} {'C':>4} {'K':>4}"
+        head += f" {'error':>8} {'table bytes':>12}"
+        head += f" {'bits':>6} {'alpha':>6}" if compressed else ""
+        lines = [f"{head}  note"]
         for r in self.layers:
-            line = f"{r.name:24} {r.method:10} {r.in_features:5} {r.out_features:5}"
+            line = f"{r.name:{width}} {r.method:10} {r.in_features:5} {r.out_features:5}"
             error = "-" if r.relative_error is None else f"{r.relative_error:.4f}"
-            line += f" {r.ncodebooks:4} {r.nprototypes:4} {error:>8}"
-            lines.append(f"{line} {r.table_bytes:12,}  {r.note}".rstrip())
+            line += f" {r.ncodebooks:4} {r.nprototypes:4} {error:>8} {r.table_bytes:12,}"
+            if r.footprint is not None:
+                line += f" {r.footprint.bits_per_weight:6.3f} {r.footprint.alpha:6.2f}"
+            elif compressed:
+                line += " " * 14
+            lines.append(f"{line}  {r.note}".rstrip())
+        if compressed:
+            lines.append(
+                f"alpha {self.alpha:.2f} in all: {self.bits_per_weight:.3f} bits a weight, of "
+                f"{compressed.weights:,} compressed and {self.exact_weights:,} others (at "
+                f"{REFERENCE_BITS} bits)"
+            )
         return "\n".join(lines)
 
 
@@ -191,7 +255,7 @@ def _sample_layer(
         relative_error=None,
         rows=0,
         table_bytes=0,
-        weight_bytes=_weight_bytes(layer),
+        weight_bytes=weight_bytes(layer),
         seconds=seconds,
         note=f"{config.mode}, {config.where}: {of}, {saved:.0%} of the multiply-adds saved",
         sampled_pairs=k,
@@ -233,7 +297,7 @@ def _convert_product(
         relative_error=float(np.sqrt(error / norm)) if norm else float(error > 0),
         rows=len(rows),
         table_bytes=replacement.table_bytes(),
-        weight_bytes=_weight_bytes(layer),
+        weight_bytes=weight_bytes(layer),
         seconds=time.perf_counter() - started,
         note=note,
     )
@@ -294,7 +358,8 @@ def _thin(parts: list[np.ndarray], config: recipes.Maddness) -> np.ndarray:
     return rows[np.sort(keep)]
 
 
-def _weight_bytes(layer: torch.nn.Module) -> int:
+def weight_bytes(layer: torch.nn.Module) -> int:
+    """Return the size of the layer's parameters."""
     return sum(p.numel() * p.element_size() for p in layer.parameters())
 
 
@@ -306,5 +371,5 @@ def exact_report(
         size, inputs, outputs = block.weight_bytes, block.d_in, block.d_out
     else:
         weight = next(layer.parameters())
-        size, inputs, outputs = _weight_bytes(layer), weight[0].numel(), weight.shape[0]
+        size, inputs, outputs = weight_bytes(layer), weight[0].numel(), weight.shape[0]
     return LayerReport(name, "exact", inputs, outputs, 0, 0, 0.0, 0, 0, size, 0.0)

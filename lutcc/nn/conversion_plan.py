@@ -26,12 +26,15 @@ class Step:
         Its config.
     block
         The feed-forward block that ``module`` is or holds; None for a layer.
+    by_wildcard
+        Whether the pattern that picked it has wildcards.
     """
 
     name: str
     module: torch.nn.Module
     config: recipes.Config
     block: FeedForward | None = None
+    by_wildcard: bool = False
 
     @property
     def entry(self) -> torch.nn.Module:
@@ -59,17 +62,26 @@ def plan_conversion(model: torch.nn.Module, configs: dict[str, recipes.Config]) 
     layers = {
         name: Step(name, m, recipes.Exact()) for name, m in modules.items() if type(m) in CONVERTERS
     }
-    blocks = _blocks(modules) if _needs_blocks(configs.values()) else {}
+    blocks = _blocks(modules) if _needs(recipes.LookupFFN, configs.values()) else {}
+    matrices = layers
+    if _needs(recipes.Codebook, configs.values()):
+        matrices = layers | {
+            name: Step(name, m, recipes.Exact())
+            for name, m in modules.items()
+            if type(m) is torch.nn.Embedding
+        }
     plan: list[Step] = []
     for pattern, config in configs.items():
         pools = {
             recipes.Maddness: [layers],
             recipes.LookupFFN: [blocks],
             recipes.Sampled: [layers],
-            recipes.Exact: [layers, blocks],
+            recipes.Codebook: [matrices],
+            recipes.Exact: [matrices, blocks],
         }[type(config)]
+        wild = has_wildcards(pattern)
         found = [
-            dataclasses.replace(step, config=config)
+            dataclasses.replace(step, config=config, by_wildcard=wild)
             for pool in pools
             for name, step in pool.items()
             if fnmatchcase(name, pattern)
@@ -85,8 +97,19 @@ def plan_conversion(model: torch.nn.Module, configs: dict[str, recipes.Config]) 
     return sorted(plan, key=lambda step: order[step.name])
 
 
-def _needs_blocks(configs: Iterable[recipes.Config]) -> bool:
-    return any(isinstance(config, recipes.LookupFFN) for config in configs)
+def has_wildcards(pattern: str) -> bool:
+    """Tell whether a pattern may match several names.
+
+    Examples
+    --------
+    >>> has_wildcards("encoder.*"), has_wildcards("head")
+    (True, False)
+    """
+    return any(sign in pattern for sign in "*?[")
+
+
+def _needs(kind: type[recipes.Config], configs: Iterable[recipes.Config]) -> bool:
+    return any(isinstance(config, kind) for config in configs)
 
 
 def _blocks(modules: dict[str, torch.nn.Module]) -> dict[str, Step]:
@@ -136,6 +159,8 @@ def _nothing_to_convert(
     else:
         what = f"{pattern!r} matches only {kinds}, which cannot be converted"
         fix = "name Linear or Conv2d layers; "
+        if isinstance(config, recipes.Codebook):
+            fix = "name Linear, Conv2d or Embedding layers; "
         if kinds == "NonDynamicallyQuantizableLinear":
             fix = "torch's attention multiplies by that weight without calling the layer; " + fix
         elif "Lazy" in kinds:
