@@ -13,6 +13,7 @@ MODES = ("codebooks", "scales")
 CLUSTERINGS = ("hierarchical", "kmeans", "bisecting", "graph", "random")
 LEARNING = ("joint", "codebook", "none")
 REORDERINGS = ("auto", "free", "never")
+ASSIGNMENTS = ("compensated", "nearest")
 WEIGHTINGS = ("none", "activations")
 #: sigma of equation 5: what follows the layer.
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
@@ -40,6 +41,10 @@ class CodebookOptions:
     proximal
         Indices move to near codebook values first (equations 8 and 9); False: by the plain gradient
         (equation 7).
+    assignment
+        Where joint learning starts: "compensated": each column makes up for what those before it
+        miss, then each weight in turn takes its best codeword. "nearest": each weight's nearest
+        codeword, as the paper.
     outliers
         The share of the weights, those furthest from their codebook, whose residual is stored too.
     reorder
@@ -79,6 +84,7 @@ class CodebookOptions:
     clustering: str = "hierarchical"
     learn: str = "joint"
     proximal: bool = True
+    assignment: str = "compensated"
     outliers: float = 0.0
     reorder: str = "auto"
     activation: str | None = None
@@ -95,6 +101,7 @@ class CodebookOptions:
         check_name(where, "mode", self.mode, MODES)
         check_name(where, "clustering", self.clustering, CLUSTERINGS)
         check_name(where, "learn", self.learn, LEARNING)
+        check_name(where, "assignment", self.assignment, ASSIGNMENTS)
         check_name(where, "reorder", self.reorder, REORDERINGS)
         check_name(where, "weighting", self.weighting, WEIGHTINGS)
         if self.activation is not None:
