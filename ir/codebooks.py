@@ -64,10 +64,18 @@ def unpack_indices(packed: Array, bits: int, columns: int) -> npt.NDArray[np.uin
     >>> unpack_indices(np.array([[57, 3]], np.uint8), 2, 5).tolist()
     [[1, 2, 3, 0, 3]]
     """
-    planes = np.unpackbits(packed, axis=1, count=columns * bits, bitorder="little")
-    planes = planes.reshape(packed.shape[0], columns, bits)
-    weights = np.left_shift(1, np.arange(bits)).astype(np.uint8)
-    return (planes * weights).sum(axis=2, dtype=np.uint8)
+    group = 3 if bits == 3 else 1  # bytes that hold whole indices
+    padded = np.zeros((packed.shape[0], -(-packed.shape[1] // group), group), np.uint8)
+    padded.reshape(packed.shape[0], -1)[:, : packed.shape[1]] = packed
+    words = padded[:, :, 0].astype(np.uint32 if group > 1 else np.uint8)
+    for byte in range(1, group):
+        words |= padded[:, :, byte].astype(np.uint32) << np.uint32(8 * byte)
+    values = np.empty((*words.shape, group * 8 // bits), np.uint8)
+    for place in range(values.shape[2]):
+        values[:, :, place] = words >> words.dtype.type(bits * place) & words.dtype.type(
+            2**bits - 1
+        )
+    return values.reshape(packed.shape[0], -1)[:, :columns]
 
 
 def segments(regions: int, rows: int, columns: int, segment_size: int) -> int:

@@ -15,6 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lutcc.schedules.x86.pack_codebooks import (
+    CodebookLayout,
+    pack_codebook_indices,
+    pack_codebook_tables,
+    pack_codebook_units,
+)
+
 CHUNK = 16
 ALIGNMENT = 64
 Array = NDArray[Any]
@@ -229,6 +236,9 @@ PACKERS: dict[str, Callable[..., Array]] = {
     "gather_tables": pack_gather_tables,
     "centroids": pack_centroids,
     "half_norms": pack_half_norms,
+    "codebook_indices": pack_codebook_indices,
+    "codebook_tables": pack_codebook_tables,
+    "codebook_units": pack_codebook_units,
 }
 
 
@@ -240,7 +250,10 @@ def pack_entry(entry: Mapping[str, Any], constants: Mapping[str, Array]) -> Arra
 
 
 def packed_nbytes(entry: Mapping[str, Any], constants: Mapping[str, Array]) -> int:
-    """Return the bytes of one entry; the tables of a gather may be too large to pack for that."""
+    """Return the bytes of one entry; some may be too large to pack for that."""
+    if entry["pack"] == "codebook_indices":
+        codebooks, scales = (len(constants[name]) for name in entry["sources"][1:])
+        return CodebookLayout.of(codebooks, scales, **entry["params"]).index_nbytes
     if entry["pack"] != "gather_tables":
         return pack_entry(entry, constants).size
     tables = constants[entry["sources"][0]]
