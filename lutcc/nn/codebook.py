@@ -19,6 +19,8 @@ COMPUTE = ("float32", "bfloat16", "int8")
 
 #: Tensors of the stored form that keep their dtype whatever the model is cast to.
 _KEPT = ("codebooks", "scales", "outlier_values")
+#: Buffers that not every form has.
+_SOMETIMES = ("order", "position", "outlier_starts", "outlier_columns", "outlier_values")
 
 
 class CodebookLayer(RoundedParameters):
@@ -81,15 +83,17 @@ class CodebookLayer(RoundedParameters):
         made = torch.zeros(rows, dtype=dtype or torch.get_default_dtype(), **on)
         self.register_parameter("bias", torch.nn.Parameter(made) if bias else None)
         whole: dict[str, Any] = {"dtype": torch.int32, "device": device}
-        self.register_buffer("order", torch.arange(rows, **whole) if reordered else None)
-        self.register_buffer("position", None, persistent=False)
-        for name in ("starts", "columns", "values"):
-            self.register_buffer(f"outlier_{name}", None)
+        # absent ones are no buffers of value None, which torch.export miscounts
+        for name in _SOMETIMES:
+            setattr(self, name, None)
+        if reordered:
+            self._hold("order", torch.arange(rows, **whole))
         if num_outliers:
-            self.outlier_starts = torch.zeros(rows + 1, **whole)
-            self.outlier_starts[-1] = num_outliers
-            self.outlier_columns = torch.zeros(num_outliers, **whole)
-            self.outlier_values = torch.zeros(num_outliers, dtype=torch.float16, **on)
+            starts = torch.zeros(rows + 1, **whole)
+            starts[-1] = num_outliers
+            self._hold("outlier_starts", starts)
+            self._hold("outlier_columns", torch.zeros(num_outliers, **whole))
+            self._hold("outlier_values", torch.zeros(num_outliers, dtype=torch.float16, **on))
         self._note_order()
         copies = ("_stored_codebooks", "_stored_scales", "_stored_bias")
         self.declare_rounded(*(copies if bias else copies[:2]))
@@ -131,12 +135,9 @@ class CodebookLayer(RoundedParameters):
             )
         self._tied = (other.holder,)  # in a tuple: no child of this module
         self.bits, self.segment_size = other.bits, other.segment_size
-        for name in ("codebooks", "scales"):
+        for name in ("codebooks", "scales", "indices", *_SOMETIMES):
+            delattr(self, name)
             setattr(self, name, None)
-        for name in ("indices", "order", "position"):
-            setattr(self, name, None)
-        for name in ("starts", "columns", "values"):
-            setattr(self, f"outlier_{name}", None)
         self._drop_rounded()
         for name in ("_stored_codebooks", "_stored_scales"):
             delattr(self, name)
@@ -243,7 +244,15 @@ class CodebookLayer(RoundedParameters):
     def _note_order(self) -> None:
         """Keep where the row of each output is stored."""
         if self.order is not None:
-            self.position = torch.argsort(self.order).to(torch.int32)
+            position = torch.argsort(self.order).to(torch.int32)
+            self._hold("position", position, persistent=False)
+
+    def _hold(self, name: str, tensor: torch.Tensor, persistent: bool = True) -> None:
+        if name not in self._buffers:
+            delattr(self, name)
+            self.register_buffer(name, tensor, persistent)
+        else:
+            setattr(self, name, tensor)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         # A cast would lose bits of what is stored in 16 of another kind; moves are made.
