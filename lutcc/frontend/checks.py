@@ -139,9 +139,9 @@ def refuse_mutation(program: ExportedProgram) -> None:
             )
 
 
-def _only_lutcc_reads_bfloat16(node: Node) -> bool:
-    """Tell whether a parameter is in bfloat16 and only ops of lutcc read it, which take that."""
-    return node.meta["val"].dtype is torch.bfloat16 and all(
+def _only_lutcc_reads_halves(node: Node) -> bool:
+    """Tell whether a parameter is of half precision and only ops of lutcc read it: they take it."""
+    return node.meta["val"].dtype in (torch.bfloat16, torch.float16) and all(
         op_name(user).startswith("lutcc.") for user in node.users
     )
 
@@ -174,7 +174,7 @@ def refuse_dtypes_and_devices(program: ExportedProgram) -> None:
                     "wrapper module"
                 ),
             )
-        narrow = spec.kind != InputKind.USER_INPUT and _only_lutcc_reads_bfloat16(node)
+        narrow = spec.kind != InputKind.USER_INPUT and _only_lutcc_reads_halves(node)
         if value.dtype not in INPUT_DTYPES and not narrow:
             raise FrontendError(
                 f"has dtype {str(value.dtype).removeprefix('torch.')}, and lutcc computes in "

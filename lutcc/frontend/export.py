@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
+import lutcc.ops  # noqa: F401  registers torch.ops.lutcc
 from lutcc.errors import FrontendError
 from lutcc.frontend.checks import (
     refuse_dtypes_and_devices,
@@ -289,8 +290,16 @@ def _decompose(program: ExportedProgram) -> ExportedProgram:
     for op in _KEEP_WHOLE:
         table.pop(op, None)
     table[torch.ops.aten.scaled_dot_product_attention.default] = _attention
+    table[torch.ops.lutcc.codebook_dequantize.default] = _narrow_rows
     with _quiet_torch():
         return program.run_decompositions(table)
+
+
+def _narrow_rows(rows: torch.Tensor, *args: Any) -> Any:
+    """Cast row numbers to int32, which the IR takes: it has no casts itself."""
+    if rows.dtype is torch.int32:
+        return NotImplemented  # stays as it is
+    return torch.ops.lutcc.codebook_dequantize(rows.to(torch.int32), *args)
 
 
 def _attention(

@@ -48,7 +48,12 @@ def lower_node(region: RegionBuilder, node: Node) -> None:
         If the op, or this use of it, has no form in the IR.
     """
     # the rules register themselves
-    from lutcc.frontend import rules_elementwise, rules_gather, rules_layers  # noqa: F401
+    from lutcc.frontend import (  # noqa: F401
+        rules_codebook,
+        rules_elementwise,
+        rules_gather,
+        rules_layers,
+    )
 
     name = op_name(node)
     lower = RULES.get(name)

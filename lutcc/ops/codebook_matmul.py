@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -196,7 +196,6 @@ def _cpu(
         return _product(rows.to(stored.dtype), stored, order, bias, compute)
 
     if is_recorded() or x.dtype is torch.float64:
-        compute = "float32" if is_recorded() else compute
         y = torch_way()
     else:
         y = run(
@@ -303,7 +302,6 @@ def _cuda(
     segment_size: int = 0,
     compute: str = "float32",
 ) -> torch.Tensor:
-    compute = "float32" if is_recorded() else compute
     rows = x.reshape(-1, x.shape[-1])
     if x.dtype is torch.float64:
         stored = _stored(x, indices, codebooks, scales, bits, segment_size)
@@ -354,6 +352,11 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     )
 
 
+def _recorded(args: Sequence[Any]) -> Sequence[Any]:
+    *args, _ = args
+    return *args, "float32"
+
+
 def _autocast(dtype: torch.dtype, args: Any) -> Any:
     # the stored form stays what it is, which no kernel computes in
     x, *rest = args
@@ -370,6 +373,7 @@ define(
     setup=_setup,
     cuda=_cuda,
     autocast=_autocast,
+    recorded=_recorded,
 )
 
 

@@ -55,6 +55,7 @@ def define(
     check: Callable[..., None] | None = None,
     cuda: bool | Callable[..., Any] = False,
     autocast: Cast | None = None,
+    recorded: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
 ) -> None:
     """Register an operator.
 
@@ -73,6 +74,8 @@ def define(
         a function of this name.
     autocast
         What autocast does to the arguments; without it they stay as they are.
+    recorded
+        The arguments that are used instead while gradients are recorded, also in traced graphs.
 
     Examples
     --------
@@ -89,7 +92,7 @@ def define(
         _library.impl(name, _implementation(on_gpu, check, "cuda"), "CUDA")
     torch.library.register_fake(f"lutcc::{name}", _checked(fake, check), lib=_library)
     if backward is not None:
-        kernel = _differentiable(op, backward, setup)
+        kernel = _differentiable(op, backward, setup, recorded)
         _library.impl(name, kernel, "Autograd", with_keyset=True)
     if autocast is not None:
         for device, key in _AUTOCAST.items():
@@ -172,7 +175,10 @@ def _on_cuda(name: str) -> Callable[..., Any]:
 
 
 def _differentiable(
-    op: Any, backward: Callable[..., Any], setup: Callable[..., None] | None
+    op: Any,
+    backward: Callable[..., Any],
+    setup: Callable[..., None] | None,
+    recorded: Callable[[Sequence[Any]], Sequence[Any]] | None,
 ) -> Callable[..., Any]:
     """Return the autograd kernel of an operator.
 
@@ -189,6 +195,8 @@ def _differentiable(
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             *args, keyset = inputs
+            if recorded is not None:
+                args = recorded(args)
             with _recorded():
                 result = below(keyset, args)
             if setup is not None:
