@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lutcc.fit.maddness import EstimatorNotFittedError, Maddness
+    from lutcc.fit.weight_codebooks import WeightCodebooks
 
-__all__ = ["EstimatorNotFittedError", "Maddness"]
+__all__ = ["EstimatorNotFittedError", "Maddness", "WeightCodebooks"]
+
+_HOMES = {"WeightCodebooks": "lutcc.fit.weight_codebooks"}
 
 
 def __getattr__(name: str) -> Any:
     if (
         name in __all__
     ):  # scikit-learn takes a second to import: only when an estimator is asked for
-        return getattr(importlib.import_module("lutcc.fit.maddness"), name)
+        home = _HOMES.get(name, "lutcc.fit.maddness")
+        return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'lutcc.fit' has no attribute {name!r}")

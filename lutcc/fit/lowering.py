@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from lutcc import ir
 
 if TYPE_CHECKING:
+    from lutcc.codebook_weights import CodebookWeights
     from lutcc.fit.maddness import Maddness
 
 
@@ -47,4 +51,37 @@ def maddness_module(estimator: Maddness) -> ir.Module:
     elif activation == "relu":
         out = builder.op("relu", out)
     builder.returns(out)
+    return builder.module()
+
+
+def codebook_module(
+    weights: CodebookWeights, bias: npt.NDArray[np.float32], compute: str
+) -> ir.Module:
+    """Return ``main(x) = x W^T + bias``, the outliers of W added after its codebooks."""
+    rows, columns = weights.shape
+    order = np.arange(rows, dtype=np.int32) if weights.order is None else weights.order
+    builder = ir.Builder("main")
+    x = builder.param("x", ir.TensorType((ir.Sym("n"), columns), "float32"))
+    y = builder.op(
+        "codebook_matmul",
+        x,
+        builder.constant("indices", weights.indices),
+        builder.constant("codebooks", weights.codebooks),
+        builder.constant("scales", weights.scales),
+        builder.constant("order", order),
+        builder.constant("bias", bias[order]),
+        bits=weights.bits,
+        segment_size=weights.segment_size,
+        compute=compute,
+    )
+    if weights.outliers is not None:
+        y = builder.op(
+            "sparse_add",
+            y,
+            x,
+            builder.constant("starts", weights.outliers.starts),
+            builder.constant("columns", weights.outliers.columns),
+            builder.constant("values", weights.outliers.values.astype(np.float32)),
+        )
+    builder.returns(y)
     return builder.module()
