@@ -49,6 +49,14 @@ define <16 x i32> @lutcc_keep_512(<16 x i32> %v) alwaysinline {
   %same = call <16 x i32> asm "", "=v,0"(<16 x i32> %v)
   ret <16 x i32> %same
 }
+define <8 x float> @lutcc_rounded_256(<8 x float> %v) alwaysinline {
+  %same = call <8 x float> asm "", "=x,0"(<8 x float> %v)
+  ret <8 x float> %same
+}
+define <16 x float> @lutcc_rounded_512(<16 x float> %v) alwaysinline {
+  %same = call <16 x float> asm "", "=v,0"(<16 x float> %v)
+  ret <16 x float> %same
+}
 declare void @llvm.x86.sse.sfence()
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 !0 = !{i32 1}
@@ -101,3 +109,18 @@ def keep(vector: Any, lanes: int) -> Any:
     if emulation.active():  # there is no register of 512 bits, and speed does not matter
         return vector
     return tir.call_extern(f"int32x{lanes}", f"lutcc_keep_{lanes * 32}", vector)
+
+
+def rounded(vector: Any, lanes: int) -> Any:
+    """Return a float32 vector of 8 or 16 lanes that LLVM takes for unknown.
+
+    LLVM fuses a product and the sum that takes it, which then is not rounded in between.
+    """
+    import tvm.tirx as tir
+
+    if lanes == 8:
+        return tir.call_extern("float32x8", "lutcc_rounded_256", vector)
+    if not emulation.active():
+        return tir.call_extern("float32x16", "lutcc_rounded_512", vector)
+    halves = [tir.Shuffle([vector], list(range(first, first + 8))) for first in (0, 8)]
+    return tir.Shuffle([rounded(half, 8) for half in halves], list(range(16)))
