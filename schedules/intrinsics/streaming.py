@@ -53,10 +53,6 @@ define <8 x float> @lutcc_rounded_256(<8 x float> %v) alwaysinline {
   %same = call <8 x float> asm "", "=x,0"(<8 x float> %v)
   ret <8 x float> %same
 }
-define <16 x float> @lutcc_rounded_512(<16 x float> %v) alwaysinline {
-  %same = call <16 x float> asm "", "=v,0"(<16 x float> %v)
-  ret <16 x float> %same
-}
 declare void @llvm.x86.sse.sfence()
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 !0 = !{i32 1}
@@ -120,7 +116,5 @@ def rounded(vector: Any, lanes: int) -> Any:
 
     if lanes == 8:
         return tir.call_extern("float32x8", "lutcc_rounded_256", vector)
-    if not emulation.active():
-        return tir.call_extern("float32x16", "lutcc_rounded_512", vector)
     halves = [tir.Shuffle([vector], list(range(first, first + 8))) for first in (0, 8)]
     return tir.Shuffle([rounded(half, 8) for half in halves], list(range(16)))
