@@ -119,6 +119,7 @@ def convert(
         batches = _batches(converted, calibration) if fitted and not afresh else []
         order, idle = (plan, []) if afresh else _execution_order(converted, plan, batches)
         codebooks = CodebookConversion(converted, model, plan)
+        codebooks.fold(_example(batches))
         for done, step in enumerate([*order, *idle]):
             if progress:
                 progress(done, len(plan), step.name)
@@ -279,6 +280,14 @@ def _execution_order(
                 fix="make it 'exact' in the recipe, or calibrate with inputs that reach it",
             )
     return order, idle
+
+
+def _example(batches: list[Batch]) -> Any:
+    """Return inputs to trace a model with; None if there are none."""
+    if not batches:
+        return None
+    args, kwargs = batches[0]
+    return kwargs or args
 
 
 def _run_all(model: torch.nn.Module, batches: list[Batch]) -> None:

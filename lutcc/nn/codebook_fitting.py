@@ -80,10 +80,9 @@ def fit_matrix(
         )
     bias = None if isinstance(layer, torch.nn.Embedding) else layer.bias
     estimator = WeightCodebooks(**options)
-    if rows is None:
-        return estimator.fit(weight)
     vector = None if bias is None else bias.detach().float().cpu().numpy()
-    return estimator.fit(weight, rows, targets, bias=vector)
+    with torch.inference_mode(False), torch.enable_grad():  # learning takes gradients
+        return estimator.fit(weight, rows, None if rows is None else targets, bias=vector)
 
 
 def patch_geometry(

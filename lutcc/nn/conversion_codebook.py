@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -19,8 +20,12 @@ from lutcc.nn.codebook_embedding import CodebookEmbedding, embedding_options
 from lutcc.nn.codebook_fitting import fit_matrix
 from lutcc.nn.codebook_linear import CodebookLinear
 from lutcc.nn.conversion import LayerReport, exact_report, weight_bytes
+from lutcc.nn.conversion_folding import fold_neurons
 from lutcc.nn.conversion_plan import Step
 from lutcc.nn.paired_rows import Rows, record_inputs, record_outputs
+
+if TYPE_CHECKING:
+    from lutcc.fit import WeightCodebooks
 
 Matrix: TypeAlias = torch.nn.Linear | torch.nn.Conv2d | torch.nn.Embedding
 Run: TypeAlias = Callable[[], None]
@@ -49,6 +54,19 @@ class CodebookConversion:
         self._ties = _tied_steps(model, plan)
         self._made: list[tuple[torch.nn.Module, CodebookLayer]] = []
         self._names: dict[int, str] = {}
+        self._folded: dict[str, str] = {}
+
+    def fold(self, example: Any) -> None:
+        """Bring rows into the order that compression wants, where that costs nothing.
+
+        Parameters
+        ----------
+        example
+            Inputs to trace the model with, or None.
+        """
+        self._folded = fold_neurons(self.model, self.plan, example)
+        if any(why == "" or why.startswith("within") for why in self._folded.values()):
+            self.exact = copy.deepcopy(self.model)
 
     def convert(self, step: Step, run: Run | None, run_exact: Run | None) -> LayerReport:
         """Fit one layer.
@@ -82,15 +100,19 @@ class CodebookConversion:
             if not step.by_wildcard:
                 raise
             return _left(step, f"left exact: {problem.what}")
-        replacement = make(fitted)
+        replacement = make(fitted.weights_)
         self._keep(step, layer, replacement)
         with torch.no_grad():
-            dense = torch.from_numpy(fitted.dequantize()).reshape(layer.weight.shape)
+            dense = torch.from_numpy(fitted.weights_.dequantize()).reshape(layer.weight.shape)
             layer.weight.copy_(dense)
         footprint = replacement.footprint()
         notes = [] if rows else ["without data: the error is the weights'"]
         if shared:
             notes.append(f"shared by {len(shared)} layers")
+        if self._folded.get(step.name):
+            notes.append(f"rows not folded: {self._folded[step.name]}")
+        if fitted.note_:
+            notes.append(fitted.note_)
         return LayerReport(
             name=step.name,
             method=config.method,
@@ -183,29 +205,31 @@ class CodebookConversion:
         config: recipes.Codebook,
         run: Run | None,
         run_exact: Run | None,
-    ) -> tuple[CodebookWeights, int, float]:
-        """Return the compressed matrix, the rows it was fitted on, and its error."""
+    ) -> tuple[WeightCodebooks, int, float]:
+        """Return the fitted estimator, the rows it was fitted on, and its error."""
         options = config.estimator_options("scales" if _is_conv(layer) else "codebooks")
         if isinstance(layer, torch.nn.Embedding):
             options["outliers"] = 0.0
+        if self._folded.get(step.name) == "":
+            options["reorder"] = "never"
         _check_reach(layer, options)
         pair = None
         if run is not None and run_exact is not None and _has_rows(layer):
             pair = self._rows(step, cast(torch.nn.Linear | torch.nn.Conv2d, layer), run, run_exact)
         if pair is None:
-            weights = fit_matrix(layer, None, None, **{**options, "weighting": "none"}).weights_
+            fitted = fit_matrix(layer, None, None, **{**options, "weighting": "none"})
             exact = layer.weight.detach().flatten(1).float().cpu().numpy()
-            return weights, 0, _ratio([(weights.dequantize(), exact)])
+            return fitted, 0, _ratio([(fitted.weights_.dequantize(), exact)])
         rows, targets = pair
-        weights = fit_matrix(layer, rows, targets, **options).weights_
-        matrix = weights.dequantize()
+        fitted = fit_matrix(layer, rows, targets, **options)
+        matrix = fitted.weights_.dequantize()
         bias = None if isinstance(layer, torch.nn.Embedding) else layer.bias
         offset = np.float32(0) if bias is None else bias.detach().float().cpu().numpy()
         slices = [
             slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(rows), _ROWS_AT_ONCE)
         ]
         error = _ratio((rows[part] @ matrix.T + offset, targets[part]) for part in slices)
-        return weights, len(rows), error
+        return fitted, len(rows), error
 
     def _rows(
         self,
