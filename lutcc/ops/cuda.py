@@ -13,12 +13,16 @@ import torch
 
 import lutcc.schedules.triton.bh_stage as _bh_stage
 import lutcc.schedules.triton.block_diagonal_matmul as _block_diagonal_matmul
+import lutcc.schedules.triton.codebook_dequantize as _codebook_dequantize
+import lutcc.schedules.triton.codebook_matmul as _codebook_matmul
+import lutcc.schedules.triton.codebook_matmul_backward as _codebook_matmul_backward
 import lutcc.schedules.triton.column_row_sample as _column_row_sample
 import lutcc.schedules.triton.column_row_scores as _column_row_scores
 import lutcc.schedules.triton.hadamard as _hadamard
 import lutcc.schedules.triton.sampled_matmul as _sampled_matmul
 import lutcc.schedules.triton.sampled_matmul_backward as _sampled_matmul_backward
 import lutcc.schedules.triton.sign_hash as _sign_hash
+import lutcc.schedules.triton.sparse_add as _sparse_add
 import lutcc.schedules.triton.weighted_gather as _weighted_gather
 import lutcc.schedules.triton.weighted_gather_backward as _weighted_gather_backward
 
@@ -52,3 +56,9 @@ column_row_sample = _on_device(_column_row_sample.column_row_sample)
 sampled_matmul = _on_device(_sampled_matmul.sampled_matmul)
 sampled_matmul_input_grad = _on_device(_sampled_matmul_backward.sampled_matmul_input_grad)
 sampled_matmul_weight_grad = _on_device(_sampled_matmul_backward.sampled_matmul_weight_grad)
+codebook_matmul = _on_device(_codebook_matmul.codebook_matmul)
+codebook_matmul_backward = _on_device(_codebook_matmul_backward.codebook_matmul_backward)
+codebook_dequantize = _on_device(_codebook_dequantize.codebook_dequantize)
+codebook_dequantize_backward = _on_device(_codebook_matmul_backward.codebook_dequantize_backward)
+sparse_add = _on_device(_sparse_add.sparse_add)
+sparse_add_backward = _on_device(_sparse_add.sparse_add_backward)

@@ -262,11 +262,11 @@ def weighted_gather_backward(
         return dscores, grad.new_empty((0,))
     if not rows:
         return dscores, tables.new_zeros(tables.shape)
-    way = _table_grad if deterministic else _table_grad_atomic
+    way = table_grad if deterministic else _table_grad_atomic
     return dscores, way(rows_grad, flat, weights, tables, config)
 
 
-def _table_grad(
+def table_grad(
     grad: torch.Tensor,
     codes: torch.Tensor,
     scores: torch.Tensor,
