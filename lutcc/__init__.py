@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _SUBMODULES = (
     "bench",
     "codegen",
+    "compress",
     "data",
     "errors",
     "fit",
@@ -45,6 +46,7 @@ _ATTRIBUTES = {
 if TYPE_CHECKING:
     from lutcc import bench as bench
     from lutcc import codegen as codegen
+    from lutcc import compress as compress
     from lutcc import data as data
     from lutcc import errors as errors
     from lutcc import fit as fit
