@@ -13,7 +13,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as builder
 
 from lutcc.codegen.memory import memory_roots, read_as_whole, row_major, stored
-from lutcc.codegen.products import SCHEDULES, STRIDED, Products
+from lutcc.codegen.products import PACKED, SCHEDULES, STRIDED, Products, packed_alone
 from lutcc.errors import CompileError
 from lutcc.ir import OPS
 from lutcc.ir.module import Function, Module, Operation, Value
@@ -23,6 +23,7 @@ from lutcc.schedules.x86.blocks import BlockEmitter
 from lutcc.schedules.x86.config import KernelConfigs
 from lutcc.schedules.x86.context import (
     BlobLayout,
+    Constant,
     External,
     Scratch,
     StageContext,
@@ -84,6 +85,8 @@ class EntryEmitter:
         self.blob_entries: list[dict[str, Any]] = []
         self.blob_nbytes = 0
         self.memory: dict[str, External | View] = {}
+        self.constants: dict[str, Constant] = {}
+        self.packed_alone = packed_alone(module.main)
         self.functions = {f.name: plan.without_repacks(f) for f in module.functions}
 
     def emit(self) -> Any:
@@ -234,9 +237,10 @@ class EntryEmitter:
         elif op.opcode in SCHEDULES:
             self._product(op)
         elif op.opcode == "constant":
-            value = op.results[0]
-            view = self.blob.add("raw", value.type.dtype, [str(op.attr("ref"))])
-            self.memory[value.name] = view
+            value, ref = op.results[0], str(op.attr("ref"))
+            self.constants[value.name] = Constant(self.blob, ref)
+            if value.name not in self.packed_alone:
+                self.memory[value.name] = self.blob.add("raw", value.type.dtype, [ref])
         elif op.opcode in OPS and OPS[op.opcode].lowering == "training":
             raise CompileError(
                 f"{op.opcode} belongs to training and has no kernel in artifacts",
@@ -375,9 +379,12 @@ class EntryEmitter:
 
     def _product(self, op: Operation) -> None:
         strided = STRIDED[op.opcode]
-        operands = [
-            self._external(v) if i in strided else self._view(v) for i, v in enumerate(op.operands)
-        ]
+        operands: list[Any] = []
+        for i, value in enumerate(op.operands):
+            if i in PACKED.get(op.opcode, ()):
+                operands.append(self._constant(op, value))
+            else:
+                operands.append(self._external(value) if i in strided else self._view(value))
         result = op.results[0]
         target = self._external(result) if strided else self._view(result)
 
@@ -393,6 +400,16 @@ class EntryEmitter:
             self._thread_loop,
             private,
         )
+
+    def _constant(self, op: Operation, value: Value) -> Constant:
+        found = self.constants.get(self.roots[value.name])
+        if found is None:
+            raise CompileError(
+                f"weights must be constants: %{value.name} of {op.opcode} is computed, or an input",
+                where="@main",
+                fix="make indices, codebooks, scales, order and bias constants of the module",
+            )
+        return found
 
     def _movement(self, op: Operation) -> None:
         target = self._view(op.results[0])

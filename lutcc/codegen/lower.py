@@ -171,7 +171,7 @@ def _spec(value: Value) -> TensorSpec:
 def _kernel_records(
     module: Module, chosen: Mapping[str, KernelConfigs], products: Products
 ) -> list[dict[str, Any]]:
-    from lutcc.codegen.products import product_name, products_of
+    from lutcc.codegen.products import part_name, product_name, products_of
 
     records = []
     for function in stage_functions(module):
@@ -185,7 +185,7 @@ def _kernel_records(
             }
         )
     for op in products_of(module.main):
-        config = {"product": products.config(op).to_json()}
+        config = {part_name(op): products.config(op).to_json()}
         name, source = product_name(op), products.source(op)
         records.append({"stage": name, "ops": [_describe(op)], "config": config, "source": source})
     return records

@@ -1,4 +1,4 @@
-"""Products that stand in main on their own: sampled ones, whose operands all may be inputs."""
+"""Products that stand in main on their own: sampled ones, and those with codebook weights."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from lutcc.ir.module import Function, Operation
-from lutcc.schedules.x86 import sampled_conv2d, sampled_matmul
-from lutcc.schedules.x86.config import ProductConfig, default_product
+from lutcc.schedules.x86 import codebook_matmul, sampled_conv2d, sampled_matmul
+from lutcc.schedules.x86.config import CodebookConfig, ProductConfig, default_product
 from lutcc.schedules.x86.context import Scratch
 from lutcc.schedules.x86.emit import Expr, i64
 from lutcc.schedules.x86.isa import Isa
 
-SCHEDULES: Mapping[str, Any] = {"sampled_matmul": sampled_matmul, "sampled_conv2d": sampled_conv2d}
+SCHEDULES: Mapping[str, Any] = {
+    "sampled_matmul": sampled_matmul,
+    "sampled_conv2d": sampled_conv2d,
+    "codebook_matmul": codebook_matmul,
+}
 #: Operands read through any strides.
-STRIDED: Mapping[str, tuple[int, ...]] = {"sampled_matmul": (0, 1), "sampled_conv2d": ()}
+STRIDED: Mapping[str, tuple[int, ...]] = {
+    "sampled_matmul": (0, 1),
+    "sampled_conv2d": (),
+    "codebook_matmul": (0,),
+}
+#: Operands that must be constants, which the schedule packs.
+PACKED: Mapping[str, tuple[int, ...]] = {"codebook_matmul": codebook_matmul.PACKED}
 
 
 @dataclass(frozen=True)
@@ -33,10 +43,12 @@ class Products:
     isa: Isa
     values: Mapping[str, Mapping[str, Any]]
 
-    def config(self, op: Operation) -> ProductConfig:
+    def config(self, op: Operation) -> ProductConfig | CodebookConfig:
         """Return the config of a product."""
-        given = {k: v for k, v in self.values.get(product_name(op), {}).items() if k != "source"}
-        return default_product(self.isa).updated(given.get("product", {}))
+        given = self.values.get(product_name(op), {}).get(part_name(op), {})
+        if op.opcode == "codebook_matmul":
+            return codebook_matmul.default_config(op, self.isa).updated(given)
+        return default_product(self.isa).updated(given)
 
     def source(self, op: Operation) -> str:
         """Return where the config came from."""
@@ -71,6 +83,20 @@ class Products:
 def product_name(op: Operation) -> str:
     """Return the name under which a product's config is given and recorded."""
     return f"{op.opcode}.{op.results[0].name}"
+
+
+def part_name(op: Operation) -> str:
+    """Return the name of the part of a product's config."""
+    return "codebook" if op.opcode == "codebook_matmul" else "product"
+
+
+def packed_alone(main: Function) -> set[str]:
+    """Name the constants that nothing but products that pack them reads."""
+    packed, read = set(), {value.name for value in main.returns}
+    for op in main.body:
+        for index, value in enumerate(op.operands):
+            (packed if index in PACKED.get(op.opcode, ()) else read).add(value.name)
+    return packed - read
 
 
 def products_of(main: Function) -> list[Operation]:

@@ -166,6 +166,25 @@ class ProductConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CodebookConfig:
+    """How a product with codebook weights is cut, see :mod:`lutcc.schedules.x86.codebook_few`.
+
+    Attributes
+    ----------
+    tile
+        Vectors of rows of W that are done together: 1, 2 or 4.
+    prefetch
+        How many bytes ahead indices are asked for; 0 leaves it to the hardware.
+    """
+
+    tile: int
+    prefetch: int
+
+    to_json = ProductConfig.to_json
+    updated = ProductConfig.updated
+
+
+@dataclass(frozen=True, slots=True)
 class KernelConfigs:
     """The configs of one fused group.
 
@@ -269,6 +288,12 @@ def default_product(isa: Isa) -> ProductConfig:
     if isa.has_avx512:
         return ProductConfig(14, 2, 10, 256)
     return ProductConfig(6, 1, 12, 512)
+
+
+def default_codebook(isa: Isa, compute: str) -> CodebookConfig:
+    """Return the hand-picked config of a product with codebook weights."""
+    del isa
+    return CodebookConfig(2 if compute == "int8" else 1, 2048)
 
 
 def default_gather(itemsize: int, entries: int) -> GatherConfig:

@@ -51,6 +51,24 @@ class BlobLayout:
         return view
 
 
+@dataclass(frozen=True)
+class Constant:
+    """A constant operand that a kernel reads from the blob in an order of its own."""
+
+    blob: BlobLayout
+    ref: str
+
+    @property
+    def array(self) -> Any:
+        """The data."""
+        return self.blob.constants[self.ref]
+
+    @staticmethod
+    def pack(name: str, dtype: str, sources: Sequence[Constant], **params: Any) -> View:
+        """Return a view of what packer ``name`` makes from constants."""
+        return sources[0].blob.add(name, dtype, [source.ref for source in sources], **params)
+
+
 @dataclass
 class Workspace:
     """Assigns offsets in the workspace, which the caller allocates.

@@ -22,6 +22,7 @@ LANES = 16
 ITEMSIZE = {
     "uint8": 1,
     "int8": 1,
+    "int16": 2,
     "uint16": 2,
     "bfloat16": 2,
     "float32": 4,

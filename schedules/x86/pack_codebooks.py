@@ -261,10 +261,14 @@ def pack_codebook_tables(
         picks = [low, nibbles >> 2] if layout.bits == 2 else [low]
         vectors = [biased[..., pick] for pick in picks]
     elif form == "float32":
-        planes = entries[..., low].view(np.uint8).reshape(*entries.shape[:2], ENTRIES, 4)
+        planes = (
+            np.ascontiguousarray(entries[..., low])
+            .view(np.uint8)
+            .reshape(*entries.shape[:2], ENTRIES, 4)
+        )
         vectors = [planes[..., p] for p in range(4)]
     else:
-        rounded = round_to_bfloat16(entries[..., low])
+        rounded = np.ascontiguousarray(round_to_bfloat16(entries[..., low]))
         planes = rounded.view(np.uint8).reshape(*entries.shape[:2], ENTRIES, 4)
         vectors = [planes[..., p] for p in (2, 3)]
     padded = layout.tiles * layout.tile_rows
