@@ -18,6 +18,7 @@ from lutcc.errors import ConvertError, LutccError
 from lutcc.nn.conversion import ConversionReport, LayerReport, convert_layer, exact_report
 from lutcc.nn.conversion_codebook import CodebookConversion
 from lutcc.nn.conversion_plan import Step, plan_conversion
+from lutcc.nn.fitted_layers import FittedLayers
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 Batch: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -30,6 +31,7 @@ def convert(
     calibration: Any = None,
     *,
     progress: Progress | None = None,
+    kept: FittedLayers | None = None,
 ) -> torch.nn.Module:
     """Return a copy of ``model`` whose layers are replaced as ``recipe`` says.
 
@@ -72,6 +74,9 @@ def convert(
         data.
     progress
         Called as ``progress(done, total, layer name)`` before each fit and once at the end.
+    kept
+        Where layers that ``Codebook`` has fitted are kept, so that the same conversion can go on
+        after an interruption; see :mod:`lutcc.nn.fitted_layers`.
 
     Returns
     -------
@@ -118,7 +123,7 @@ def convert(
     with torch.no_grad(), _plain_transformers(), _evaluated(model):
         batches = _batches(converted, calibration) if fitted and not afresh else []
         order, idle = (plan, []) if afresh else _execution_order(converted, plan, batches)
-        codebooks = CodebookConversion(converted, model, plan)
+        codebooks = CodebookConversion(converted, model, plan, kept)
         codebooks.fold(_example(batches))
         for done, step in enumerate([*order, *idle]):
             if progress:

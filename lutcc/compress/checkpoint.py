@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from lutcc.errors import InputError
 
 INDEX = "model.safetensors.index.json"
-_AT_ONCE = 1 << 24  # bytes that are hashed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +118,6 @@ class Checkpoint:
                     self.tensors[name] = TensorInfo(file, tuple(part.get_shape()), part.get_dtype())
         except (SafetensorError, OSError) as error:
             raise _unreadable(file, error) from error
-
-
-def digest(tensor: torch.Tensor) -> str:
-    """Return the SHA-256 of a tensor's dtype, shape and bytes."""
-    found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    for start in range(0, len(flat), _AT_ONCE):
-        found.update(flat[start : start + _AT_ONCE].data)
-    return found.hexdigest()
 
 
 def _index_of(path: Path) -> Path | None:

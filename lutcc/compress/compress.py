@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from lutcc import recipes
-from lutcc.compress.checkpoint import Checkpoint, digest
+from lutcc.compress.checkpoint import Checkpoint
 from lutcc.compress.stored import FILE, Compressed, TensorRecord, join
 from lutcc.compress.work import WorkFolder
 from lutcc.errors import InputError, suggest
 from lutcc.nn.conversion_plan import has_wildcards
+from lutcc.nn.fitted_layers import digest
 
 Progress = Callable[[int, int, str], None]
 _FLOATS = ("F64", "F32", "F16", "BF16")

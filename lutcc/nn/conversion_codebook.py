@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -22,10 +22,8 @@ from lutcc.nn.codebook_linear import CodebookLinear
 from lutcc.nn.conversion import LayerReport, exact_report, weight_bytes
 from lutcc.nn.conversion_folding import fold_neurons
 from lutcc.nn.conversion_plan import Step
+from lutcc.nn.fitted_layers import FittedLayer, FittedLayers, digest
 from lutcc.nn.paired_rows import Rows, record_inputs, record_outputs
-
-if TYPE_CHECKING:
-    from lutcc.fit import WeightCodebooks
 
 Matrix: TypeAlias = torch.nn.Linear | torch.nn.Conv2d | torch.nn.Embedding
 Run: TypeAlias = Callable[[], None]
@@ -47,10 +45,18 @@ class CodebookConversion:
         The same model, untouched, whose layers say what the outputs should be.
     plan
         All steps of the conversion.
+    kept
+        Where fitted layers are kept, and taken from if they are there.
     """
 
-    def __init__(self, model: torch.nn.Module, exact: torch.nn.Module, plan: list[Step]) -> None:
-        self.model, self.exact, self.plan = model, exact, plan
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        exact: torch.nn.Module,
+        plan: list[Step],
+        kept: FittedLayers | None = None,
+    ) -> None:
+        self.model, self.exact, self.plan, self.kept = model, exact, plan, kept
         self._ties = _tied_steps(model, plan)
         self._made: list[tuple[torch.nn.Module, CodebookLayer]] = []
         self._names: dict[int, str] = {}
@@ -95,24 +101,24 @@ class CodebookConversion:
             return self._share(step, first)
         try:
             make = _maker(layer, config)
-            fitted, rows, error = self._fit(step, layer, config, run, run_exact)
+            fitted = self._fitted(step, layer, config, run, run_exact)
         except TooFar as problem:
             if not step.by_wildcard:
                 raise
             return _left(step, f"left exact: {problem.what}")
-        replacement = make(fitted.weights_)
+        replacement = make(fitted.weights)
         self._keep(step, layer, replacement)
         with torch.no_grad():
-            dense = torch.from_numpy(fitted.weights_.dequantize()).reshape(layer.weight.shape)
+            dense = torch.from_numpy(fitted.weights.dequantize()).reshape(layer.weight.shape)
             layer.weight.copy_(dense)
         footprint = replacement.footprint()
-        notes = [] if rows else ["without data: the error is the weights'"]
+        notes = [] if fitted.rows else ["without data: the error is the weights'"]
         if shared:
             notes.append(f"shared by {len(shared)} layers")
         if self._folded.get(step.name):
             notes.append(f"rows not folded: {self._folded[step.name]}")
-        if fitted.note_:
-            notes.append(fitted.note_)
+        if fitted.note:
+            notes.append(fitted.note)
         return LayerReport(
             name=step.name,
             method=config.method,
@@ -120,8 +126,8 @@ class CodebookConversion:
             out_features=replacement.rows,
             ncodebooks=max(replacement.codebooks.shape[0], replacement.scales.shape[0]),
             nprototypes=2**replacement.bits,
-            relative_error=error,
-            rows=rows,
+            relative_error=fitted.error,
+            rows=fitted.rows,
             table_bytes=-(-footprint.bits // 8),
             weight_bytes=weight_bytes(layer),
             seconds=time.perf_counter() - started,
@@ -198,6 +204,24 @@ class CodebookConversion:
             note=f"uses the matrix of {self._names[id(first)]!r}",
         )
 
+    def _fitted(
+        self,
+        step: Step,
+        layer: Matrix,
+        config: recipes.Codebook,
+        run: Run | None,
+        run_exact: Run | None,
+    ) -> FittedLayer:
+        """Return the compressed matrix: the one that was kept, or a new one."""
+        if self.kept is None:
+            return self._fit(step, layer, config, run, run_exact)
+        source = digest(layer.weight)
+        found = self.kept.load(step.name, source)
+        if found is None:
+            found = self._fit(step, layer, config, run, run_exact)
+            self.kept.save(step.name, source, found)
+        return found
+
     def _fit(
         self,
         step: Step,
@@ -205,8 +229,8 @@ class CodebookConversion:
         config: recipes.Codebook,
         run: Run | None,
         run_exact: Run | None,
-    ) -> tuple[WeightCodebooks, int, float]:
-        """Return the fitted estimator, the rows it was fitted on, and its error."""
+    ) -> FittedLayer:
+        """Compress the matrix."""
         options = config.estimator_options("scales" if _is_conv(layer) else "codebooks")
         if isinstance(layer, torch.nn.Embedding):
             options["outliers"] = 0.0
@@ -219,7 +243,8 @@ class CodebookConversion:
         if pair is None:
             fitted = fit_matrix(layer, None, None, **{**options, "weighting": "none"})
             exact = layer.weight.detach().flatten(1).float().cpu().numpy()
-            return fitted, 0, _ratio([(fitted.weights_.dequantize(), exact)])
+            error = _ratio([(fitted.weights_.dequantize(), exact)])
+            return FittedLayer(fitted.weights_, 0, error, fitted.note_ or "")
         rows, targets = pair
         fitted = fit_matrix(layer, rows, targets, **options)
         matrix = fitted.weights_.dequantize()
@@ -229,7 +254,7 @@ class CodebookConversion:
             slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(rows), _ROWS_AT_ONCE)
         ]
         error = _ratio((rows[part] @ matrix.T + offset, targets[part]) for part in slices)
-        return fitted, len(rows), error
+        return FittedLayer(fitted.weights_, len(rows), error, fitted.note_ or "")
 
     def _rows(
         self,
