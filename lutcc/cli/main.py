@@ -19,6 +19,7 @@ COMMANDS = (
     "demo",
     "fit",
     "convert",
+    "compress",
     "compile",
     "run",
     "tune",

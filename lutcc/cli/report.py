@@ -6,13 +6,16 @@ chosen config changes, the part of the roofline it achieves, the tuning curve an
 `lutcc report training` renders logs of training runs: accuracy of each method with its spread over
 seeds, what it gains or loses against exact training, the compute and the communication it saves,
 loss curves.
+
+`lutcc report footprint` renders what a compressed model takes: bits and errors of each layer,
+shares of memory of weights and activations, before and after.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from lutcc.cli import report_training, report_tuning
+from lutcc.cli import report_footprint, report_training, report_tuning
 from lutcc.cli.console import Console
 from lutcc.cli.options import shared_options
 
@@ -23,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text, module in (
         ("tuning", "Show tuning logs: gains, curves, roofline.", report_tuning),
         ("training", "Show training logs: accuracy, savings, curves.", report_training),
+        ("footprint", "Show a compressed model: bits, errors, memory.", report_footprint),
     ):
         kind = kinds.add_parser(
             name, parents=[shared_options(nested=True)], help=text, description=text
@@ -32,4 +36,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Write the report, and print its main numbers."""
-    return (report_tuning if args.what == "tuning" else report_training).run(args, console)
+    kinds = {"tuning": report_tuning, "training": report_training, "footprint": report_footprint}
+    return kinds[args.what].run(args, console)

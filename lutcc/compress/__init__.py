@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lutcc.compress.checkpoint import Checkpoint
     from lutcc.compress.compress import compress_checkpoint
+    from lutcc.compress.model import compress_model
     from lutcc.compress.modules import load_into
     from lutcc.compress.stored import TensorRecord, load_compressed, read_records
 
@@ -15,6 +16,7 @@ _PLACES = {
     "Checkpoint": "checkpoint",
     "TensorRecord": "stored",
     "compress_checkpoint": "compress",
+    "compress_model": "model",
     "load_compressed": "stored",
     "load_into": "modules",
     "read_records": "stored",
@@ -23,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "TensorRecord",
     "compress_checkpoint",
+    "compress_model",
     "load_compressed",
     "load_into",
     "read_records",

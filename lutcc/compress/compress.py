@@ -71,7 +71,7 @@ def compress_checkpoint(
     >>> compress_checkpoint("llama-7b", "llama-7b-5.33")  # doctest: +SKIP
     """
     config = config or recipes.Codebook()
-    source, target = Checkpoint(path), _target(output)
+    source, target = Checkpoint(path), target_of(output)
     if target.resolve() in {info.file.resolve() for info in source.tensors.values()}:
         raise InputError(
             "the output is the checkpoint itself", where=str(output), fix="name another file"
@@ -113,7 +113,7 @@ def compress_checkpoint(
     return made
 
 
-def _target(output: str | Path) -> Path:
+def target_of(output: str | Path) -> Path:
     """Return the file to write; its folder exists afterwards."""
     path = Path(output)
     if path.suffix == ".safetensors":
@@ -179,7 +179,7 @@ def _compress(
             raise InputError(
                 f"cannot be compressed: {reason}", where=name, fix="do not name it in --layers"
             )
-        return _as_it_is(
+        return as_stored(
             name, tensor, f"left exact: {reason}" if reason and _counts(tensor) else ""
         )
     weights = tensor.flatten(1).float().numpy()
@@ -197,7 +197,7 @@ def _compress(
     except InputError as error:
         if not by_wildcard:
             raise InputError(error.what, where=name, fix=error.fix) from error
-        return _as_it_is(name, tensor, f"left exact: {error.what}")
+        return as_stored(name, tensor, f"left exact: {error.what}")
     norm = float(np.linalg.norm(weights))
     error = float(np.linalg.norm(fitted.weights_.dequantize() - weights))
     record = TensorRecord.of(
@@ -236,7 +236,7 @@ def _counts(tensor: torch.Tensor) -> bool:
     return tensor.dim() > 1
 
 
-def _as_it_is(name: str, tensor: torch.Tensor, note: str) -> tuple[TensorRecord, torch.Tensor]:
+def as_stored(name: str, tensor: torch.Tensor, note: str) -> tuple[TensorRecord, torch.Tensor]:
     """Return a tensor in float16 if its values fit, and the record of it."""
     if tensor.is_floating_point() and tensor.element_size() >= 2:
         half = tensor.half()
