@@ -58,7 +58,8 @@ class CodebookOptions:
         What the first codebooks minimise: "none": the weights' squared error (the paper's, which
         needs no data). "activations": that times the mean square of the input that a weight meets.
     steps, batch_size, learning_rate
-        Of learning.
+        Of gradients: from "nearest" indices, and behind an activation. (Compensated indices have
+        no better neighbour without one: steps are not taken.)
     sharpness
         lambda of equation 6: the weight of the term that makes soft indices hard.
     random_state
@@ -89,10 +90,10 @@ class CodebookOptions:
     reorder: str = "auto"
     activation: str | None = None
     weighting: str = "none"
-    steps: int = 1000
+    steps: int = 150
     batch_size: int = 256
-    learning_rate: float = 1e-3
-    sharpness: float = 0.01
+    learning_rate: float = 0.05
+    sharpness: float = 1.0
     random_state: Any = None
 
     def __post_init__(self) -> None:
@@ -113,8 +114,8 @@ class CodebookOptions:
                 f"proximal={self.proximal!r} is not True or False", where=where, fix="pass True"
             )
         _check_number(where, "alpha", self.alpha, above=0, fix="use 5.33 for 3 bits a weight")
-        _check_number(where, "learning_rate", self.learning_rate, above=0, fix="use 0.001")
-        _check_number(where, "sharpness", self.sharpness, at_least=0, fix="use 0.01")
+        _check_number(where, "learning_rate", self.learning_rate, above=0, fix="use 0.05")
+        _check_number(where, "sharpness", self.sharpness, at_least=0, fix="use 1.0")
         _check_number(where, "outliers", self.outliers, at_least=0, fix="use 0.005 for half a %")
         if self.outliers > MAX_OUTLIERS:
             raise InputError(

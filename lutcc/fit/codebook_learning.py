@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor
-from torch.nn import functional as F
 
 from lutcc.codebook_options import CodebookOptions
 from lutcc.codebook_weights import CodebookWeights
 from lutcc.fit.codebook_regions import Regions
 from lutcc.fit.error_compensation import compensate, descend, refit_codebooks, refit_scales
-from lutcc.fit.output_error import OutputError
-from lutcc.fit.soft_assignments import Batches, learn_soft_assignments
+from lutcc.fit.output_error import Calibration
+from lutcc.fit.soft_assignments import learn_soft_assignments
 
 #: Rounds of writing all columns anew, and at most so many sweeps of coordinate descent after them.
 COMPENSATIONS, SWEEPS = 4, 8
@@ -25,46 +23,24 @@ REFITS = 4
 #: Sweeps end when one lowers the error by less than this share.
 SMALLEST_GAIN = 0.003
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-}
+State = tuple[Tensor, Tensor, Tensor]
 
 
 class _Learner:
-    """Weights that are learnt, with the best so far by the error that counts."""
+    """Indices, codebooks and scales that are learnt: the best so far by the error that counts."""
 
-    def __init__(self, error: OutputError, regions: Regions, batches: Batches | None) -> None:
-        self.error, self.regions, self.batches = error, regions, batches
+    def __init__(self, data: Calibration, regions: Regions) -> None:
+        self.data, self.error, self.regions = data, data.quadratic, regions
         self.losses: list[float] = []
-        self.best: tuple[Tensor, Tensor, Tensor] | None = None
+        self.best: State | None = None
         self.lowest = float("inf")
-
-    def objective(self, indices: Tensor, codebooks: Tensor, scales: Tensor) -> float:
-        """Return equation 6 without its last term, of hard indices, over the weights' square."""
-        weights = self.regions.dequantize(indices, codebooks, scales)
-        return self._value(weights) / float(self.error.exact.square().sum().clamp_min(1e-30))
-
-    def _value(self, weights: Tensor) -> float:
-        if self.batches is None:
-            return float(self.error.of_rows(weights).sum())
-        difference = weights - self.error.exact
-        total = self.error.penalty * float(difference.square().sum())
-        count = len(self.batches.X)
-        for start in range(0, count, 1024):
-            picked = slice(start, min(start + 1024, count))
-            value = self.batches.error(difference, slice(None), picked)
-            total += float(value) * (picked.stop - start) / count
-        return total
+        self.size = float(data.exact.square().sum().clamp_min(1e-30))
 
     def offer(self, indices: Tensor, codebooks: Tensor, scales: Tensor) -> bool:
         """Keep these, as float16 has them, if they are better; say whether they are."""
         rounded = codebooks.half().float(), scales.half().float()
-        value = self.objective(indices, *rounded)
+        weights = self.regions.dequantize(indices, *rounded)
+        value = self.data.total(weights - self.data.exact) / self.size
         self.losses.append(value)
         if not value < self.lowest:
             return False
@@ -90,32 +66,23 @@ class _Learner:
 
     def by_gradients(self, options: CodebookOptions) -> None:
         """Take gradient steps, then solve for codebooks and scales."""
-        *result, curve = learn_soft_assignments(
-            self.error,
-            self.regions,
-            *self.current,
-            batches=self.batches,
-            joint=options.learn == "joint",
-            proximal=options.proximal,
-            steps=options.steps,
-            batch_size=options.batch_size,
-            rate=options.learning_rate,
-            sharpness=options.sharpness,
-            random=check_random_state(options.random_state),
-        )
+        if not options.steps:
+            return
+        solved = options.learn == "codebook" or options.assignment == "compensated"
+        if solved and self.data.behind is None:
+            return  # least squares are where gradients would end, and descent beyond that
+        *result, curve = learn_soft_assignments(self.data, self.regions, *self.current, options)
         self.losses += curve
         self.offer(*result)
         self.offer(*self.solved(*result))
 
     @property
-    def current(self) -> tuple[Tensor, Tensor, Tensor]:
+    def current(self) -> State:
         """The best so far."""
         assert self.best is not None
         return self.best
 
-    def solved(
-        self, indices: Tensor, codebooks: Tensor, scales: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def solved(self, indices: Tensor, codebooks: Tensor, scales: Tensor) -> State:
         """Return the same indices with codebooks and scales solved for."""
         codebooks = refit_codebooks(self.error, self.regions, indices, codebooks, scales)
         return (
@@ -187,24 +154,8 @@ def learn(
     -----
     Source: JLCM, equations 5 to 9. Indices that stay the same or get worse are not taken.
     """
-    order = np.arange(len(W)) if weights.order is None else weights.order
-    full = torch.from_numpy(np.asarray(W, np.float32)[order])
-    exact = full
-    if weights.outliers is not None:
-        exact = full - torch.from_numpy(weights.outliers.dense(W.shape[1])[order])
-    inputs = torch.from_numpy(np.ascontiguousarray(X, np.float32))
-    shift = torch.zeros(len(W)) if bias is None else torch.from_numpy(np.float32(bias)[order])
-    outputs = missed = batches = None
-    if Y is not None:
-        outputs = torch.from_numpy(np.asarray(Y, np.float32)[:, order])
-        missed = (outputs - shift).addmm_(inputs, full.T, alpha=-1)
-    error = OutputError.of(exact, inputs, missed)
-    if options.activation is not None:
-        base = torch.addmm(shift, inputs, full.T)
-        activation = ACTIVATIONS[options.activation]
-        target = activation(base if outputs is None else outputs)
-        batches = Batches(inputs, base, target, activation, error.unit)
-    learner = _Learner(error, Regions.of(weights), batches)
+    data = Calibration.of(weights, W, X, Y, bias, options.activation)
+    learner = _Learner(data, Regions.of(weights))
     learner.run(weights, options)
     indices, codebooks, scales = learner.current
     learnt = CodebookWeights.of(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor
 
+from lutcc.codebook_options import CodebookOptions
 from lutcc.fit.codebook_regions import Regions
-from lutcc.fit.output_error import OutputError
-from lutcc.fit.proximal import soft_assign
+from lutcc.fit.output_error import Calibration
+from lutcc.fit.proximal import assigned_codewords, soft_assign, softness
 
 #: Logits held at a time; more are learnt in blocks of rows.
 BLOCK_VALUES = 1 << 25
@@ -24,37 +26,6 @@ WARM_UP, FIRST_BETA, LAST_BETA = 0.2, 20.0, 2.0
 #: Rate of codebooks and scales over that of logits.
 CODEBOOK_RATE = 0.05
 MOMENTUM, SQUARE_MOMENTUM = 0.9, 0.99
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batches:
-    """Inputs and what is compared behind an activation.
-
-    Attributes
-    ----------
-    X
-        (N, K) inputs.
-    base
-        (N, M): X W^T + bias, before the activation.
-    target
-        (N, M): the exact outputs behind the activation.
-    activation
-        The activation, of tensors.
-    unit
-        The mean square of an input.
-    """
-
-    X: Tensor
-    base: Tensor
-    target: Tensor
-    activation: Callable[[Tensor], Tensor]
-    unit: float
-
-    def error(self, difference: Tensor, rows: slice, picked: Tensor | slice) -> Tensor:
-        """Return the mean error of weights W + ``difference`` (rows, K), of ``picked`` inputs."""
-        outputs = self.base[picked][:, rows] + self.X[picked] @ difference.T
-        missed = self.activation(outputs) - self.target[picked][:, rows]
-        return missed.square().sum() / (len(missed) * self.unit)
 
 
 @dataclass(slots=True)
@@ -78,8 +49,8 @@ class _PooledAdam:
     def step(self, gradient: Tensor) -> None:
         self.steps += 1
         self.first.lerp_(gradient, 1 - MOMENTUM)
-        square = torch.linalg.vector_norm(gradient, dim=0, keepdim=True).square_()
-        self.second.lerp_(square.div_(len(gradient)), 1 - SQUARE_MOMENTUM)
+        square = gradient.square().mean(0, keepdim=True)
+        self.second.lerp_(square, 1 - SQUARE_MOMENTUM)
         scale = (self.second / (1 - SQUARE_MOMENTUM**self.steps)).sqrt_().add_(1e-8)
         rate = self.rate / (1 - MOMENTUM**self.steps)
         self.values.sub_(self.first.div(scale), alpha=rate)
@@ -128,143 +99,131 @@ def first_logits(exact: Tensor, tables: Tensor, assigned: Tensor) -> tuple[Tenso
 
 
 def learn_soft_assignments(
-    error: OutputError,
+    data: Calibration,
     regions: Regions,
     indices: Tensor,
     codebooks: Tensor,
     scales: Tensor,
-    *,
-    batches: Batches | None,
-    joint: bool,
-    proximal: bool,
-    steps: int,
-    batch_size: int,
-    rate: float,
-    sharpness: float,
-    random: np.random.RandomState,
+    options: CodebookOptions,
 ) -> tuple[Tensor, Tensor, Tensor, list[float]]:
-    """Return indices, codebooks and scales after ``steps`` steps, and the objective of each.
+    """Return indices, codebooks and scales after gradient steps, and the objective at each.
 
-    Rows are independent but for shared codebooks, so they are learnt in blocks. Codebooks of
-    regions that do not fit a block stay as they are.
+    Rows are independent but for shared codebooks, so they are learnt in blocks. Codebooks and
+    scales of regions that do not fit a block stay as they are.
 
     Parameters
     ----------
-    error
-        The quadratic error, used as it is where ``batches`` is None, and for its penalty.
+    data
+        What is minimised.
     regions, indices, codebooks, scales
         Where to start; (M, K) int64, (G, L) and (T,) float32.
-    joint
-        Learn indices as well as codebooks and scales.
-    proximal, steps, batch_size, rate, sharpness
-        Of the options; ``sharpness`` is lambda of equation 6.
+    options
+        ``learn`` ("codebook": indices stay as they are), ``proximal``, ``steps``, ``batch_size``,
+        ``learning_rate``, ``sharpness`` (lambda of equation 6) and ``random_state``.
     """
-    spread = float(error.exact.std().clamp_min(1e-12))
-    indices, codebooks, scales = indices.clone(), codebooks.clone(), scales.clone()
-    curve = np.zeros(steps)
-    rows = len(error.exact)
-    for start, stop in _blocks(regions, len(error.exact[0]) * codebooks.shape[1]):
+    indices = indices.clone()
+    random = check_random_state(options.random_state)
+    # in units of the weights' spread, the options' defaults fit every layer
+    spread = float(data.exact.std(correction=0).clamp_min(1e-12))
+    codebooks, scales = codebooks / spread, scales.clone()
+    curve = np.zeros(options.steps)
+    for start, stop in _blocks(regions, data.exact.shape[1] * codebooks.shape[1]):
         part = slice(start, stop)
-        block = _Block(
-            error.rows(start, stop), regions.rows(start, stop), part, batches, spread, joint
+        block = _Block(data.rows(start, stop), regions.rows(start, stop), spread, options)
+        learnt, codebooks, scales = block.learn(
+            indices[part],
+            codebooks,
+            scales,
+            (
+                _owned(regions.books, part, len(codebooks)),
+                _owned(regions.factors, part, len(scales)),
+            ),
+            random,
+            curve,
         )
-        book_mask = _owned(regions.books, part, len(codebooks))
-        factor_mask = _owned(regions.factors, part, len(scales)) * regions.scaled
-        books = (codebooks / spread).requires_grad_()
-        factors = scales.clone().requires_grad_()
-        optimisers = [
-            _PooledAdam.of(books.data[None], rate * CODEBOOK_RATE),
-            _PooledAdam.of(factors.data[None], rate * CODEBOOK_RATE),
-        ]
-        logits, gap = block.start(indices[part], books.detach(), factors.detach())
-        logit_optimiser = _PooledAdam.of(logits.data, rate)
-        for step in range(steps):
-            picked = (
-                None
-                if batches is None
-                else torch.from_numpy(random.randint(len(batches.X), size=batch_size))
-            )
-            tables = block.regions.tables(books, factors)
-            planes = tables.movedim(2, 0)[..., None]
-            if joint:
-                logits.grad = None
-                weights, shares = soft_assign(logits, planes, proximal=proximal, unit=gap)
-                weights = block.flat(weights)
-            else:
-                shares = None
-                weights = block.regions.look_up(tables, indices[part])
-            value, gradient = block.loss(weights.detach(), picked)
-            roots, grads = [weights], [gradient]
-            beta = beta_at(step / max(steps - 1, 1))
-            if joint and shares is not None and beta is not None and sharpness:
-                hard = sharpness * (1 - (2 * shares - 1).abs().pow(beta)).sum()
-                value += float(hard.detach())
-                roots.append(hard)
-                grads.append(torch.ones_like(hard))
-            books.grad = factors.grad = None
-            torch.autograd.backward(roots, grads)
-            curve[step] += value / error.exact.numel()
-            if joint and logits.grad is not None:
-                logit_optimiser.step(logits.grad)
-            for optimiser, leaf, mask in zip(
-                optimisers, (books, factors), (book_mask[:, None], factor_mask), strict=True
-            ):
-                if leaf.grad is not None and mask.any():
-                    optimiser.step((leaf.grad * mask)[None])
-        if joint:
-            hard_indices = logits.detach().argmax(0)
-            indices[part] = block.flat(hard_indices)
-        codebooks, scales = books.detach() * spread, factors.detach()
-    assert rows == len(indices)
-    return indices, codebooks, scales, curve.tolist()
+        indices[part] = learnt
+    curve /= float(data.exact.square().sum().clamp_min(1e-30)) / spread**2
+    return indices, codebooks * spread, scales, curve.tolist()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
-    """Rows that are learnt at a time, in units of the weights' spread."""
+    """Rows that are learnt at a time."""
 
-    error: OutputError
+    data: Calibration
     regions: Regions
-    part: slice
-    batches: Batches | None
     spread: float
-    joint: bool
+    options: CodebookOptions
 
-    def flat(self, values: Tensor) -> Tensor:
+    def learn(
+        self,
+        indices: Tensor,
+        codebooks: Tensor,
+        scales: Tensor,
+        owned: tuple[Tensor, Tensor],
+        random: np.random.RandomState,
+        curve: np.ndarray,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return indices, codebooks and scales; add the objective of each step to ``curve``."""
+        options = self.options
+        joint = options.learn == "joint"
+        exact = self.data.exact / self.spread
+        books, factors = codebooks.clone().requires_grad_(), scales.clone().requires_grad_()
+        rate = options.learning_rate * CODEBOOK_RATE
+        learners = [
+            (books, owned[0][:, None], _PooledAdam.of(books.data[None], rate)),
+            (factors, owned[1] * self.regions.scaled, _PooledAdam.of(factors.data[None], rate)),
+        ]
+        logits, gap = torch.zeros(1), torch.ones(1)
+        if joint:
+            logits, gap = first_logits(
+                self._segmented(exact), self._planes(codebooks, scales), self._segmented(indices)
+            )
+            logits.requires_grad_()
+            learners.append(
+                (logits, torch.ones(1), _PooledAdam.of(logits.data, options.learning_rate))
+            )
+        for step in range(options.steps):
+            roots, grads = [], []
+            if joint:
+                soft, shares = soft_assign(
+                    logits, self._planes(books, factors), proximal=options.proximal, unit=gap
+                )
+                weights = self._flat(soft)
+                beta = beta_at(step / max(options.steps - 1, 1))
+                if beta is not None and options.sharpness:
+                    hard = options.sharpness * softness(shares, beta)
+                    roots, grads = [hard], [torch.ones_like(hard)]
+                    curve[step] += float(hard.detach())
+            else:
+                weights = self.regions.dequantize(indices, books, factors)
+            difference = (weights.detach() - exact) * self.spread
+            value, gradient = self.data.loss(difference, random, options.batch_size)
+            curve[step] += value / self.spread**2
+            for leaf, _, _ in learners:
+                leaf.grad = None
+            torch.autograd.backward([weights, *roots], [gradient / self.spread, *grads])
+            for leaf, mask, optimiser in learners:
+                if leaf.grad is not None:
+                    gradient = leaf.grad * mask
+                    optimiser.step(gradient if leaf is logits else gradient[None])
+        if joint:
+            indices = self._flat(assigned_codewords(logits.detach()))
+        return indices, books.detach(), factors.detach()
+
+    def _planes(self, books: Tensor, factors: Tensor) -> Tensor:
+        """Return codewords (L, rows, S, 1)."""
+        return self.regions.tables(books, factors).movedim(2, 0)[..., None]
+
+    def _flat(self, values: Tensor) -> Tensor:
         """Return (rows, K) of (rows, S, size): the last segment is filled up."""
-        return values.flatten(1)[:, : self.error.exact.shape[1]]
+        return values.flatten(1)[:, : self.data.exact.shape[1]]
 
-    def segmented(self, values: Tensor) -> Tensor:
+    def _segmented(self, values: Tensor) -> Tensor:
         """Return (rows, S, size) of (rows, K)."""
         missing = self.regions.segments * self.regions.size - values.shape[1]
         filled = torch.nn.functional.pad(values, (0, missing))
         return filled.reshape(len(values), self.regions.segments, self.regions.size)
-
-    def start(self, indices: Tensor, books: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits (L, rows, S, size) and the gaps of codebooks (rows, S, 1)."""
-        if not self.joint:
-            return torch.empty(0), torch.empty(0)
-        planes = self.regions.tables(books, factors).movedim(2, 0)[..., None]
-        exact = self.segmented(self.error.exact / self.spread)
-        logits, gap = first_logits(exact, planes, self.segmented(indices))
-        return logits.requires_grad_(), gap
-
-    def loss(self, weights: Tensor, picked: Tensor | None) -> tuple[float, Tensor]:
-        """Return the error at ``weights`` (in spreads), and its gradient."""
-        difference = weights - self.error.exact / self.spread
-        if self.batches is None or picked is None:
-            gradient = difference @ self.error.gram
-            floor = float(self.error.floor.sum()) / self.spread**2
-            if self.error.cross is None:
-                return float((difference * gradient).sum()) + floor, 2 * gradient
-            cross = self.error.cross / self.spread
-            value = (difference * (gradient - 2 * cross)).sum()
-            return float(value) + floor, 2 * (gradient - cross)
-        difference.requires_grad_()
-        value = self.batches.error(difference * self.spread, self.part, picked) / self.spread**2
-        value = value + self.error.penalty * difference.square().sum()
-        (gradient,) = torch.autograd.grad(value, [difference])
-        return float(value.detach()), gradient
 
 
 def _blocks(regions: Regions, row_values: int) -> Iterator[tuple[int, int]]:
