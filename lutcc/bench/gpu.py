@@ -1,10 +1,10 @@
 """The GPU kernels against what a user would run instead; prints markdown tables.
 
 ``python -m lutcc.bench.gpu`` measures, in turns and in the same run, the Hadamard transform against
-a device-to-device copy of the same bytes; LookupFFN, forward and backward, against a dense
-feed-forward block (cuBLAS, bfloat16); sampled products against dense ones and against selecting
-first; and training steps with sampled layers. Times are printed as they are: a loss is called a
-loss.
+a device-to-device copy of the same bytes; LookupFFN, forward and backward, against a dense feed-
+forward block (cuBLAS, bfloat16); sampled products against dense ones and against selecting first;
+training steps with sampled layers; and layers written with codebooks against dense ones. Times are
+printed as they are: a loss is called a loss.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from lutcc.bench import gpu_sampled
+from lutcc.bench import gpu_codebook, gpu_sampled
 from lutcc.bench.gpu_timing import describe, markdown, measure, require_gpu, spread, verdict
 from lutcc.bench.timing import Timing
 from lutcc.errors import LutccError, UsageError
 
-PARTS = ("lookup", "sampled")
+PARTS = ("lookup", "sampled", "codebook")
 
 #: Share of a copy's speed that the transform should reach.
 WANTED_SHARE = 0.8
@@ -191,6 +191,8 @@ def run(
         out(f"LookupFFN (BH4) of {batch} rows against a dense block, bfloat16:\n\n{text}\n")
     if "sampled" in parts:
         gpu_sampled.run(rounds, out)
+    if "codebook" in parts:
+        gpu_codebook.run(rounds, out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

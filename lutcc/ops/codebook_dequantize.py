@@ -268,6 +268,11 @@ def _grad_run(
     return dcodebooks.to(codebooks.dtype), dscales.to(scales.dtype)
 
 
+def _grad_cuda(grad: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    way = _grad_run if grad.dtype is torch.float64 else launcher("codebook_dequantize_backward")
+    return way(grad, *rest)
+
+
 define(
     "codebook_dequantize_backward(Tensor grad, Tensor rows, Tensor indices, Tensor codebooks, "
     "Tensor scales, int bits, int columns, int segment_size) -> (Tensor, Tensor)",
@@ -276,5 +281,5 @@ define(
     fake=_grad_fake,
     backward=once,
     setup=saves_nothing,
-    cuda=_grad_run,
+    cuda=_grad_cuda,
 )

@@ -453,6 +453,11 @@ def _grad_run(
     )
 
 
+def _grad_cuda(grad: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    way = _grad_run if grad.dtype is torch.float64 else launcher("codebook_matmul_backward")
+    return way(grad, *rest)
+
+
 define(
     "codebook_matmul_backward(Tensor grad, Tensor x, Tensor indices, Tensor codebooks, "
     "Tensor scales, Tensor? order, int bits, int segment_size, bool for_x, bool for_tables) "
@@ -462,5 +467,5 @@ define(
     fake=_grad_fake,
     backward=once,
     setup=saves_nothing,
-    cuda=_grad_run,
+    cuda=_grad_cuda,
 )

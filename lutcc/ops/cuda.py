@@ -16,6 +16,7 @@ import lutcc.schedules.triton.block_diagonal_matmul as _block_diagonal_matmul
 import lutcc.schedules.triton.codebook_dequantize as _codebook_dequantize
 import lutcc.schedules.triton.codebook_matmul as _codebook_matmul
 import lutcc.schedules.triton.codebook_matmul_backward as _codebook_matmul_backward
+import lutcc.schedules.triton.codebook_table_grad as _codebook_table_grad
 import lutcc.schedules.triton.column_row_sample as _column_row_sample
 import lutcc.schedules.triton.column_row_scores as _column_row_scores
 import lutcc.schedules.triton.hadamard as _hadamard
@@ -59,6 +60,6 @@ sampled_matmul_weight_grad = _on_device(_sampled_matmul_backward.sampled_matmul_
 codebook_matmul = _on_device(_codebook_matmul.codebook_matmul)
 codebook_matmul_backward = _on_device(_codebook_matmul_backward.codebook_matmul_backward)
 codebook_dequantize = _on_device(_codebook_dequantize.codebook_dequantize)
-codebook_dequantize_backward = _on_device(_codebook_matmul_backward.codebook_dequantize_backward)
+codebook_dequantize_backward = _on_device(_codebook_table_grad.codebook_dequantize_backward)
 sparse_add = _on_device(_sparse_add.sparse_add)
 sparse_add_backward = _on_device(_sparse_add.sparse_add_backward)

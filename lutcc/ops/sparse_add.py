@@ -308,6 +308,11 @@ def _grad_run(
     return dx, dvalues
 
 
+def _grad_cuda(grad: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    way = _grad_run if grad.dtype is torch.float64 else launcher("sparse_add_backward")
+    return way(grad, *rest)
+
+
 define(
     "sparse_add_backward(Tensor grad, Tensor x, Tensor starts, Tensor columns, Tensor values, "
     "bool for_x, bool for_values) -> (Tensor, Tensor)",
@@ -316,5 +321,5 @@ define(
     fake=_grad_fake,
     backward=once,
     setup=saves_nothing,
-    cuda=_grad_run,
+    cuda=_grad_cuda,
 )

@@ -46,7 +46,7 @@ def codebook_expand_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write a tile of the rows chosen, or of all rows in their order; NaN for a row that is none."""
+    """Write a tile of the rows chosen, or of all in their order; NaN for a row that is none."""
     first = tl.program_id(0) % column_tiles * COLUMNS
     i = (tl.program_id(0) // column_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     wanted = i < count

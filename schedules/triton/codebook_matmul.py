@@ -1,4 +1,4 @@
-"""``codebook_matmul``: weights are unpacked and looked up in registers, on their way into a product.
+"""``codebook_matmul``: weights are looked up in registers, on their way into a product.
 
 Counts for a matrix of 4096^2 with 4-bit indices, as estimates (nothing here was timed on a GPU):
 8.4 MB of indices are read instead of 33.6 MB of bfloat16, 4.2 us instead of 17 us at an A100's 2.0
@@ -20,13 +20,13 @@ kernel adds the parts in their order. No sum depends on which program ends first
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from lutcc.schedules.triton.codebook_dequantize import expand
+from lutcc.schedules.triton.codebook_sums import Ending, add_parts, finish, splits_of
 from lutcc.schedules.triton.codebook_tables import Weights, quantize_rows, weights_tile
 from lutcc.schedules.triton.jit import jit
 from lutcc.schedules.triton.rows import as_rows, element_type, next_power_of_two, sum_dtype
@@ -35,10 +35,6 @@ from lutcc.schedules.triton.target import Target, current_target, product_precis
 
 #: Rows of x from which on the matrix is written out first.
 FUSED_ROWS = 256
-#: Programs that a product should have, and steps that each of them should take at least.
-PROGRAMS, STEPS = 528, 4
-#: Rows and outputs of a tile of the second kernel.
-SUM_ROWS, SUM_OUTPUTS = 8, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +56,16 @@ def choose_config(itemsize: int, rows: int, run: int, target: Target) -> Codeboo
     Examples
     --------
     >>> choose_config(2, 5, 32, Target("sm_90", "cuda"))
-    CodebookConfig(rows=16, outputs=64, depth=32, num_warps=4, num_stages=3)
+    CodebookConfig(rows=16, outputs=64, depth=32, num_warps=8, num_stages=3)
     """
     if target.backend == "interpreter":
         return CodebookConfig(16, 16, 32, num_stages=1)  # tests are of small matrices
     stages = 2 if target.backend == "hip" else 3
     height = min(128, max(16, next_power_of_two(rows)))
     if itemsize <= 2:
-        return CodebookConfig(height, 64, min(64, run), 8 if height == 128 else 4, stages)
+        return CodebookConfig(height, 64, min(64, run), 8, stages)
     if itemsize == 4:
-        return CodebookConfig(min(64, height), 64, 32, num_stages=2)
+        return CodebookConfig(min(64, height), 64, 32, 8, 2)
     return CodebookConfig(16, 32, 16, num_stages=1)
 
 
@@ -86,38 +82,6 @@ def dense_config(itemsize: int, target: Target) -> CodebookConfig:
     if target.backend == "hip":
         return CodebookConfig(128, 128, 64 // itemsize, 8, 2)
     return CodebookConfig(128, 128, 128 // itemsize, 8, 3)
-
-
-@jit
-def finish(
-    value,
-    n,
-    m,
-    order,
-    bias,
-    row_units,
-    units,
-    y,
-    count,
-    rows,
-    HAS_ORDER: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    INTEGER: tl.constexpr,
-):
-    """Write the sums of outputs m, the first axis, and rows n of x: scaled, with bias, in order."""
-    if INTEGER:
-        unit = tl.load(units + m, mask=m < rows, other=0.0)
-        row_unit = tl.load(row_units + n, mask=n < count, other=0.0)
-        value = value.to(tl.float32) * (row_unit[None, :] * unit[:, None])
-    if HAS_BIAS:
-        value += tl.load(bias + m, mask=m < rows, other=0.0).to(value.dtype)[:, None]
-    target = m
-    inside = m < rows
-    if HAS_ORDER:
-        target = tl.load(order + m, mask=inside, other=0)
-        inside = inside & (target >= 0) & (target < rows)
-    where = y + n.to(tl.int64)[None, :] * rows + target[:, None]
-    tl.store(where, value.to(y.dtype.element_ty), mask=inside[:, None] & (n < count)[None, :])
 
 
 @jit
@@ -232,90 +196,6 @@ def codebook_product_kernel(
             HAS_BIAS,
             INTEGER,
         )
-
-
-@jit
-def codebook_sum_kernel(
-    parts,
-    order,
-    bias,
-    row_units,
-    units,
-    y,
-    count,
-    rows,
-    output_tiles,
-    splits,
-    HAS_ORDER: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    INTEGER: tl.constexpr,
-    ROWS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    SUM: tl.constexpr,
-):
-    """Add the parts of a product in their order, and finish it."""
-    n = tl.program_id(0) // output_tiles * ROWS + tl.arange(0, ROWS)
-    m = tl.program_id(0) % output_tiles * OUTPUTS + tl.arange(0, OUTPUTS)
-    inside = (m < rows)[:, None] & (n < count)[None, :]
-    total = tl.zeros((OUTPUTS, ROWS), SUM)
-    for split in range(splits):
-        line = (n.to(tl.int64) + split * count) * rows
-        total += tl.load(parts + line[None, :] + m[:, None], mask=inside, other=0)
-    finish(total, n, m, order, bias, row_units, units, y, count, rows, HAS_ORDER, HAS_BIAS, INTEGER)
-
-
-def splits_of(tiles: int, length: int, depth: int) -> int:
-    """Return in how many parts each of ``tiles`` sums over ``length`` numbers is computed.
-
-    Examples
-    --------
-    >>> splits_of(64, 4096, 64), splits_of(1000, 4096, 64), splits_of(1, 128, 64)
-    (8, 1, 1)
-    """
-    return max(1, min(PROGRAMS // tiles, length // (STEPS * depth)))
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What is done to the sums of a product; see :func:`finish`."""
-
-    order: torch.Tensor | None = None
-    bias: torch.Tensor | None = None
-    row_units: torch.Tensor | None = None
-    units: torch.Tensor | None = None
-
-    def arguments(self, absent: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the tensors; ``absent`` for what there is not."""
-        parts = (self.order, self.bias, self.row_units, self.units)
-        return tuple(absent if part is None else part.contiguous() for part in parts)
-
-    def constants(self) -> dict[str, Any]:
-        """Return what kernels are compiled for."""
-        return {
-            "HAS_ORDER": self.order is not None,
-            "HAS_BIAS": self.bias is not None,
-            "INTEGER": self.units is not None,
-            "enable_fp_fusion": False,  # each operation is rounded
-        }
-
-
-def add_parts(parts: torch.Tensor, y: torch.Tensor, ending: Ending) -> None:
-    """Add ``parts`` (splits, N, M) in their order and write ``y`` (N, M)."""
-    splits, count, rows = parts.shape
-    output_tiles = triton.cdiv(rows, SUM_OUTPUTS)
-    codebook_sum_kernel[(output_tiles * triton.cdiv(count, SUM_ROWS),)](
-        parts,
-        *ending.arguments(y),
-        y,
-        count,
-        rows,
-        output_tiles,
-        splits,
-        ROWS=SUM_ROWS,
-        OUTPUTS=SUM_OUTPUTS,
-        SUM=tl.int32 if parts.dtype is torch.int32 else element_type(parts.dtype),
-        **ending.constants(),
-    )
 
 
 def multiply(

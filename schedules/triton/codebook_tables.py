@@ -1,9 +1,9 @@
 """What kernels of codebooks share: packed indices, regions, tables, and rows as integers.
 
 Indices are unpacked in registers: a word of 32 bits holds 8 indices of 4 bits or 16 of 2, and where
-rows are not whole words, or an index has 3 bits, the bytes of 8 indices are put together. Entries of
-tables are gathered from memory: a row's table is 8 to 32 bytes, so that a warp's look-ups hit one or
-two cache lines of L1, at best a warp's 32 look-ups per cycle of an SM.
+rows are not whole words, or an index has 3 bits, the bytes of 8 indices are put together. Entries
+of tables are gathered from memory: a row's table is 8 to 32 bytes, so that a warp's look-ups hit
+one or two lines of L1, at best 32 look-ups per cycle of an SM.
 """
 
 from __future__ import annotations
@@ -157,11 +157,7 @@ class Weights:
 @jit
 def first_region(m, regions, rows, segments, SEGMENTED: tl.constexpr):
     """Return the region of rows m, or of their first segments."""
-    if SEGMENTED:
-        region = m * segments
-    else:
-        region = m * regions // rows
-    return region
+    return m * segments if SEGMENTED else m * regions // rows
 
 
 @jit

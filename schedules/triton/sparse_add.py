@@ -140,8 +140,7 @@ def sparse_add(
     Examples
     --------
     >>> base, x = torch.ones(1, 2).cuda(), torch.full((1, 1), 7.0).cuda()  # doctest: +SKIP
-    >>> starts, columns = torch.tensor([0, 0, 1]).int().cuda(), torch.zeros(1).int().cuda()
-    ... # doctest: +SKIP
+    >>> starts, columns = (torch.tensor(t).int().cuda() for t in ([0, 0, 1], [0]))  # doctest: +SKIP
     >>> sparse_add(base, x, starts, columns, torch.full((1,), 2.0).cuda())  # doctest: +SKIP
     tensor([[ 1., 15.]], device='cuda:0')
     """
@@ -217,9 +216,9 @@ def sparse_add_backward(
     Examples
     --------
     >>> grad, x = torch.ones(1, 1).cuda(), torch.full((1, 1), 7.0).cuda()  # doctest: +SKIP
-    >>> matrix = (torch.tensor([0, 1]).int().cuda(), torch.zeros(1).int().cuda(), torch.ones(1).cuda())
-    ... # doctest: +SKIP
-    >>> sparse_add_backward(grad, x, *matrix, True, True)[1]  # doctest: +SKIP
+    >>> starts, columns = (torch.tensor(t).int().cuda() for t in ([0, 1], [0]))  # doctest: +SKIP
+    >>> rest = (starts, columns, torch.ones(1).cuda(), True, True)  # doctest: +SKIP
+    >>> sparse_add_backward(grad, x, *rest)[1]  # doctest: +SKIP
     tensor([7.], device='cuda:0')
     """
     flat, grads = as_rows(x), as_rows(grad)

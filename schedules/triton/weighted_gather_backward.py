@@ -273,6 +273,7 @@ def table_grad(
     tables: torch.Tensor,
     config: GradConfig,
 ) -> torch.Tensor:
+    """Return the gradient of the tables, each row's share of the batch summed in its order."""
     number, entries, outputs = tables.shape
     count = codes.shape[1]
     buckets = number * entries

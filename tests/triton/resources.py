@@ -22,11 +22,16 @@ import triton
 from lutcc.schedules.triton import bh_stage as stage
 from lutcc.schedules.triton import block_diagonal_matmul as product
 from lutcc.schedules.triton import sampled_matmul_backward as sampled
+from lutcc.schedules.triton.codebook_dequantize import codebook_dequantize
+from lutcc.schedules.triton.codebook_matmul import codebook_matmul
+from lutcc.schedules.triton.codebook_matmul_backward import codebook_matmul_backward
+from lutcc.schedules.triton.codebook_table_grad import codebook_dequantize_backward
 from lutcc.schedules.triton.column_row_sample import column_row_sample
 from lutcc.schedules.triton.column_row_scores import column_row_scores
 from lutcc.schedules.triton.hadamard import hadamard
 from lutcc.schedules.triton.sampled_matmul import sampled_matmul
 from lutcc.schedules.triton.sign_hash import sign_hash, sign_hash_backward
+from lutcc.schedules.triton.sparse_add import sparse_add, sparse_add_backward
 from lutcc.schedules.triton.weighted_gather import weighted_gather
 from lutcc.schedules.triton.weighted_gather_backward import weighted_gather_backward
 from tests.triton.compile_only import TARGETS, Resources, compiling_for
@@ -113,6 +118,46 @@ def sampling_of_many_rows() -> None:
     sampled.sampled_matmul_weight_grad(a, grad, indices, scales, 16)
 
 
+def codebooks(
+    rows: int,
+    bits: int,
+    books: int,
+    factors: int,
+    segment_size: int = 0,
+    compute: str = "float32",
+    dtype: torch.dtype = BF16,
+) -> Callable[[], object]:
+    """Apply and, but for integers, differentiate a layer of 4096 features."""
+
+    def run() -> None:
+        x, order = empty(rows, 4096, dtype=dtype), empty(4096, dtype=torch.int32)
+        tables = empty(books, 2**bits, dtype=F32), empty(factors, dtype=F32)
+        indices = empty(4096, 512 * bits, dtype=torch.uint8)
+        matrix = (indices, *tables, order)
+        y = codebook_matmul(x, *matrix, empty(4096, dtype=F32), bits, segment_size, compute)
+        if compute == "float32":
+            grads = codebook_matmul_backward(y, x, *matrix, bits, segment_size, True, True)
+            assert [g.shape for g in grads] == [x.shape, *(t.shape for t in tables)]
+
+    return run
+
+
+def codebook_rows() -> None:
+    """An embedding of 32768 words, 3 bits."""
+    tables = empty(ROWS, 8, dtype=F32), empty(1, dtype=F32)
+    matrix = (empty(8192, dtype=torch.int32), empty(ROWS, 384, dtype=torch.uint8), *tables)
+    y = codebook_dequantize(*matrix, 3, 1024)
+    codebook_dequantize_backward(y, *matrix, 3, 1024, 0)
+
+
+def outliers() -> None:
+    """1 % of the weights of 4096 features."""
+    y, x = empty(4096, 4096), empty(4096, 4096)
+    matrix = (empty(4097, dtype=torch.int32), empty(167772, dtype=torch.int32), empty(167772))
+    sparse_add(y, x, *matrix)
+    sparse_add_backward(y, x, *matrix, True, True)
+
+
 #: The paper's layers: d = 512, h = 128, tau = 8; d = 768, h = 170, tau = 9; d = 1024, h = 256, 64.
 CASES: dict[str, Callable[[], object]] = {
     "hadamard 768": transform(768),
@@ -134,6 +179,17 @@ CASES: dict[str, Callable[[], object]] = {
     "sampled groups of 16": sampling("bernoulli", 16),
     "sampled columns float32": sampling("wta_crs", 1, F32),
     "sampled groups of 16, many rows": sampling_of_many_rows,
+    "codebooks of 4 bits, 16 rows": codebooks(16, 4, 4096, 1),
+    "codebooks of 3 bits, 256 rows": codebooks(256, 3, 1, 4096 * 128, 32),
+    "codebooks of 4 bits, 64 rows float32": codebooks(64, 4, 4096, 1, dtype=F32),
+    "codebooks of 2 bits, 4096 rows": codebooks(4096, 2, 4096 * 32, 1, 128),
+    "codebooks of 3 bits, 16 rows int8": codebooks(16, 3, 4096, 1, compute="int8"),
+    "codebooks of 4 bits, 4096 rows int8": codebooks(4096, 4, 4096, 1, compute="int8"),
+    "codebooks of 4 bits, 4096 rows as bfloat16": codebooks(
+        4096, 4, 4096, 1, compute="bfloat16", dtype=F32
+    ),
+    "codebook rows": codebook_rows,
+    "outliers": outliers,
 }
 
 
@@ -148,6 +204,9 @@ QUICK = (
     "lookup d=1024, h=256, tau=8 atomic",
     "sampled groups of 16",
     "sampled groups of 16, many rows",
+    "codebooks of 4 bits, 16 rows",
+    "codebooks of 3 bits, 16 rows int8",
+    "outliers",
 )
 THOROUGH = tuple(name for name in CASES if name != "stage (8, 64, 64)")
 

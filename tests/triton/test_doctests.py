@@ -8,6 +8,7 @@ import importlib
 import pytest
 
 MODULES = [
+    "lutcc.bench.gpu_codebook",
     "lutcc.bench.gpu_models",
     "lutcc.bench.gpu_sampled",
     "lutcc.bench.gpu_timing",
@@ -17,6 +18,9 @@ MODULES = [
         for name in (
             "bh_stage",
             "block_diagonal_matmul",
+            "codebook_matmul",
+            "codebook_sums",
+            "codebook_tables",
             "hadamard",
             "rows",
             "sampled_columns",

@@ -12,6 +12,7 @@ import torch
 
 import lutcc.ops
 from lutcc.errors import InputError
+from lutcc.ir.codebooks import pack_indices
 from lutcc.ops import cuda
 from tests.triton import references
 from tests.triton.references import relative_error
@@ -21,6 +22,10 @@ NAMES = (
     "bh_stage_backward",
     "block_diagonal_matmul",
     "block_diagonal_matmul_weight_grad",
+    "codebook_dequantize",
+    "codebook_dequantize_backward",
+    "codebook_matmul",
+    "codebook_matmul_backward",
     "column_row_sample",
     "column_row_scores",
     "hadamard",
@@ -29,6 +34,8 @@ NAMES = (
     "sampled_matmul_weight_grad",
     "sign_hash",
     "sign_hash_backward",
+    "sparse_add",
+    "sparse_add_backward",
     "weighted_gather",
     "weighted_gather_backward",
 )
@@ -117,6 +124,42 @@ def test_sampled_products_and_their_gradients():
         a,
         b,
         random(5),
+    )
+
+
+def test_products_with_codebooks_and_their_gradients():
+    numbers = torch.randint(0, 4, (6, 5))
+    indices = torch.from_numpy(pack_indices(numbers.numpy(), 2))
+    order = torch.randperm(6).to(torch.int32)
+    group = torch.arange(6) // 3
+
+    def weights(codebooks, scales):
+        return codebooks[group[:, None], numbers] * scales[:, None]
+
+    check(
+        lambda x, c, s, b: lutcc.ops.codebook_matmul(x, indices, c, s, order, b, 2),
+        lambda x, c, s, b: (x @ weights(c, s).t() + b)[..., order.long().argsort()],
+        random(2, 3, 5),
+        random(2, 4),
+        random(6),
+        random(6),
+    )
+    rows = torch.tensor([[3, 0], [3, 5]])
+    check(
+        lambda c, s: lutcc.ops.codebook_dequantize(rows, indices, c, s, 2, 5),
+        lambda c, s: weights(c, s)[rows],
+        random(2, 4),
+        random(6),
+    )
+    starts, columns = torch.tensor([0, 2, 2, 3]).int(), torch.tensor([1, 4, 0]).int()
+    where = (torch.tensor([0, 0, 2]), columns.long())
+    zeros = torch.zeros(3, 5, dtype=torch.float64)
+    check(
+        lambda base, x, v: lutcc.ops.sparse_add(base, x, starts, columns, v),
+        lambda base, x, v: base + x @ zeros.index_put(where, v).t(),
+        random(2, 4, 3),
+        random(2, 4, 5),
+        random(3),
     )
 
 
