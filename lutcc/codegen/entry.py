@@ -407,7 +407,7 @@ class EntryEmitter:
             raise CompileError(
                 f"weights must be constants: %{value.name} of {op.opcode} is computed, or an input",
                 where="@main",
-                fix="make indices, codebooks, scales, order and bias constants of the module",
+                fix="make all operands that describe the weights constants of the module",
             )
         return found
 

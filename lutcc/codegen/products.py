@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lutcc.ir.module import Function, Operation
-from lutcc.schedules.x86 import codebook_matmul, sampled_conv2d, sampled_matmul
-from lutcc.schedules.x86.config import CodebookConfig, ProductConfig, default_product
+from lutcc.schedules.x86 import (
+    codebook_dequantize,
+    codebook_matmul,
+    sampled_conv2d,
+    sampled_matmul,
+    sparse_add,
+)
+from lutcc.schedules.x86.config import CodebookConfig, FixedConfig, ProductConfig, default_product
 from lutcc.schedules.x86.context import Scratch
 from lutcc.schedules.x86.emit import Expr, i64
 from lutcc.schedules.x86.isa import Isa
@@ -17,15 +23,23 @@ SCHEDULES: Mapping[str, Any] = {
     "sampled_matmul": sampled_matmul,
     "sampled_conv2d": sampled_conv2d,
     "codebook_matmul": codebook_matmul,
+    "codebook_dequantize": codebook_dequantize,
+    "sparse_add": sparse_add,
 }
 #: Operands read through any strides.
 STRIDED: Mapping[str, tuple[int, ...]] = {
     "sampled_matmul": (0, 1),
     "sampled_conv2d": (),
     "codebook_matmul": (0,),
+    "codebook_dequantize": (0,),
+    "sparse_add": (0, 1),
 }
 #: Operands that must be constants, which the schedule packs.
-PACKED: Mapping[str, tuple[int, ...]] = {"codebook_matmul": codebook_matmul.PACKED}
+PACKED: Mapping[str, tuple[int, ...]] = {
+    "codebook_matmul": codebook_matmul.PACKED,
+    "codebook_dequantize": codebook_dequantize.PACKED,
+    "sparse_add": sparse_add.PACKED,
+}
 
 
 @dataclass(frozen=True)
@@ -43,11 +57,13 @@ class Products:
     isa: Isa
     values: Mapping[str, Mapping[str, Any]]
 
-    def config(self, op: Operation) -> ProductConfig | CodebookConfig:
+    def config(self, op: Operation) -> ProductConfig | CodebookConfig | FixedConfig:
         """Return the config of a product."""
         given = self.values.get(product_name(op), {}).get(part_name(op), {})
         if op.opcode == "codebook_matmul":
             return codebook_matmul.default_config(op, self.isa).updated(given)
+        if op.opcode in ("codebook_dequantize", "sparse_add"):
+            return FixedConfig().updated(given)
         return default_product(self.isa).updated(given)
 
     def source(self, op: Operation) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lutcc.errors import ArtifactError, BackendError, DependencyError
+from lutcc.errors import ArtifactError, BackendError, DependencyError, InputError, LutccError
 from lutcc.runtime import ffi, threads
 from lutcc.runtime.arguments import STRIDED_DTYPES, admit, torch_module
 from lutcc.runtime.signature import TensorSpec
@@ -218,8 +218,10 @@ class LookupKernel:
 
         Raises
         ------
+        InputError
+            When a kernel refuses the numbers that it was given.
         BackendError
-            When the kernel reports an error.
+            When the kernel reports another error.
         """
         count, function = 1, self.serial
         if rows >= self.parallel_rows and self._has_parallel:
@@ -241,8 +243,10 @@ class LookupKernel:
         finally:
             self.spaces.append(space)
 
-    def failed(self, error: Exception) -> BackendError:
+    def failed(self, error: Exception) -> LutccError:
         """Return the error to raise when the entry function reported ``error``."""
+        if isinstance(error, IndexError):  # the one thing that kernels check by themselves
+            return InputError(str(error), where=self._file, fix="correct the numbers passed in")
         return BackendError(
             f"the kernel {self._entry_name} failed: {error}",
             where=self._file,

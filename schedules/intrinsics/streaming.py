@@ -118,17 +118,3 @@ def rounded(vector: Any, lanes: int) -> Any:
         return tir.call_extern("float32x8", "lutcc_rounded_256", vector)
     halves = [tir.Shuffle([vector], list(range(first, first + 8))) for first in (0, 8)]
     return tir.Shuffle([rounded(half, 8) for half in halves], list(range(16)))
-
-
-def keep_rounded(product: Any) -> Any:
-    """Return 16 float32 lanes that LLVM takes for unknown.
-
-    LLVM makes one multiply-add of a product and a sum, where the op's definition rounds twice.
-    """
-    import tvm.tirx as tir
-
-    halves = []
-    for first in (0, 8):
-        half = tir.Shuffle([tir.reinterpret("int32x16", product)], [*range(first, first + 8)])
-        halves.append(tir.call_extern("int32x8", "lutcc_keep_256", half))
-    return tir.reinterpret("float32x16", tir.Shuffle(halves, [*range(16)]))

@@ -150,7 +150,7 @@ class Few:
             if self.x.isa.has_vbmi_vnni:
                 total = total - splat(self.x.totals.load(row), "int32")
             unit = splat(self.x.units.load(row)) * self.weights.units.load(at, LANES)
-            total = streaming.keep_rounded(cast("float32x16", total) * bind(unit))
+            total = streaming.rounded(cast("float32x16", total) * bind(unit), LANES)
         self._store(block, row, bind(total + bias))
 
     def _store(self, block: Expr, row: int, value: Expr) -> None:
@@ -294,7 +294,7 @@ class Tile:
                 weights = [
                     wide
                     for half in bfloat16_weights(self.isa, index, planes)
-                    for wide in _widened(half)
+                    for wide in widened(half)
                 ]
             for r in range(self.rows):
                 for j, w in enumerate(weights):
@@ -308,7 +308,7 @@ class Tile:
                         self.acc.set(slot, fma(w, x, self.acc.get(slot), self.lanes))
 
 
-def _widened(half: Expr) -> list[Expr]:
+def widened(half: Expr) -> list[Expr]:
     """Return bfloat16 values in float32: the even ones, then the odd ones."""
     lanes = int(str(half.ty.dtype).partition("x")[2]) // 2
     words = reinterpret(f"uint32x{lanes}", half)

@@ -2,7 +2,8 @@
 
 Rows of x are brought into the order and the type of the products once, for all threads: integers
 with their unit, float32, or bfloat16. Few rows share each weight as it is looked up
-(:mod:`lutcc.schedules.x86.codebook_few`).
+(:mod:`lutcc.schedules.x86.codebook_few`), many rows weights that were expanded into the L1 cache
+(:mod:`lutcc.schedules.x86.codebook_many`).
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from typing import Any
 import numpy as np
 
 from lutcc.ir.module import Operation
-from lutcc.schedules.x86 import codebook_few
+from lutcc.schedules.x86 import codebook_few, codebook_many
 from lutcc.schedules.x86.codebook_decode import PackedWeights
 from lutcc.schedules.x86.codebook_rows import PreparedRows
 from lutcc.schedules.x86.config import CodebookConfig, default_codebook
 from lutcc.schedules.x86.context import Constant, External, Scratch
-from lutcc.schedules.x86.emit import Expr, bind, i64, loop, minimum
+from lutcc.schedules.x86.emit import Expr, branch, i64
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack_codebooks import CodebookLayout
-from lutcc.schedules.x86.panels import ThreadLoop, ceiling
+from lutcc.schedules.x86.panels import ThreadLoop
 
 #: Operands that are packed into the blob.
 PACKED = (1, 2, 3, 4, 5)
+#: Up to so many rows look their weights up in registers.
+FEW = codebook_few.MOST_ROWS
 
 
 def layout_of(op: Operation, isa: Isa, config: CodebookConfig) -> CodebookLayout:
@@ -52,8 +55,22 @@ def default_config(op: Operation, isa: Isa) -> CodebookConfig:
 
 def take_shared(op: Operation, isa: Isa, config: CodebookConfig, scratch: Scratch) -> PreparedRows:
     """Assign the shared part of the workspace."""
-    layout = layout_of(op, isa, config)
-    return PreparedRows.take(isa, layout, str(op.attr("compute")), codebook_few.MOST_ROWS, scratch)
+    layout, form = layout_of(op, isa, config), str(op.attr("compute"))
+    return PreparedRows.take(isa, layout, form, _capacity(op, isa, layout), scratch)
+
+
+def _rows(op: Operation) -> int | None:
+    """Return N where it is known."""
+    size = op.operands[0].type.shape[0]
+    return size if isinstance(size, int) else None
+
+
+def _capacity(op: Operation, isa: Isa, layout: CodebookLayout) -> int:
+    """Return how many rows of x are prepared at a time at most."""
+    rows = _rows(op)
+    if rows is not None and rows <= FEW:
+        return codebook_few.MOST_ROWS
+    return codebook_many.Cut(isa, layout, str(op.attr("compute"))).block_rows(rows)
 
 
 def pack(op: Operation, layout: CodebookLayout, operands: list[Any]) -> codebook_few.Weights:
@@ -105,11 +122,24 @@ def emit(
         Opens a loop over threads; the scratch of one.
     """
     weights = pack(op, shared.layout, operands)
-    size = op.operands[0].type.shape[0]
-    most = codebook_few.MOST_ROWS
-    with loop(ceiling(rows, most)) as group:
-        first = bind(group * most)
-        now = bind(minimum(i64(most), rows - first))
-        shared.fill(operands[0], first, now)
-        few = codebook_few.Few(shared, weights, config, target, first, now)
-        few.emit(thread_loop, private, size if isinstance(size, int) else None)
+    size, isa, layout = _rows(op), shared.isa, shared.layout
+
+    def few() -> None:
+        shared.fill(operands[0], i64(0), rows)
+        product = codebook_few.Few(shared, weights, config, target, i64(0), rows)
+        product.emit(thread_loop, private, size)
+
+    def many() -> None:
+        cut = codebook_many.Cut(isa, layout, shared.form)
+        capacity = _capacity(op, isa, layout)
+        product = codebook_many.Many(cut, weights, shared, capacity, operands[0], target)
+        product.emit(rows, thread_loop, private)
+
+    if size is not None:
+        (few if size <= FEW else many)()
+        return
+    with branch(rows <= i64(FEW)) as (below, above):
+        with below:
+            few()
+        with above:
+            many()

@@ -88,17 +88,21 @@ class PreparedRows:
     def fill(self, x: External, first: Expr, count: Expr) -> None:
         """Prepare ``count`` rows of x from row ``first`` on."""
         with loop(count) as r:
-            line = self.values.at(r * self.columns) if self.form == "float32" else self.line
-            copy_row_in(x, bind(first + r), line)
-            with loop(self.columns - x.columns) as c:
-                line.store(c + x.columns, hold(const(0.0, "float32")))
-            if self.form == "int8":
-                self._quantise(r)
-            elif self.form == "bfloat16":
-                self._round(r)
+            self.prepare(x, bind(first + r), r, self.line)
 
-    def _quantise(self, row: Expr) -> None:
-        scale = quantiser(Row(self.line, self.columns, "float32", self.columns), self.columns)
+    def prepare(self, x: External, number: Expr, row: Expr, scratch: View) -> None:
+        """Prepare row ``number`` of x as row ``row``; ``scratch`` is room for it in float32."""
+        line = self.values.at(row * self.columns) if self.form == "float32" else scratch
+        copy_row_in(x, number, line)
+        with loop(self.columns - x.columns) as c:
+            line.store(c + x.columns, hold(const(0.0, "float32")))
+        if self.form == "int8":
+            self._quantise(row, line)
+        elif self.form == "bfloat16":
+            self._round(row, line)
+
+    def _quantise(self, row: Expr, line: View) -> None:
+        scale = quantiser(Row(line, self.columns, "float32", self.columns), self.columns)
         self.units.store(row, scale.unit)
         total = registers(1, "int32", LANES)
         total.set(0, splat(0, "int32"))
@@ -106,7 +110,7 @@ class PreparedRows:
             at = row * self.columns + p * PAIR_COLUMNS
             both = []
             for half in range(2):
-                found = scale.apply(self.line.load(p * PAIR_COLUMNS + half * LANES, LANES))
+                found = scale.apply(line.load(p * PAIR_COLUMNS + half * LANES, LANES))
                 found = bind(reinterpret("int8x16", found))
                 self.values.store(at + half * LANES, found, LANES)
                 both.append(cast("int32x16", found))
@@ -122,9 +126,9 @@ class PreparedRows:
             whole = whole + lanes.load(lane)
         self.totals.store(row, whole * const(TABLE_LIMIT, "int32"))
 
-    def _round(self, row: Expr) -> None:
+    def _round(self, row: Expr, line: View) -> None:
         with loop(self.columns // LANES) as k:
-            value = bind(self.line.load(k * LANES, LANES))
+            value = bind(line.load(k * LANES, LANES))
             if self.isa.has_bf16:
                 result = halves(value)
             else:

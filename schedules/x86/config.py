@@ -185,6 +185,14 @@ class CodebookConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class FixedConfig:
+    """Nothing can be varied."""
+
+    to_json = ProductConfig.to_json
+    updated = ProductConfig.updated
+
+
+@dataclass(frozen=True, slots=True)
 class KernelConfigs:
     """The configs of one fused group.
 

@@ -152,10 +152,7 @@ def materialise(ctx: StageContext, source: External) -> Columns:
 
 
 def store_partial(view: View, index: Expr, vector: Expr, count: int) -> None:
-    """Store the first ``count`` of 16 lanes by at most two overlapping power-of-two stores."""
-    if count == 16:
-        view.store(index, vector, 16)
-        return
+    """Store the first ``count`` of 8 or 16 lanes by at most two overlapping power-of-two stores."""
     size = 1 << (count.bit_length() - 1)
     for start in {0, count - size}:
         part = shuffle([vector], range(start, start + size))

@@ -219,6 +219,21 @@ def pack_half_norms(half_norms: Array) -> Array:
     return _padded(array, round_up(array.shape[1], 16), 1, np.inf)
 
 
+def pack_codebook_rows(indices: Array) -> Array:
+    """(M, B) packed indices as they are, and 16 bytes behind them, which loads may touch."""
+    return np.concatenate([indices.ravel(), np.zeros(16, np.uint8)])
+
+
+def pack_codebook_entries(codebooks: Array) -> Array:
+    """(G, 2**bits) -> (G, 16) float32, repeated."""
+    return np.tile(codebooks.astype(np.float32), (1, 16 // codebooks.shape[1]))
+
+
+def pack_longest_first(starts: Array) -> Array:
+    """(M + 1,) -> (M,) int32: the rows of a sparse matrix, those with most values first."""
+    return np.argsort(-np.diff(starts), kind="stable").astype(np.int32)
+
+
 #: Packers by the name that programs use; nothing else can be called from a manifest.
 PACKERS: dict[str, Callable[..., Array]] = {
     "raw": pack_raw,
@@ -239,6 +254,9 @@ PACKERS: dict[str, Callable[..., Array]] = {
     "codebook_indices": pack_codebook_indices,
     "codebook_tables": pack_codebook_tables,
     "codebook_units": pack_codebook_units,
+    "codebook_rows": pack_codebook_rows,
+    "codebook_entries": pack_codebook_entries,
+    "longest_first": pack_longest_first,
 }
 
 
