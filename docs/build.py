@@ -27,6 +27,7 @@ PAGES = (
     "lookup-ffn-training",
     "sampled-training",
     "sampled-training-results",
+    "weight-codebooks",
     "ir-reference",
     "artifact-format",
     "how-to-add-an-op",

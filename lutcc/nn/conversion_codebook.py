@@ -20,7 +20,7 @@ from lutcc.nn.codebook_embedding import CodebookEmbedding, embedding_options
 from lutcc.nn.codebook_fitting import fit_matrix
 from lutcc.nn.codebook_linear import CodebookLinear
 from lutcc.nn.conversion import LayerReport, exact_report, weight_bytes
-from lutcc.nn.conversion_folding import fold_neurons
+from lutcc.nn.conversion_folding import NOT, fold_neurons
 from lutcc.nn.conversion_plan import Step
 from lutcc.nn.fitted_layers import FittedLayer, FittedLayers, digest
 from lutcc.nn.paired_rows import Rows, record_inputs, record_outputs
@@ -71,7 +71,7 @@ class CodebookConversion:
             Inputs to trace the model with, or None.
         """
         self._folded = fold_neurons(self.model, self.plan, example)
-        if any(why == "" or why.startswith("within") for why in self._folded.values()):
+        if not all(note.startswith(NOT) for note in self._folded.values()):
             self.exact = copy.deepcopy(self.model)
 
     def convert(self, step: Step, run: Run | None, run_exact: Run | None) -> LayerReport:
@@ -116,7 +116,7 @@ class CodebookConversion:
         if shared:
             notes.append(f"shared by {len(shared)} layers")
         if self._folded.get(step.name):
-            notes.append(f"rows not folded: {self._folded[step.name]}")
+            notes.append(self._folded[step.name])
         if fitted.note:
             notes.append(fitted.note)
         return LayerReport(

@@ -13,6 +13,8 @@ from lutcc.fit.codebook_plan import plan_codebooks
 from lutcc.nn.conversion_plan import Step
 from lutcc.nn.reordering import find_reorderings, permute
 
+NOT, PARTLY = "rows not folded: ", "rows folded within blocks of "
+
 
 def fold_neurons(model: torch.nn.Module, plan: list[Step], example: Any) -> dict[str, str]:
     """Permute outputs of layers, and what reads them, in place, for recipes with "fold".
@@ -29,7 +31,8 @@ def fold_neurons(model: torch.nn.Module, plan: list[Step], example: Any) -> dict
     Returns
     -------
     dict
-        By layer, "" where its rows are in the order that compression wants, else why they are not.
+        By layer, "" where its rows are in the order that compression wants, else :data:`PARTLY` or
+        :data:`NOT`, and more.
 
     Notes
     -----
@@ -45,31 +48,30 @@ def fold_neurons(model: torch.nn.Module, plan: list[Step], example: Any) -> dict
     if not steps:
         return {}
     if example is None:
-        return {step.name: "there are no inputs to trace the model with" for step in steps}
+        return {step.name: f"{NOT}no inputs to trace the model with" for step in steps}
     try:
         found = find_reorderings(model, example)
     except FrontendError as error:
-        why = f"the model cannot be traced: {error.what}".partition("\n")[0]
+        why = f"{NOT}the model cannot be traced: {error.what}".partition("\n")[0]
         return {step.name: why for step in steps}
     results: dict[str, str] = {}
     leaders: dict[int, str] = {}
     for step in steps:
         reordering = found.found.get(step.name)
         if reordering is None:
-            results[step.name] = found.refused.get(step.name, "the trace does not meet it")
+            results[step.name] = NOT + found.refused.get(step.name, "the trace does not meet it")
             continue
         if id(reordering) in leaders:
-            results[step.name] = f"they move with those of {leaders[id(reordering)]!r}"
+            results[step.name] = f"{NOT}they move with those of {leaders[id(reordering)]!r}"
             continue
         wanted = _order(step)
         if wanted is None:
-            results[step.name] = "its regions need no order"
+            results[step.name] = f"{NOT}its regions need no order"
             continue
         leaders[id(reordering)] = step.name
         order = reordering.restricted(step.name, wanted)
         permute(model, reordering, order, layer=step.name)
-        free = reordering.is_free
-        results[step.name] = "" if free else f"within blocks of {reordering.size} only"
+        results[step.name] = "" if reordering.is_free else f"{PARTLY}{reordering.size}"
     return results
 
 
