@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lutcc.codebook_weights import REFERENCE_BITS
 
@@ -36,6 +36,8 @@ def activation_bits(model: torch.nn.Module, inputs: Any) -> int:
     >>> activation_bits(model, torch.zeros(1, 8))  # the input, and 32 before and after the ReLU
     1152
     """
+    # a part of a larger tensor would count as that
+    inputs = tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, inputs)
     args, kwargs = (inputs, {}) if isinstance(inputs, tuple) else ((inputs,), {})
     if isinstance(inputs, dict):
         args, kwargs = (), inputs
