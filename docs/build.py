@@ -28,6 +28,7 @@ PAGES = (
     "sampled-training",
     "sampled-training-results",
     "weight-codebooks",
+    "compress",
     "ir-reference",
     "artifact-format",
     "how-to-add-an-op",
