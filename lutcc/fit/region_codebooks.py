@@ -62,7 +62,8 @@ def fit_regions(
     clustering
         See :func:`lutcc.fit.scalar_clustering.cluster_scalars`.
     unit
-        What a lone scale is: a power of two that brings the codebooks into float16's range.
+        A power of two near the largest magnitude, where float16 could not hold the numbers: what a
+        lone scale is, or what scales and their codebook share.
     column_weights
         (K,) factors of the squared error; None: all 1.
     random
@@ -83,7 +84,10 @@ def fit_regions(
     random = random or np.random.RandomState(0)
     rows, columns = matrix.shape
     if plan.scales > 1:
-        codebooks, scales = _fit_scales(matrix, plan, clustering, column_weights, random)
+        codebook, factors = _fit_scales(matrix, plan, clustering, column_weights, random)
+        share = 2.0 ** np.rint(np.log2(unit) / 2)  # half of it for the codebook, half for scales
+        codebooks = (codebook[None] * share).astype(np.float16)
+        scales = (factors / share).astype(np.float16)
     else:
         values = np.empty((plan.codebooks, 2**plan.bits))
         for part in region_parts(rows, columns, plan.codebooks, plan.segment_size):
@@ -177,8 +181,8 @@ def _fit_scales(
     clustering: str,
     column_weights: npt.NDArray[np.float64] | None,
     random: np.random.RandomState,
-) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    """Return one codebook (1, L) and the scales (T,)."""
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return one codebook (L,) and the scales (T,)."""
     rows, columns = matrix.shape
     parts = list(region_parts(rows, columns, plan.scales, plan.segment_size))
     scales = np.zeros(plan.scales)
@@ -203,7 +207,7 @@ def _fit_scales(
     if clustering != "random":
         for _ in range(_SCALE_ROUNDS):
             scales, codebook = _refine(matrix, parts, scales, codebook, column_weights)
-    return codebook[None].astype(np.float16), scales.astype(np.float16)
+    return codebook, scales
 
 
 def _refine(

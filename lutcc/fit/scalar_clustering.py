@@ -24,7 +24,7 @@ _BLOCK = 1 << 21
 #: More numbers than that in a set are replaced by the means of so many bins of equal width.
 _MOST_POINTS = 1 << 16
 #: Bins that merging, splitting and seeding begin with: as many as keep sets x bins**2 below this.
-_WORK = 1 << 33
+_WORK = 1 << 30
 _FEWEST_BINS, _MOST_BINS, _GRAPH_BINS = 128, 1024, 64
 #: Kernel width of the graph, in standard deviations of the set.
 _GRAPH_WIDTH = 0.25
@@ -141,14 +141,14 @@ class _Points:
             return np.diff(self.mass), np.diff(self.moment)
         low, high = self.points[:, :1], self.points[:, -1:]
         edges = low + (high - low) * np.linspace(0, 1, most + 1)[1:-1]
-        starts = _search(self.points, edges)
-        return self.sums(starts)
+        starts = _search(self.points, edges, np.arange(len(edges)))
+        return self.sums(starts, np.arange(len(starts)))
 
-    def sums(self, starts: Positions) -> tuple[F64Array, F64Array]:
-        """Return masses and moments (R, B) of the intervals that begin at 0 and ``starts``."""
-        sets, size = self.points.shape
-        edges = np.pad(starts, ((0, 0), (1, 1)), constant_values=(0, size))
-        flat = edges + np.arange(sets)[:, None] * (size + 1)
+    def sums(self, starts: Positions, sets: Positions) -> tuple[F64Array, F64Array]:
+        """Return masses and moments (R, B) of ``sets``: intervals begin at 0 and ``starts``."""
+        size = self.points.shape[1]
+        edges = np.pad(starts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, size)))
+        flat = edges + sets[:, None] * (size + 1)
         return np.diff(self.mass.ravel()[flat]), np.diff(self.moment.ravel()[flat])
 
 
@@ -173,9 +173,9 @@ def _lloyd(points: _Points, means: F64Array) -> F64Array:
     means = np.sort(means, axis=1)
     active = np.arange(len(means))
     for _ in range(_ITERATIONS):
-        part = _Points(points.points[active], points.mass[active], points.moment[active])
         old = means[active]
-        mass, moment = part.sums(_search(part.points, (old[:, 1:] + old[:, :-1]) / 2))
+        starts = _search(points.points, (old[:, 1:] + old[:, :-1]) / 2, active)
+        mass, moment = points.sums(starts, active)
         new = np.divide(moment, mass, out=old.copy(), where=mass > 0)
         means[active] = new
         active = active[(np.abs(new - old) > tolerance[active]).any(axis=1)]
@@ -389,11 +389,11 @@ def _padded(mass: F64Array, moment: F64Array, count: int) -> tuple[F64Array, F64
     return np.pad(mass, more), np.pad(moment, more)
 
 
-def _search(points: F64Array, thresholds: F64Array) -> Positions:
-    """Return (R, T): how many of the ascending points of each set are at or below a threshold."""
+def _search(points: F64Array, thresholds: F64Array, sets: Positions) -> Positions:
+    """Return (R, T): how many of the ascending points of ``sets`` are at or below thresholds."""
     low = np.zeros(thresholds.shape, np.intp)
     high = np.full(thresholds.shape, points.shape[1])
-    base = np.arange(len(points))[:, None] * points.shape[1]
+    base = sets[:, None] * points.shape[1]
     flat = points.ravel()
     for _ in range(points.shape[1].bit_length()):
         middle = (low + high) // 2

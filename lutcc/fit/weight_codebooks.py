@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lutcc import ir
 
 #: Rounds in which codebooks and outliers are fitted in turn.
-_OUTLIER_ROUNDS = 3
+_OUTLIER_ROUNDS = 2
 _ORDER_BITS = 32
 #: Magnitudes that float16 holds with full precision, with room for what learning changes.
 _SMALLEST, _LARGEST = 2.0**-7, 2.0**14
@@ -94,10 +94,10 @@ class WeightCodebooks(BaseEstimator):
         reorder: str = "auto",
         activation: str | None = None,
         weighting: str = "none",
-        steps: int = 1000,
+        steps: int = 150,
         batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        sharpness: float = 0.01,
+        learning_rate: float = 0.05,
+        sharpness: float = 1.0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.alpha = alpha
@@ -307,7 +307,10 @@ def _compress(
             target, plan, options.clustering, unit=unit, column_weights=energy, random=random
         )
 
-    fitted, outliers = fit(stored), None
+    target, outliers = stored, None
+    if count:
+        target = _without_largest(stored, largest_residuals(stored, count, energy))
+    fitted = fit(target)
     for _ in range(_OUTLIER_ROUNDS if count else 0):
         # What the outliers add is taken off what the codebooks have to give, and so on in turn.
         positions = largest_residuals(stored - fitted.approximation, count, energy)
@@ -333,6 +336,14 @@ def _compress(
     )
     squares = np.square(missed, dtype=np.float64).sum(axis=0)
     return weights, float(squares.sum() if energy is None else squares @ energy)
+
+
+def _without_largest(stored: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return a copy in which what is at flat ``positions`` is no larger than the smallest there."""
+    target = stored.copy()
+    limit = np.abs(stored.ravel()[positions]).min()
+    target.ravel()[positions] = np.clip(stored.ravel()[positions], -limit, limit)
+    return target
 
 
 def _unit(exact: np.ndarray) -> float:
