@@ -12,6 +12,11 @@ from typing import Any
 import numpy as np
 
 from lutcc import ir
+from lutcc.bench.codebook_kernels import (
+    bench_codebook_dequantize,
+    bench_codebook_matmul,
+    bench_sparse_add,
+)
 from lutcc.bench.kernel_rows import Row, compiled, in_place, levels, measured, one_op
 from lutcc.bench.limits import MIXES, limit_loop, memcpy, product_limit, read_loop, scan_limit
 from lutcc.bench.options import BenchOptions
@@ -311,6 +316,9 @@ BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[Row]]] = {
     "weighted_gather": bench_weighted_gather,
     "sampled_matmul": bench_sampled_matmul,
     "sampled_conv2d": bench_sampled_conv2d,
+    "codebook_matmul": bench_codebook_matmul,
+    "codebook_dequantize": bench_codebook_dequantize,
+    "sparse_add": bench_sparse_add,
     "lut_dequantize": _moving("lut_dequantize", (N, 256), [_VECTOR, _VECTOR], "int32"),
     "quantize": _moving("quantize", (N, 256), [_VECTOR, _VECTOR]),
     "affine": _moving("affine", (N, 256), [_VECTOR, _VECTOR]),
