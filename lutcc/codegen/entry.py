@@ -13,7 +13,14 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as builder
 
 from lutcc.codegen.memory import memory_roots, read_as_whole, row_major, stored
-from lutcc.codegen.products import PACKED, SCHEDULES, STRIDED, Products, packed_alone
+from lutcc.codegen.products import (
+    PACKED,
+    SCHEDULES,
+    STRIDED,
+    Products,
+    check_constants,
+    packed_alone,
+)
 from lutcc.errors import CompileError
 from lutcc.ir import OPS
 from lutcc.ir.module import Function, Module, Operation, Value
@@ -86,6 +93,7 @@ class EntryEmitter:
         self.blob_nbytes = 0
         self.memory: dict[str, External | View] = {}
         self.constants: dict[str, Constant] = {}
+        check_constants(module.main)
         self.packed_alone = packed_alone(module.main)
         self.functions = {f.name: plan.without_repacks(f) for f in module.functions}
 
@@ -382,7 +390,7 @@ class EntryEmitter:
         operands: list[Any] = []
         for i, value in enumerate(op.operands):
             if i in PACKED.get(op.opcode, ()):
-                operands.append(self._constant(op, value))
+                operands.append(self._constant(value))
             else:
                 operands.append(self._external(value) if i in strided else self._view(value))
         result = op.results[0]
@@ -401,15 +409,8 @@ class EntryEmitter:
             private,
         )
 
-    def _constant(self, op: Operation, value: Value) -> Constant:
-        found = self.constants.get(self.roots[value.name])
-        if found is None:
-            raise CompileError(
-                f"weights must be constants: %{value.name} of {op.opcode} is computed, or an input",
-                where="@main",
-                fix="make all operands that describe the weights constants of the module",
-            )
-        return found
+    def _constant(self, value: Value) -> Constant:
+        return self.constants[self.roots[value.name]]
 
     def _movement(self, op: Operation) -> None:
         target = self._view(op.results[0])

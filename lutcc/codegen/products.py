@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lutcc.errors import CompileError
 from lutcc.ir.module import Function, Operation
 from lutcc.schedules.x86 import (
     codebook_dequantize,
@@ -104,6 +105,30 @@ def product_name(op: Operation) -> str:
 def part_name(op: Operation) -> str:
     """Return the name of the part of a product's config."""
     return "codebook" if op.opcode == "codebook_matmul" else "product"
+
+
+def check_constants(main: Function) -> None:
+    """Refuse products whose weights are not constants.
+
+    Raises
+    ------
+    CompileError
+        Naming the operand.
+    """
+    roots: dict[str, str] = {}
+    for op in main.body:
+        for result in op.results:
+            inherits = op.opcode in ("reshape", "repack")
+            roots[result.name] = roots.get(op.operands[0].name, "") if inherits else op.opcode
+        for index in PACKED.get(op.opcode, ()):
+            value = op.operands[index]
+            if roots.get(value.name) != "constant":
+                raise CompileError(
+                    f"weights must be constants: %{value.name} of {op.opcode} is computed, or an "
+                    "input",
+                    where="@main",
+                    fix="make all operands that describe the weights constants of the module",
+                )
 
 
 def packed_alone(main: Function) -> set[str]:

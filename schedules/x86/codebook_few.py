@@ -57,6 +57,8 @@ MOST_ROWS = 8
 VARIANTS = (1, 2, 4, 8)
 #: Multiply-adds that must be under way for both units to be busy.
 _CHAINS = 8
+#: Up to so many rows, the row vectors of a tile are done together.
+_SHARING = 1
 
 Tables = Callable[[int, int], list[Expr]]
 
@@ -201,48 +203,61 @@ class Tile:
         self.layout = few.x.layout
         self.lanes = self.isa.vector_bytes // 4
         self.kind = "int32" if self.x.form == "int8" else "float32"
-        cells = rows * self.layout.tile
+        # More sums than these would not stay in registers.
+        self.together = self.layout.tile if rows <= _SHARING else 1
+        cells = rows * self.together
         self.chains = 1 if self.kind == "int32" else min(4, max(1, _CHAINS // cells))
         self.acc: Registers = registers(cells * self.chains, self.kind, self.lanes)
 
     def multiply(self, sums: View, at: Expr) -> None:
         """Emit it; the sums of row r of x go to ``sums`` from ``64 r + at`` on."""
-        for slot in range(self.rows * self.layout.tile * self.chains):
+        for v in range(0, self.layout.tile, self.together):
+            self._vectors(range(v, v + self.together), sums, at)
+
+    def _vectors(self, vectors: range, sums: View, at: Expr) -> None:
+        """Do some row vectors of the tile."""
+        for slot in range(self.rows * self.together * self.chains):
             self.acc.set(slot, splat(0 if self.kind == "int32" else 0.0, self.kind, self.lanes))
         layout, packed = self.layout, self.packed
         if not layout.table_steps:
             with loop(layout.steps) as step:
                 first = bind(step * layout.step_tables)
                 pairs = layout.table_columns // PAIR_COLUMNS
-                self._step(step, lambda v, pair: packed.table(self.tile, first + pair // pairs, v))
+                self._step(
+                    vectors,
+                    step,
+                    lambda v, pair: packed.table(self.tile, first + pair // pairs, v),
+                )
         elif layout.tables == 1:
-            self._run(i64(0), i64(0), i64(layout.steps))
+            self._run(vectors, i64(0), i64(0), i64(layout.steps))
         else:
             with loop(layout.tables) as number:
                 first = bind(number * layout.table_steps)
                 last = minimum(first + layout.table_steps, i64(layout.steps))
-                self._run(number, first, bind(last - first))
+                self._run(vectors, number, first, bind(last - first))
         for r in range(self.rows):
-            for v in range(layout.tile):
+            for v in vectors:
                 value = self.acc.get(self._slot(v, r, 0))
                 for chain in range(1, self.chains):
                     value = value + self.acc.get(self._slot(v, r, chain))
                 where = at + (r * LANES + v * layout.lanes) * 4
                 sums.as_dtype(self.kind).store(where, value, self.lanes)
 
-    def _run(self, number: Expr, first: Expr, count: Expr) -> None:
+    def _run(self, vectors: range, number: Expr, first: Expr, count: Expr) -> None:
         """Do steps that share a table."""
-        tables = [self.packed.table(self.tile, number, v) for v in range(self.layout.tile)]
+        tables = {v: self.packed.table(self.tile, number, v) for v in vectors}
         with loop(count) as s:
-            self._step(bind(first + s), lambda v, pair: tables[v])
+            self._step(vectors, bind(first + s), lambda v, pair: tables[v])
 
     def _slot(self, vector: int, row: int, chain: int) -> int:
-        return (vector * self.rows + row) * self.chains + chain % self.chains
+        place = vector % self.together * self.rows + row
+        return place * self.chains + chain % self.chains
 
-    def _step(self, step: Expr, tables: Tables) -> None:
+    def _step(self, vectors: range, step: Expr, tables: Tables) -> None:
         column = bind(step * self.layout.step_columns)
-        self._prefetch(step)
-        for v in range(self.layout.tile):
+        if vectors[0] == 0:
+            self._prefetch(step)
+        for v in vectors:
             packed = self.packed.packed(self.tile, step, v)
             if self.kind == "int32":
                 self._integers(v, packed, column, tables)

@@ -41,7 +41,7 @@ class PreparedRows:
     isa, layout, form
         The level; the weights' layout; the arithmetic, ``int8``, ``float32`` or ``bfloat16``.
     columns
-        Columns of a row with its padding.
+        Columns of a row with its padding, a multiple of 32.
     values
         int8: [row][columns] int8. float32: [row][columns]. bfloat16: uint16 where ``vdpbf16ps`` is
         there; else float32, of each 8 columns the even ones before the odd ones.
@@ -70,6 +70,8 @@ class PreparedRows:
     ) -> PreparedRows:
         """Assign room for ``rows`` rows."""
         columns = layout.steps * layout.step_columns
+        if columns % 1024 == 0:
+            columns += 128  # else the same columns of all rows would share a set of the L1 cache
         dtype = {"int8": "int8", "float32": "float32"}.get(form)
         if dtype is None:
             dtype = "uint16" if isa.has_bf16 else "float32"
