@@ -65,6 +65,10 @@ class _Live(TorchDispatchMode):
         self._alive: dict[int, Any] = {}
         self.now = self.most = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping imports all of torch.compile, for seconds
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.count(tree_leaves(result))
