@@ -215,7 +215,7 @@ def write_rounded(
             random_state=0,
         )
     plan = plan_codebooks(alpha, rows, columns, "scales")
-    grid = {"regions": plan.scales, "segment_size": plan.segment_size}
+    grid: dict[str, Any] = {"regions": plan.scales, "segment_size": plan.segment_size}
     grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
     if how == "round to nearest" or isinstance(layer, nn.Embedding) or grouped:
         return round_to_nearest(weight, plan.bits, **grid)
