@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,8 +176,12 @@ def with_codebooks(
 
 def total(layers: Any) -> Footprint:
     """Return the footprint of all compressed layers."""
-    found = [layer.footprint for layer in layers if layer.footprint is not None]
-    return sum(found[1:], found[0])
+    return add([layer.footprint for layer in layers if layer.footprint is not None])
+
+
+def add(footprints: Sequence[Footprint]) -> Footprint:
+    """Return the sum."""
+    return functools.reduce(Footprint.__add__, footprints)
 
 
 def rounded(subject: Subject, alpha: float, how: str) -> tuple[nn.Module, Footprint]:
@@ -197,7 +202,7 @@ def rounded(subject: Subject, alpha: float, how: str) -> tuple[nn.Module, Footpr
         with torch.no_grad():
             dense = torch.from_numpy(written.dequantize())
             layer.weight.copy_(dense.reshape(layer.weight.shape))  # type: ignore[union-attr, operator]
-    return model, sum(footprints[1:], footprints[0])
+    return model, add(footprints)
 
 
 def write_rounded(
