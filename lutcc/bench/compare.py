@@ -199,6 +199,30 @@ class Comparison:
         self._worker("torch").ask("product", name=name, input=input, **request)
         return Subject(label, "torch", name)
 
+    def add_read(self, label: str, input: str, nbytes: int) -> Subject:
+        """Prepare a loop that reads ``nbytes`` once."""
+        self._worker("lutcc").ask("read", name=label, input=input, nbytes=nbytes)
+        return Subject(label, "lutcc", label)
+
+    def add_blocked(
+        self, label: str, input: str, *, columns: int, outputs: int, block: int, seed: int
+    ) -> Subject:
+        """Prepare onnxruntime's product with 4-bit weights, to be measured on ``input``."""
+        sizes = {"columns": columns, "outputs": outputs, "block": block, "seed": seed}
+        self._worker("onnxruntime").ask("blocked", name=label, input=input, **sizes)
+        return Subject(label, "onnxruntime", label)
+
+    def measure_cold(
+        self, subjects: Iterable[Subject], input: str, *, rounds: int = 10
+    ) -> dict[str, Timing]:
+        """Time subjects with empty caches, a call each in turns; label -> seconds per call."""
+
+        def turn(subject: Subject) -> Callable[[float], list[int]]:
+            worker = self._worker(subject.worker)
+            return lambda _: worker.ask("cold", name=subject.name, input=input)["ns"]
+
+        return interleave({s.label: turn(s) for s in subjects}, seconds=0, rounds=rounds)
+
     def measure(
         self, subjects: Iterable[Subject], input: str, *, seconds: float = 0.02, rounds: int = 10
     ) -> dict[str, Timing]:

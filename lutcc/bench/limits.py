@@ -274,6 +274,24 @@ def read_loop(isa: str, nbytes: int) -> tuple[Callable[[], None], int]:
     return once, blocks * READ_BLOCK * turns
 
 
+def read_once(isa: str, nbytes: int) -> Callable[[], None]:
+    """Return a function that reads ``nbytes`` (rounded up to 512) once.
+
+    Examples
+    --------
+    >>> read_once("avx2", 4096)()
+    """
+    run = _reader(isa)
+    blocks = max(1, -(-nbytes // READ_BLOCK))
+    memory = np.ones(blocks * READ_BLOCK + 64, np.uint8)
+    aligned = memory[-memory.ctypes.data % 64 :]
+
+    def once() -> None:
+        run(aligned.ctypes.data, blocks, 1)
+
+    return once
+
+
 def memcpy(nbytes: int) -> Callable[[], None]:
     """Return a function that copies ``nbytes`` from one array to another.
 

@@ -1,7 +1,7 @@
 """Measures again and rewrites the figures in README.md: ``python -m lutcc.bench.readme README.md``.
 
-Runs ``lutcc demo --json``, ``lutcc bench layers --json``, ``lutcc bench ffn --json``, ``lutcc bench
-sampled --json`` and ``lutcc report tuning --json`` (of the shipped logs, in the current folder) and
+Runs ``lutcc demo --json``, ``lutcc bench layers --json``, the same of ``ffn``, ``sampled`` and
+``codebook``, and ``lutcc report tuning --json`` (of the shipped logs, in the current folder) and
 puts their tables between the markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
 """
 
@@ -150,6 +150,15 @@ def sampled_block(data: dict[str, Any]) -> str:
     return markdown_table(header, body) + f"\n\n{caption} {notes(rows)}"
 
 
+def codebook_block(data: dict[str, Any]) -> str:
+    """Return the table of products with codebook weights: microseconds, and who is faster."""
+    from lutcc.bench.codebook_report import HEADER, codebook_cells, notes
+
+    rows = data["sections"]["codebook"]
+    body = [line for row in rows for line in codebook_cells(row)]
+    return markdown_table(HEADER, body) + f"\n\n{_caption(data['machine'])} {notes(rows)}"
+
+
 def _share(part: float) -> str:
     """Return a part of another time; more than all of it is a loss.
 
@@ -191,7 +200,7 @@ def _measured_blocks(text: str) -> str:
     with tempfile.TemporaryDirectory(prefix="lutcc-readme-") as folder:
         text = replace_block(text, "demo", demo_block(measure("demo", "-o", folder)))
     text = replace_block(text, "layers", layers_block(measure("bench", "layers")))
-    for family in ("ffn", "sampled"):
+    for family in ("ffn", "sampled", "codebook"):
         text = _bench_blocks(text, measure("bench", family))
     return text
 
@@ -204,6 +213,8 @@ def _bench_blocks(text: str, data: dict[str, Any]) -> str:
         text = replace_block(text, "hadamard", hadamard_block(data))
     if "sampled" in sections:
         text = replace_block(text, "sampled", sampled_block(data))
+    if "codebook" in sections:
+        text = replace_block(text, "codebook", codebook_block(data))
     return text
 
 
@@ -216,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
         "--bench",
         type=Path,
         metavar="JSON",
-        help="only what lutcc bench ffn or lutcc bench sampled wrote with -o JSON",
+        help="only what lutcc bench ffn, sampled or codebook wrote with -o JSON",
     )
     args = parser.parse_args(argv)
     text = args.file.read_text(encoding="utf-8")

@@ -7,6 +7,10 @@
     {"do": "dense", "name": N, "path": P, "precision": "fp32"}   -> {}
     {"do": "product", "name": N, "input": X, "candidate": {...}, "shape": {...}, "seed": 0} -> {}
     {"do": "input", "name": X, "path": P, "batch": null}         -> {}
+    {"do": "read", "name": N, "input": X, "nbytes": 4096}        -> {}
+    {"do": "blocked", "name": N, "input": X, "columns": 4096, "outputs": 4096, "block": 32,
+     "seed": 0}                                                  -> {}
+    {"do": "cold", "name": N, "input": X}                        -> {"ns": [...]}
     {"do": "cores", "cores": [0, 1]}                             -> {}
     {"do": "burst", "name": N, "input": X, "seconds": 0.02}      -> {"ns": [...]}
     {"do": "output", "name": N, "input": X, "path": P}           -> {"torch": bool}
@@ -31,6 +35,10 @@ from lutcc.bench.baselines import in_turn
 from lutcc.bench.timing import burst
 from lutcc.errors import LutccError, UsageError, suggest
 
+#: Memory that is written before a cold call: more than caches hold.
+_OTHER_BYTES = 64 << 20
+_COLD_CALLS = 2
+
 
 class Bench:
     """What the process has loaded."""
@@ -40,6 +48,7 @@ class Bench:
         self._models: dict[str, tuple[Any, str]] = {}
         self._inputs: dict[str, list[np.ndarray]] = {}
         self._calls: dict[tuple[str, str], Callable[[], Any]] = {}
+        self._other = np.zeros(_OTHER_BYTES, np.uint8)
 
     def artifact(self, name: str, path: str, isa: str | None, threads: int) -> dict[str, Any]:
         """Load an artifact, for a given ISA level or the best that this CPU has."""
@@ -86,6 +95,36 @@ class Bench:
         size = batch or len(x)
         self._inputs[name] = [x[i : i + size] for i in range(0, len(x) - size + 1, size)]
         return {}
+
+    def read(self, name: str, input: str, nbytes: int) -> dict[str, Any]:
+        """Prepare a loop that reads so many bytes once."""
+        from lutcc.bench.limits import read_once
+        from lutcc.runtime import cpu
+
+        self._calls[name, input] = read_once(cpu.best_isa() or "avx2", nbytes)
+        return {}
+
+    def blocked(
+        self, name: str, input: str, columns: int, outputs: int, block: int, seed: int
+    ) -> dict[str, Any]:
+        """Prepare onnxruntime's product with 4-bit weights."""
+        from lutcc.bench.codebook import blocked_product
+
+        (x,) = self._inputs[input]
+        self._calls[name, input] = blocked_product(columns, outputs, block, seed, x)
+        return {}
+
+    def cold(self, name: str, input: str) -> dict[str, Any]:
+        """Run one subject a few times, each after other memory went through the caches."""
+        call = self._call(name, input)
+        times = []
+        with self._mode(name):
+            for _ in range(_COLD_CALLS):
+                self._other += 1
+                start = time.perf_counter_ns()
+                call()
+                times.append(time.perf_counter_ns() - start)
+        return {"ns": times}
 
     def cores(self, cores: list[int]) -> dict[str, Any]:
         """Let this process run on these cores."""

@@ -4,7 +4,8 @@ Everything runs on one core, candidates in turns. Sections: limits (register-onl
 kernels (each lutcc kernel and its share of the limit), layers (a whole look-up layer against torch
 float32, bf16 and int8; with and without AMX where the CPU has it), ffn (LookupFFN against the dense
 feed-forward block that it replaces; Hadamard transforms against memcpy), sampled (products over
-part of the column-row pairs, forward and in training, against dense ones). A ratio below 1 is a
+part of the column-row pairs, forward and in training, against dense ones), codebook (products with
+2-, 3- and 4-bit weights against onnxruntime's and dense ones, hot and cold). A ratio below 1 is a
 loss and printed as one.
 """
 
@@ -22,7 +23,7 @@ from lutcc.cli.arrays import output_file
 from lutcc.cli.console import Console
 from lutcc.errors import UsageError, suggest
 
-SECTIONS = ("limits", "kernels", "layers", "ffn", "sampled")
+SECTIONS = ("limits", "kernels", "layers", "ffn", "sampled", "codebook")
 Section = tuple[Any, list[Table]]
 
 
@@ -101,6 +102,17 @@ def _sampled(options: BenchOptions, only: str | None, console: Console) -> Secti
             options, lambda r: console.detail(f"{r['N']}, {r['K']}, {r['M']} done")
         )
     return rows, sampled_tables(rows)
+
+
+def _codebook(options: BenchOptions, only: str | None, console: Console) -> Section:
+    from lutcc.bench.codebook import bench_codebook
+    from lutcc.bench.codebook_report import codebook_tables
+
+    with console.working("products with codebook weights against others"):
+        rows = bench_codebook(
+            options, lambda r: console.detail(f"{r['N']} x {r['K']} x {r['M']} done")
+        )
+    return rows, codebook_tables(rows)
 
 
 def layers_table(rows: list[dict[str, Any]]) -> Table:
@@ -193,4 +205,5 @@ _SECTIONS: dict[str, Callable[[BenchOptions, str | None, Console], Section]] = {
     "layers": _layers,
     "ffn": _ffn,
     "sampled": _sampled,
+    "codebook": _codebook,
 }
