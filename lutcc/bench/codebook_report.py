@@ -87,6 +87,19 @@ def _number(seconds: float | None) -> str:
     return "-" if seconds is None else number(seconds * 1e6)
 
 
+def _against(name: str, ratio: float) -> str:
+    """Say who is faster.
+
+    Examples
+    --------
+    >>> _against("dense int8", 2.0), _against("dense int8", 0.5)
+    ('2.00x faster than dense int8', 'a loss, 2.00x slower than dense int8')
+    """
+    if ratio >= 1:
+        return f"{faster(ratio)} faster than {name}"
+    return f"a loss, {faster(ratio)} than {name}"
+
+
 def notes(rows: Sequence[Row]) -> str:
     """Return what the numbers do not say: comparisons, losses as losses, and what was left out."""
     parts = ["Hot: one call after the other. Cold: 64 MiB are written before each call"]
@@ -99,13 +112,7 @@ def notes(rows: Sequence[Row]) -> str:
             "dense fp32": best(row, "fp32"),
             "dense int8": best(row, "int8"),
         }
-        said = [
-            f"{faster(t / own)} faster than {name}"
-            if t >= own
-            else f"loss: {faster(t / own)} than {name}"
-            for name, t in against.items()
-            if t is not None
-        ]
+        said = [_against(name, t / own) for name, t in against.items() if t is not None]
         parts.append(f"{shape_of(row)} at 4 bits: " + ", ".join(said))
         read, cold = best(row, "read 4 bits", "cold"), best(row, "lutcc 4 bits", "cold")
         if read and cold:
