@@ -149,8 +149,12 @@ def _own(
 
 
 def _usable_cores() -> list[int]:
-    """Return the cores of this machine: the process itself is bound to one."""
-    return list(range(os.cpu_count() or 1))
+    """Return the cores that this process, which is bound to one, could run on."""
+    bound = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    usable = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, bound)
+    return usable
 
 
 def _onnxruntime(compare: Comparison, shape: Shape, seed: int) -> list[Subject]:
