@@ -58,8 +58,7 @@ class CodebookOptions:
         What the first codebooks minimise: "none": the weights' squared error (the paper's, which
         needs no data). "activations": that times the mean square of the input that a weight meets.
     steps, batch_size, learning_rate
-        Of gradients: from "nearest" indices, and behind an activation. (Compensated indices have
-        no better neighbour without one: steps are not taken.)
+        Of gradients, which "nearest" indices are learnt by; "compensated" ones take none.
     sharpness
         lambda of equation 6: the weight of the term that makes soft indices hard.
     random_state

@@ -54,23 +54,22 @@ class _Learner:
             torch.from_numpy(weights.codebooks.astype(np.float32)),
             torch.from_numpy(weights.scales.astype(np.float32)),
         )
-        joint = options.learn == "joint"
-        if joint and options.assignment == "compensated":
+        if options.learn == "joint" and options.assignment == "compensated":
+            # gradients from here on ended above this error on every layer that was tried, behind
+            # an activation too
             self.compensate()
             self.descend()
-        elif not joint:
+            return
+        if options.learn == "codebook":
             self.refit()
         self.by_gradients(options)
-        if joint and options.assignment == "compensated":
-            self.descend()
 
     def by_gradients(self, options: CodebookOptions) -> None:
         """Take gradient steps, then solve for codebooks and scales."""
         if not options.steps:
             return
-        solved = options.learn == "codebook" or options.assignment == "compensated"
-        if solved and self.data.behind is None:
-            return  # least squares are where gradients would end, and descent beyond that
+        if options.learn == "codebook" and self.data.behind is None:
+            return  # least squares are where gradients would end
         *result, curve = learn_soft_assignments(self.data, self.regions, *self.current, options)
         self.losses += curve
         self.offer(*result)

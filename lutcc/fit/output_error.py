@@ -79,8 +79,8 @@ class OutputError:
         Examples
         --------
         >>> error = OutputError.of(torch.ones(1, 2), torch.eye(2), penalty=0.0)
-        >>> error.gram.tolist(), error.of_rows(torch.zeros(1, 2)).tolist()
-        ([[1.0, 0.0], [0.0, 1.0]], [2.0])
+        >>> error.gram.tolist(), error.loss(-torch.ones(1, 2))[0]
+        ([[1.0, 0.0], [0.0, 1.0]], 2.0)
         """
         gram = torch.zeros(X.shape[1], X.shape[1])
         cross = None if missed is None else torch.zeros_like(exact)

@@ -23,10 +23,11 @@ Weights = npt.NDArray[np.float32]
 
 #: Scales that are tried, over the one at which the largest weight is just on the grid.
 SCALES_TRIED = np.linspace(0.2, 1.05, 52)
-#: AdaRound's stretch of the sigmoid, weight of its regularisation, and rate.
+#: AdaRound's stretch of the sigmoid, weight of its regularisation (errors are in grid steps here;
+#: AdaRound's 0.01 leaves most weights undecided), and rate times steps.
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
-ROUNDING_SHARPNESS = 0.01
-ROUNDING_RATE = 0.01
+ROUNDING_SHARPNESS = 1.0
+ROUNDING_TRAVEL = 10.0
 
 
 def round_to_nearest(
@@ -168,7 +169,7 @@ def adaround(
     low = exact.floor()
     share = ((exact - low).clamp(0.01, 0.99) - STRETCH_LOW) / (STRETCH_HIGH - STRETCH_LOW)
     logits = share.logit().requires_grad_()
-    optimiser = torch.optim.Adam([logits], lr=ROUNDING_RATE)
+    optimiser = torch.optim.Adam([logits], lr=ROUNDING_TRAVEL / max(steps, 1))
     unit = float(step.abs().mean())
 
     def up() -> Tensor:

@@ -62,17 +62,17 @@ def test_adaround_rounds_up_or_down_for_the_outputs(activation: str | None) -> N
     W, X, bias = layer()
     nearest = round_to_nearest(W, 3, regions=len(W))
     rounded = adaround(
-        W, X, None, bias, bits=3, regions=len(W), activation=activation, steps=300, random_state=0
+        W, X, None, bias, bits=3, regions=len(W), activation=activation, steps=200, random_state=0
     )
     assert rounded.footprint() == nearest.footprint()
     np.testing.assert_array_equal(rounded.scales, nearest.scales)
     assert np.abs(rounded.unpacked().astype(int) - nearest.unpacked()).max() == 1
     if activation is None:
-        assert output_error(rounded, W, X) < 0.7 * output_error(nearest, W, X)
+        assert output_error(rounded, W, X) < 0.65 * output_error(nearest, W, X)
     else:
         written = [np.maximum(X @ w.dequantize().T + bias, 0) for w in (rounded, nearest)]
         exact = np.maximum(X @ W.T + bias, 0)
-        assert np.square(written[0] - exact).mean() < 0.8 * np.square(written[1] - exact).mean()
+        assert np.square(written[0] - exact).mean() < 0.75 * np.square(written[1] - exact).mean()
 
 
 def test_a_plan_gives_equal_footprints() -> None:
