@@ -1,4 +1,4 @@
-"""Sentences of the standard library's documentation: text to embed, in parts that share no module."""
+"""Sentences of the standard library: text to embed, in parts that share no module."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def load_sentences(
 def sentences_of(
     documents: Sequence[str], min_words: int, max_words: int, seen: set[str]
 ) -> list[str]:
-    """Return the sentences of prose in documents that are not in ``seen``, and put them there.
+    r"""Return the sentences of prose in documents that are not in ``seen``, and put them there.
 
     Examples
     --------
-    >>> sentences_of(["Return a copy of it.  See below.\\n\\n>>> f(x)"], 3, 60, set())
+    >>> sentences_of(["Return a copy of it.  See below.\n\n>>> f(x)"], 3, 60, set())
     ['Return a copy of it.']
     """
     found = []
