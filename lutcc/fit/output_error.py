@@ -37,6 +37,27 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def input_importance(outputs: Tensor) -> Tensor:
+    """Return (N,) weights of inputs, of mean 1: less for those with large ``outputs`` (N, M).
+
+    ``1 / (|y|^2 + median |y|^2)``. In equation 5 all are equal. But a transformer gives a few
+    tokens outputs that are some hundred times larger than the others'; they then decide alone, the
+    error of all other tokens multiplies (from 5% to 250% in a layer of all-MiniLM-L6-v2), and the
+    normalisation that follows hides what is gained.
+
+    Examples
+    --------
+    >>> [round(w, 2) for w in input_importance(torch.tensor([[1.0], [1.0], [3.0]])).tolist()]
+    [1.36, 1.36, 0.27]
+    """
+    size = outputs.square().sum(1)
+    floor = size.median()
+    if not floor > 0:
+        return torch.ones_like(size)
+    importance = (floor + size).reciprocal()
+    return importance.div_(importance.mean())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class OutputError:
     """Equation 6 without its last term, of weights ``exact + E``; in units of an input's square.
@@ -135,6 +156,8 @@ class ActivationError:
         (N, M): the outputs that are asked for, behind the activation.
     activation
         The activation, of tensors.
+    importance
+        (N,) weights of the inputs.
     unit
         The mean square of an input.
     """
@@ -143,13 +166,14 @@ class ActivationError:
     base: Tensor
     target: Tensor
     activation: Callable[[Tensor], Tensor]
+    importance: Tensor
     unit: float
 
     def of(self, difference: Tensor, picked: Tensor | slice) -> Tensor:
         """Return the error of weights ``exact + difference`` (M, K) in the ``picked`` inputs."""
         outputs = torch.addmm(self.base[picked], self.X[picked], difference.T)
         missed = self.activation(outputs) - self.target[picked]
-        return missed.square().sum() / (len(missed) * self.unit)
+        return missed.square().sum(1) @ self.importance[picked] / (len(missed) * self.unit)
 
     def mean(self, difference: Tensor) -> float:
         """Return the error in all inputs."""
@@ -200,17 +224,17 @@ class Calibration:
         shift = torch.zeros(len(W))
         if bias is not None:
             shift = torch.from_numpy(np.asarray(bias, np.float32)[order])
-        outputs = missed = None
-        if Y is not None:
-            outputs = torch.from_numpy(np.asarray(Y, np.float32)[:, order])
-            missed = torch.addmm(outputs - shift, inputs, full.T, alpha=-1)
-        error = OutputError.of(exact, inputs, missed, penalty)
+        base = torch.addmm(shift, inputs, full.T)
+        outputs = base if Y is None else torch.from_numpy(np.asarray(Y, np.float32)[:, order])
+        importance = input_importance(outputs - shift)
+        root = importance.sqrt()[:, None]
+        missed = None if Y is None else (outputs - base) * root
+        error = OutputError.of(exact, inputs * root, missed, penalty)
         if activation is None:
             return cls(error, None)
         function = ACTIVATIONS[activation]
-        base = torch.addmm(shift, inputs, full.T)
-        target = function(base if outputs is None else outputs)
-        return cls(error, ActivationError(inputs, base, target, function, error.unit))
+        target = function(outputs)
+        return cls(error, ActivationError(inputs, base, target, function, importance, error.unit))
 
     @property
     def exact(self) -> Tensor:
