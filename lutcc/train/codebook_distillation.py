@@ -111,7 +111,10 @@ def distil_codebooks(
         for layer in layers.values()
         if layer.scales.requires_grad
     ]
-    rest = [p for p in model.parameters() if p.dim() == 1 and not _in(p, groups)]
+    single = {id(layer.scales) for layer in layers.values()}  # one scale: the codebooks make up
+    rest = [
+        p for p in model.parameters() if p.dim() == 1 and id(p) not in single and not _in(p, groups)
+    ]
     groups.append({"params": rest, "lr": 0.1 * learning_rate})
     frozen = [p for p in model.parameters() if not _in(p, groups)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
