@@ -184,7 +184,7 @@ def add(footprints: Sequence[Footprint]) -> Footprint:
     return functools.reduce(Footprint.__add__, footprints)
 
 
-def rounded(subject: Subject, alpha: float, how: str) -> tuple[nn.Module, Footprint]:
+def rounded(subject: Subject, alpha: float, how: str, steps: int) -> tuple[nn.Module, Footprint]:
     """Round the layers that :func:`with_codebooks` compresses, the same data reaching them."""
     reference, _ = with_codebooks(subject, alpha, {"learn": "none"})
     names = [
@@ -197,7 +197,7 @@ def rounded(subject: Subject, alpha: float, how: str) -> tuple[nn.Module, Footpr
     for name in names:
         layer = model.get_submodule(name)
         weight = layer.weight.detach().flatten(1).numpy()  # type: ignore[union-attr, operator]
-        written = write_rounded(how, alpha, weight, layer, model, subject)
+        written = write_rounded(how, alpha, weight, layer, model, subject, steps)
         footprints.append(written.footprint())
         with torch.no_grad():
             dense = torch.from_numpy(written.dequantize())
@@ -206,7 +206,13 @@ def rounded(subject: Subject, alpha: float, how: str) -> tuple[nn.Module, Footpr
 
 
 def write_rounded(
-    how: str, alpha: float, weight: Any, layer: nn.Module, model: nn.Module, subject: Subject
+    how: str,
+    alpha: float,
+    weight: Any,
+    layer: nn.Module,
+    model: nn.Module,
+    subject: Subject,
+    steps: int,
 ) -> CodebookWeights:
     """Return a layer's weights by a method to compare with."""
     rows, columns = weight.shape
@@ -231,7 +237,7 @@ def write_rounded(
                 model(**batch) if isinstance(batch, dict) else model(batch)
 
     inputs = record_inputs(layer, run, 4096, 0).rows  # type: ignore[arg-type]
-    return adaround(weight, inputs, bits=plan.bits, random_state=0, **grid)
+    return adaround(weight, inputs, bits=plan.bits, steps=steps, random_state=0, **grid)
 
 
 def jobs(args: argparse.Namespace) -> list[tuple[str, float, str, dict[str, Any]]]:
@@ -278,7 +284,7 @@ def compress(
 ) -> tuple[nn.Module, Footprint]:
     """Compress a model by one method."""
     if method in BASELINES:
-        return rounded(subject, alpha, method)
+        return rounded(subject, alpha, method, steps=20 if args.quick else 1000)
     if args.quick and options.get("learn") != "none":
         options = {**options, "steps": 20}
     small, footprint = with_codebooks(subject, alpha, options)

@@ -20,8 +20,6 @@ Objective = Callable[[Any, Any, Any], Tensor]
 
 #: Layers whose outputs are further than this from the exact model's have other neurons there.
 _COUNTERPART = 1.0
-#: Weights further than this from the exact ones are in another order.
-_SAME_ORDER = 0.7
 
 
 def distil_codebooks(
@@ -30,7 +28,7 @@ def distil_codebooks(
     batches: Sequence[Any],
     *,
     steps: int = 300,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 4e-3,
     objective: Objective | None = None,
     seed: int = 0,
     progress: Callable[[int, int, float], None] | None = None,
@@ -99,9 +97,7 @@ def distil_codebooks(
             fix="pass a model with CodebookLinear or CodebookConv2d layers, and batches",
         )
     twins = {name: exact.get_submodule(name) for name in layers}
-    latents = {
-        name: LatentWeights(layer, _start(layer, twins[name])) for name, layer in layers.items()
-    }
+    latents = {name: LatentWeights(layer) for name, layer in layers.items()}
     groups = [
         {"params": [*latent.parameters(), layers[name].codebooks], "lr": learning_rate * latent.rms}
         for name, latent in latents.items()
@@ -151,15 +147,6 @@ def distil_codebooks(
             if progress is not None:
                 progress(step + 1, steps, losses[-1])
     return losses
-
-
-def _start(layer: CodebookLayer, twin: torch.nn.Module) -> Tensor | None:
-    """Return the exact weights, if they are in the order of the layer's."""
-    exact = twin.weight.detach().flatten(1).float()  # type: ignore[union-attr, operator]
-    if exact.shape != (layer.rows, layer.columns):
-        return None
-    missed = torch.from_numpy(layer.to_weights().dequantize()) - exact
-    return exact if float(missed.norm()) < _SAME_ORDER * float(exact.norm()) else None
 
 
 def _in(parameter: Tensor, groups: list[dict[str, Any]]) -> bool:

@@ -58,16 +58,17 @@ def nearest_indices(latent: Tensor, tables: Tensor) -> Tensor:
 class LatentWeights(torch.nn.Module):
     """What a codebook layer multiplies with while its indices are trained.
 
+    They start from the codewords themselves, not from the weights before compression: many of those
+    lie where the next small step would take another codeword, and indices that make up for one
+    another would be lost at once.
+
     Parameters
     ----------
     layer
         The layer; its codebooks and scales are trained too.
-    exact
-        (M, K) weights that the layer stands for, where its indices may move to; None: start from
-        the weights as they are compressed.
     """
 
-    def __init__(self, layer: CodebookLayer, exact: Tensor | None = None) -> None:
+    def __init__(self, layer: CodebookLayer) -> None:
         super().__init__()
         self.layer = (layer,)  # in a tuple: no child of this module
         self.weights = layer.to_weights()
@@ -77,23 +78,11 @@ class LatentWeights(torch.nn.Module):
         outliers = self.weights.outliers
         columns = self.weights.columns
         self.beside = None if outliers is None else torch.from_numpy(outliers.dense(columns))
-        tables, _ = self._sorted_tables()
         indices = torch.from_numpy(self.weights.unpacked().astype(np.int64))
         books, scales = layer.codebooks.detach(), layer.scales.detach()
         stored = self.regions.dequantize(indices, books, scales)
         self.rms = float(stored.square().mean().sqrt())
-        latent = self._cut(stored)
-        if exact is not None:
-            if self.beside is not None:
-                exact = exact - self.beside
-            wanted = self._cut(exact if self.order is None else exact[self.order])
-            chosen = nearest_indices(latent, tables.detach())
-            edges = F.pad((tables[:, 1:] + tables[:, :-1]).detach() / 2, (1, 1))
-            edges[:, 0], edges[:, -1] = -torch.inf, torch.inf
-            near = 1e-4 * self.rms  # indices stay what they are
-            low, high = edges.gather(1, chosen) + near, edges.gather(1, chosen + 1) - near
-            latent = torch.where(low < high, wanted.clamp(low, high), latent)
-        self.latent = torch.nn.Parameter(latent)
+        self.latent = torch.nn.Parameter(self._cut(stored))
 
     def _sorted_tables(self) -> tuple[Tensor, Tensor]:
         """Return (M * S, L) ascending tables, and the index of each entry."""

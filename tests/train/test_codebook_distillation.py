@@ -48,16 +48,14 @@ def weights(segmented: bool) -> CodebookWeights:
 def test_latent_weights_start_and_end_where_the_layer_is(segmented: bool) -> None:
     layer = CodebookLinear.from_weights(weights(segmented), np.zeros(6), compute="float32")
     before = layer.dequantize()
-    exact = before + 0.3 * torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
-    for start in (None, exact):
-        latent = LatentWeights(layer, start)
-        torch.testing.assert_close(latent.weight().detach(), before)
-        x = torch.randn(2, 70)
-        with multiplied_with(layer, latent):
-            torch.testing.assert_close(layer(x), x @ before.T)
-        latent.finish()
-        torch.testing.assert_close(layer.dequantize(), before)
-        assert not layer.training
+    latent = LatentWeights(layer)
+    torch.testing.assert_close(latent.weight().detach(), before)
+    x = torch.randn(2, 70)
+    with multiplied_with(layer, latent):
+        torch.testing.assert_close(layer(x), x @ before.T)
+    latent.finish()
+    torch.testing.assert_close(layer.dequantize(), before)
+    assert not layer.training
 
 
 def test_gradients_pass_straight_through_and_by_index() -> None:
@@ -81,7 +79,7 @@ def test_training_lowers_what_the_compressed_model_misses() -> None:
     small = lutcc.convert(exact, {"*": Codebook(alpha=6.5, learn="none", compute="float32")})
     before = copy.deepcopy(small)
     batches = list(x.split(64))
-    losses = distil_codebooks(small, exact, batches, steps=60, learning_rate=0.005)
+    losses = distil_codebooks(small, exact, batches, steps=60, learning_rate=0.03)
     assert losses[-1] < losses[0]
     with torch.no_grad():
         missed = [float((m(held_out) - exact(held_out)).square().mean()) for m in (before, small)]
