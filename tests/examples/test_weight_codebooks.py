@@ -16,7 +16,7 @@ def test_methods_are_compared_at_equal_footprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example = load("weight_codebooks")
-    monkeypatch.setattr(example, "resnet", partial(resnet, width=16))
+    monkeypatch.setattr(example, "resnet", partial(resnet, width=8))
     args = ["--models", "resnet", "--tables", "methods", "--alphas", "4.5", "--quick"]
     args += ["--output", str(tmp_path)]
     found = example.main(args)
