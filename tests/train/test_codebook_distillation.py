@@ -79,7 +79,7 @@ def test_training_lowers_what_the_compressed_model_misses() -> None:
     small = lutcc.convert(exact, {"*": Codebook(alpha=6.5, learn="none", compute="float32")})
     before = copy.deepcopy(small)
     batches = list(x.split(64))
-    losses = distil_codebooks(small, exact, batches, steps=60, learning_rate=0.015)
+    losses = distil_codebooks(small, exact, batches, steps=120, learning_rate=0.02)
     assert losses[-1] < losses[0]
     with torch.no_grad():
         missed = [float((m(held_out) - exact(held_out)).square().mean()) for m in (before, small)]
