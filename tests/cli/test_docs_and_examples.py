@@ -68,6 +68,7 @@ OTHERS = {
     "figure4_projections.py",
     "lookupffn_mlm.py",
     "sampled_training.py",
+    "weight_codebooks.py",
 }
 
 
