@@ -69,7 +69,8 @@ def distil_codebooks(
     Raises
     ------
     ConvertError
-        If the model has no codebook layers with weights to train, or there are no batches.
+        If the model has no codebook layers with weights to train, there are no batches, or the loss
+        is not finite.
 
     Notes
     -----
@@ -139,6 +140,12 @@ def distil_codebooks(
                 loss = loss + objective(result, target, batch)
             elif not terms:
                 loss = _error(_first(result), _first(target))
+            if not bool(torch.isfinite(loss)):  # the last good state stays
+                raise ConvertError(
+                    f"the loss is {float(loss.detach())} at step {step}",
+                    where="distil_codebooks",
+                    fix="check the batches for NaN, or lower learning_rate",
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

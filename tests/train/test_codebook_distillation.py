@@ -102,3 +102,8 @@ def test_what_cannot_be_trained() -> None:
     exact = nn.Sequential(nn.Linear(8, 8))
     with pytest.raises(ConvertError, match="0 layers to train, 1 batches"):
         distil_codebooks(exact, exact, [torch.zeros(1, 8)])
+    small = nn.Sequential(CodebookLinear.from_linear(nn.Linear(64, 64), alpha=5))
+    before = small[0].dequantize()  # type: ignore[operator]
+    with pytest.raises(ConvertError, match="the loss is nan at step 0"):
+        distil_codebooks(small, nn.Sequential(nn.Linear(64, 64)), [torch.full((2, 64), torch.nan)])
+    assert torch.equal(small[0].dequantize(), before)  # type: ignore[operator]
