@@ -5,14 +5,16 @@ by the embeddings of held-out sentences), a small ResNet and a small vision tran
 scikit-learn's handwritten digits (judged by accuracy). Three tables, after JLCM's:
 
 * clusterings (table 3): the data-free start, at alpha = 3.9;
-* ablation (table 4): nothing learnt; codebooks; codebooks and indices by the plain gradient; by the
-  proximal gradient; from error-compensated indices; all layers together by distillation;
+* ablation (table 4), at the second alpha: nothing learnt; codebooks; codebooks and indices by the
+  plain gradient; by the proximal gradient; from error-compensated indices;
 * methods (table 5): against round-to-nearest, k-means of each channel and AdaRound, all at the
-  footprint of the goal or above it, counted as stored.
+  footprint of the goal or above it, counted as stored; and what distillation of all layers
+  together, beyond the paper, makes of the last row of the ablation.
 
-Writes results.jsonl (an interrupted run goes on from there) and tables.md.
+Writes results.jsonl and the fitted layers (an interrupted run goes on from there), and tables.md.
 
-Run: python examples/weight_codebooks.py                          (an hour or so of two cores)
+Run: python examples/weight_codebooks.py                          (two hours or so of two cores)
+     python examples/weight_codebooks.py --tables methods --device cuda  (distils on a GPU)
      python examples/weight_codebooks.py --models resnet vit --tables methods --quick
 """
 
@@ -41,6 +43,7 @@ from lutcc.data import ImageSplit, digits, minilm
 from lutcc.data.sentences import load_sentences
 from lutcc.fit.codebook_plan import plan_codebooks
 from lutcc.fit.rounding_baselines import adaround, channel_kmeans, round_to_nearest
+from lutcc.nn.fitted_layers import FittedLayer
 from lutcc.nn.paired_rows import record_inputs
 from lutcc.recipes import Codebook
 from lutcc.report.embeddings import agreement
@@ -48,6 +51,8 @@ from lutcc.train.classifier import ClassifierRecipe, Run, accuracy, train_classi
 from lutcc.train.codebook_distillation import distil_codebooks
 from lutcc.train.digit_networks import VisionTransformer, resnet
 
+#: Sentences that layers are fitted on, and that all of them learn from together.
+MINILM_FITS, MINILM_LESSONS = 512, 7000
 CLUSTERINGS = ("random", "kmeans", "bisecting", "graph", "hierarchical")
 PAPER: dict[str, Any] = {"assignment": "nearest"}
 ABLATION: dict[str, dict[str, Any]] = {
@@ -57,6 +62,8 @@ ABLATION: dict[str, dict[str, Any]] = {
     "joint, proximal gradient": PAPER,
     "joint, error-compensated start": {},
 }
+#: Which of the alphas the ablation is done at.
+ABLATED = 1
 DISTILLED = "all layers together, distilled"
 BASELINES = ("round to nearest", "k-means of channels", "AdaRound")
 JLCM = "joint, error-compensated start"
@@ -80,6 +87,8 @@ class Subject:
         Of the distillation.
     steps
         Of the distillation.
+    lessons
+        Batches of the distillation, by default those of the calibration.
     """
 
     name: str
@@ -89,12 +98,48 @@ class Subject:
     judge: Callable[[nn.Module], dict[str, float]]
     objective: Any
     steps: int
+    lessons: list[Any] | None = None
+
+
+class KeptLayers:
+    """Fitted layers in a folder, a file each (see ``lutcc.nn.fitted_layers.FittedLayers``)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, name: str, source: str) -> FittedLayer | None:
+        """Return a layer, if it was fitted to these weights."""
+        path = self.folder / f"{name}.npz"
+        if not path.exists():
+            return None
+        with np.load(path) as file:
+            arrays = dict(file)
+        about = json.loads(arrays.pop("about").item())
+        if about.pop("source") != source:
+            return None
+        weights = CodebookWeights.from_arrays(arrays, **about.pop("form"))
+        return FittedLayer(weights, **about)
+
+    def save(self, name: str, source: str, fitted: FittedLayer) -> None:
+        """Keep a layer."""
+        weights = fitted.weights
+        form = {
+            "bits": weights.bits,
+            "columns": weights.columns,
+            "segment_size": weights.segment_size,
+        }
+        about = {"source": source, "form": form, "rows": fitted.rows, "error": fitted.error}
+        about["note"] = fitted.note
+        unfinished = self.folder / f"{name}.unfinished.npz"
+        np.savez(unfinished, about=np.array(json.dumps(about)), **weights.to_arrays())
+        unfinished.replace(self.folder / f"{name}.npz")
 
 
 def load_minilm(args: argparse.Namespace) -> Subject:
     """Return all-MiniLM-L6-v2; its 24 MB of token embeddings stay exact unless asked for."""
     encoder = minilm.load(args.weights)
-    sizes = (64, 200) if args.quick else (1024, 2048)
+    sizes = (64, 200) if args.quick else (MINILM_LESSONS, 2048)
     text = load_sentences(*sizes)
     exact = encoder.embed(text.held_out)
 
@@ -112,9 +157,17 @@ def load_minilm(args: argparse.Namespace) -> Subject:
         )
         return 5 * (1 - (a * b).sum(-1)).mean()
 
-    batches = encoder.batches(text.calibration, batch_size=32, max_tokens=64)
+    batches = encoder.batches(text.calibration[:MINILM_FITS], batch_size=32, max_tokens=64)
+    lessons = encoder.batches(text.calibration, batch_size=64, max_tokens=64)
     return Subject(
-        "all-MiniLM-L6-v2", encoder.model, recipe, batches, judge, objective, args.steps or 600
+        "all-MiniLM-L6-v2",
+        encoder.model,
+        recipe,
+        batches,
+        judge,
+        objective,
+        args.steps or 1000,
+        lessons,
     )
 
 
@@ -165,12 +218,13 @@ def load_digits(name: str, build: Callable[[], nn.Module], args: argparse.Namesp
 
 
 def with_codebooks(
-    subject: Subject, alpha: float, options: dict[str, Any]
+    subject: Subject, alpha: float, options: dict[str, Any], kept: Path | None = None
 ) -> tuple[nn.Module, Footprint]:
     """Compress the model, and return it with the footprint of what was compressed."""
     recipe = subject.recipe(Codebook(alpha=alpha, compute="float32", **options))
     data = None if options.get("learn") == "none" else subject.calibration
-    small = lutcc.convert(subject.model, recipe, data)
+    layers = KeptLayers(kept) if kept else None
+    small = lutcc.convert(subject.model, recipe, data, kept=layers)
     return small, total(small.conversion_report.layers)  # type: ignore[union-attr]
 
 
@@ -231,11 +285,11 @@ def write_rounded(
     if how == "round to nearest" or isinstance(layer, nn.Embedding) or grouped:
         return round_to_nearest(weight, plan.bits, **grid)
 
-    def run() -> None:
+    def forward(batch: Any) -> None:
         with torch.no_grad():
-            for batch in subject.calibration:
-                model(**batch) if isinstance(batch, dict) else model(batch)
+            model(**batch) if isinstance(batch, dict) else model(batch)
 
+    run = [functools.partial(forward, batch) for batch in subject.calibration]
     inputs = record_inputs(layer, run, 4096, 0).rows  # type: ignore[arg-type]
     return adaround(weight, inputs, bits=plan.bits, steps=steps, random_state=0, **grid)
 
@@ -249,13 +303,12 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, float, str, dict[str, Any]
                 options = {"clustering": kind, "mode": mode, "learn": "none"}
                 found.append(("clusterings", 3.9, f"{kind}, {mode}", options))
     for alpha in args.alphas:
-        if "ablation" in args.tables:
+        if "ablation" in args.tables and alpha == args.alphas[: ABLATED + 1][-1]:
             found += [("ablation", alpha, name, o) for name, o in ABLATION.items()]
-            found.append(("ablation", alpha, DISTILLED, {}))
         if "methods" in args.tables:
             found += [("methods", alpha, name, {}) for name in BASELINES]
             found += [("methods", alpha, name, ABLATION[name]) for name in ("nothing learnt", JLCM)]
-            found.append(("methods", alpha, DISTILLED, {}))
+            found.append(("methods", alpha, DISTILLED, ABLATION[JLCM]))
     return found
 
 
@@ -287,12 +340,15 @@ def compress(
         return rounded(subject, alpha, method, steps=20 if args.quick else 1000)
     if args.quick and options.get("learn") != "none":
         options = {**options, "steps": 20}
-    small, footprint = with_codebooks(subject, alpha, options)
+    kept = None
+    if method in (JLCM, DISTILLED):  # the one goes on from the other
+        kept = args.output / "layers" / f"{subject.name}, {alpha:g}"
+    small, footprint = with_codebooks(subject, alpha, options, kept)
     if method == DISTILLED:
         distil_codebooks(
-            small,
-            subject.model,
-            subject.calibration,
+            small.to(args.device),
+            copy.deepcopy(subject.model).to(args.device),
+            [to_device(batch, args.device) for batch in subject.lessons or subject.calibration],
             steps=3 if args.quick else subject.steps,
             objective=subject.objective,
             progress=lambda step, steps, loss: (
@@ -301,7 +357,14 @@ def compress(
                 else None
             ),
         )
-    return small, footprint
+    return small.cpu(), footprint
+
+
+def to_device(batch: Any, device: str) -> Any:
+    """Return a batch on a device."""
+    if isinstance(batch, dict):
+        return {name: value.to(device) for name, value in batch.items()}
+    return batch.to(device)
 
 
 def tables(results: Results, args: argparse.Namespace) -> str:
@@ -336,6 +399,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--alphas", nargs="+", type=float, default=[3.9, 5.33, 7.5])
     parser.add_argument("--weights", type=Path, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--embeddings", action="store_true", help="compress token embeddings too")
+    parser.add_argument("--device", default="cpu", help="what the distillation runs on")
     parser.add_argument("--steps", type=int, help="of the distillation")
     parser.add_argument(
         "--quick", action="store_true", help="see that it runs; figures mean little"

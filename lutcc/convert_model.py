@@ -19,6 +19,7 @@ from lutcc.nn.conversion import ConversionReport, LayerReport, convert_layer, ex
 from lutcc.nn.conversion_codebook import CodebookConversion
 from lutcc.nn.conversion_plan import Step, plan_conversion
 from lutcc.nn.fitted_layers import FittedLayers
+from lutcc.nn.paired_rows import Run
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 Batch: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -134,7 +135,7 @@ def convert(
             needed = batches and step not in idle
             try:
                 if isinstance(step.config, recipes.Codebook):
-                    runs = [partial(_run_all, m, batches) for m in (converted, codebooks.exact)]
+                    runs = [_runs(m, batches) for m in (converted, codebooks.exact)]
                     reports.append(codebooks.convert(step, *(runs if needed else (None, None))))
                     continue
                 inputs = _inputs_of(converted, step.entry, batches) if needed else None
@@ -295,9 +296,8 @@ def _example(batches: list[Batch]) -> Any:
     return kwargs or args
 
 
-def _run_all(model: torch.nn.Module, batches: list[Batch]) -> None:
-    for args, kwargs in batches:
-        _run(model, args, kwargs)
+def _runs(model: torch.nn.Module, batches: list[Batch]) -> Run:
+    return [partial(_run, model, args, kwargs) for args, kwargs in batches]
 
 
 def _run(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -168,9 +168,9 @@ def run(
     batch: int,
     rounds: int,
     parts: Sequence[str] = PARTS,
-    out: Callable[[str], Any] = sys.stdout.write,
+    out: Callable[[str], Any] | None = None,
 ) -> None:
-    """Measure and write the tables.
+    """Measure and write the tables, to standard output unless ``out`` takes them.
 
     Raises
     ------
@@ -178,6 +178,7 @@ def run(
         Without a GPU.
     """
     require_gpu()
+    out = sys.stdout.write if out is None else out
     torch.manual_seed(0)
     out(f"{describe()}\n\n")
     out(f"Median of {rounds} calls (20th-80th percentile), L2 empty before each.\n\n")

@@ -80,11 +80,14 @@ class SentenceEncoder:
         import torch
 
         order = np.argsort([len(s) for s in sentences], kind="stable")
+        model = model or self.model
+        device = next(model.parameters()).device
         parts = []
         with torch.inference_mode():
-            for batch in self.batches(sentences, batch_size=batch_size, max_tokens=max_tokens):
-                states = (model or self.model)(**batch).last_hidden_state
-                parts.append(pooled(states, batch["attention_mask"]).numpy())
+            for tokens in self.batches(sentences, batch_size=batch_size, max_tokens=max_tokens):
+                batch = {name: value.to(device) for name, value in tokens.items()}
+                states = model(**batch).last_hidden_state
+                parts.append(pooled(states, batch["attention_mask"]).cpu().numpy())
         found = np.concatenate(parts)
         result = np.empty_like(found)
         result[order] = found

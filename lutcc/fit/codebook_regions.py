@@ -62,6 +62,11 @@ class Regions:
         """Return those of the rows ``start`` .. ``stop``."""
         return Regions(self.books[start:stop], self.factors[start:stop], self.segment, self.scaled)
 
+    def to(self, device: torch.device) -> Regions:
+        """Return the same on another device."""
+        maps = (part.to(device) for part in (self.books, self.factors, self.segment))
+        return Regions(*maps, self.scaled)
+
     def tables(self, codebooks: Tensor, scales: Tensor) -> Tensor:
         """Return (M, S, L): what each index means in each segment of each row."""
         return codebooks[self.books] * scales[self.factors][..., None]

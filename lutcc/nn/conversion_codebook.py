@@ -23,10 +23,9 @@ from lutcc.nn.conversion import LayerReport, exact_report, weight_bytes
 from lutcc.nn.conversion_folding import NOT, fold_neurons
 from lutcc.nn.conversion_plan import Step
 from lutcc.nn.fitted_layers import FittedLayer, FittedLayers, digest
-from lutcc.nn.paired_rows import Rows, record_inputs, record_outputs
+from lutcc.nn.paired_rows import Rows, Run, record_inputs, record_outputs
 
 Matrix: TypeAlias = torch.nn.Linear | torch.nn.Conv2d | torch.nn.Embedding
-Run: TypeAlias = Callable[[], None]
 
 _ROWS_AT_ONCE = 4096
 
@@ -82,8 +81,8 @@ class CodebookConversion:
         step
             The layer and its config.
         run, run_exact
-            Run the model, and the exact one, on the calibration data; None: there is none, or the
-            layer is not called.
+            Run the model, and the exact one, on the calibration data, by batches; None: there is
+            none, or the layer is not called.
 
         Raises
         ------

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from lutcc.nn.codebook_fitting import patch_geometry
 Rows = npt.NDArray[np.float32]
 RowsAt = Callable[[npt.NDArray[np.intp]], Rows]
 Layer = torch.nn.Linear | torch.nn.Conv2d
+Run: TypeAlias = Sequence[Callable[[], object]]
+"""What runs a model, a batch at a time."""
 
 
 class RowSample:
@@ -72,8 +74,12 @@ class RowSample:
         return self._rows
 
 
-def record_inputs(layer: Layer, run: Callable[[], None], max_rows: int, seed: int) -> RowSample:
-    """Return a sample of the rows, or patches, that ``layer`` receives while ``run`` runs."""
+def record_inputs(layer: Layer, run: Run, max_rows: int, seed: int) -> RowSample:
+    """Return a sample of the rows, or patches, that ``layer`` receives while ``run`` runs.
+
+    After the first batch, which says how often the model calls the layer, nothing is computed that
+    comes after its last call.
+    """
 
     def offer(sample: RowSample, value: torch.Tensor, _: torch.Tensor) -> None:
         if isinstance(layer, torch.nn.Linear):
@@ -88,7 +94,7 @@ def record_inputs(layer: Layer, run: Callable[[], None], max_rows: int, seed: in
     return _record(layer, run, RowSample(max_rows, seed), offer)
 
 
-def record_outputs(layer: Layer, run: Callable[[], None], max_rows: int, seed: int) -> RowSample:
+def record_outputs(layer: Layer, run: Run, max_rows: int, seed: int) -> RowSample:
     """Return a sample of what ``layer`` returns, row for row that of :func:`record_inputs`."""
 
     def offer(sample: RowSample, _: torch.Tensor, result: torch.Tensor) -> None:
@@ -101,18 +107,34 @@ def record_outputs(layer: Layer, run: Callable[[], None], max_rows: int, seed: i
     return _record(layer, run, RowSample(max_rows, seed), offer)
 
 
+class _Recorded(BaseException):  # no Exception, which a model might catch
+    """All calls of a batch are recorded; the rest of the model need not run."""
+
+
 def _record(
     layer: Layer,
-    run: Callable[[], None],
+    run: Run,
     sample: RowSample,
     offer: Callable[[RowSample, torch.Tensor, torch.Tensor], None],
 ) -> RowSample:
+    calls, expected = 0, 0
+
     def keep(module: Any, args: Iterable[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        nonlocal calls
         offer(sample, next(iter([*args, *kwargs.values()])), result)
+        calls += 1
+        if calls == expected:
+            raise _Recorded
 
     handle = layer.register_forward_hook(keep, with_kwargs=True)
     try:
-        run()
+        for forward in run:
+            calls = 0
+            try:
+                forward()
+            except _Recorded:
+                continue
+            expected = expected or calls
     finally:
         handle.remove()
     return sample

@@ -72,13 +72,15 @@ class LatentWeights(torch.nn.Module):
         super().__init__()
         self.layer = (layer,)  # in a tuple: no child of this module
         self.weights = layer.to_weights()
-        self.regions = Regions.of(self.weights)
+        device = layer.codebooks.device
+        self.regions = Regions.of(self.weights).to(device)
         order = self.weights.order
-        self.order = None if order is None else torch.from_numpy(order.astype(np.int64))
+        self.order = None if order is None else torch.from_numpy(order.astype(np.int64)).to(device)
         outliers = self.weights.outliers
         columns = self.weights.columns
-        self.beside = None if outliers is None else torch.from_numpy(outliers.dense(columns))
-        indices = torch.from_numpy(self.weights.unpacked().astype(np.int64))
+        beside = None if outliers is None else torch.from_numpy(outliers.dense(columns))
+        self.beside = None if beside is None else beside.to(device)
+        indices = torch.from_numpy(self.weights.unpacked().astype(np.int64)).to(device)
         books, scales = layer.codebooks.detach(), layer.scales.detach()
         stored = self.regions.dequantize(indices, books, scales)
         self.rms = float(stored.square().mean().sqrt())
@@ -118,10 +120,10 @@ class LatentWeights(torch.nn.Module):
             indices = self._joined(entries.gather(1, nearest))
         layer.load_weights(
             CodebookWeights.of(
-                indices.numpy(),
-                layer.codebooks.detach().numpy(),
+                indices.cpu().numpy(),
+                layer.codebooks.detach().cpu().numpy(),
                 bits=self.weights.bits,
-                scales=layer.scales.detach().numpy(),
+                scales=layer.scales.detach().cpu().numpy(),
                 segment_size=self.weights.segment_size,
                 order=self.weights.order,
                 outliers=self.weights.outliers,

@@ -111,9 +111,9 @@ def score_grad_kernel(
                 for first in range(0, outputs, COLUMNS):
                     c = first + m
                     mask = ok & (c < outputs)
-                    g = tl.load(grad + r[:, None] * grad_stride + c, mask=mask, other=0.0)
+                    part = tl.load(grad + r[:, None] * grad_stride + c, mask=mask, other=0.0)
                     v = tl.load(tables + row + c, mask=mask, other=0.0)
-                    product += g.to(SUM) * v.to(SUM)
+                    product += part.to(SUM) * v.to(SUM)
             total = tl.where(valid, tl.sum(product, 1), float("nan"))
             tl.store(out + r * count + e, total.to(out.dtype.element_ty), mask=here)
 
