@@ -49,6 +49,7 @@ from lutcc.schedules.x86.emit import (
     splat,
     when,
 )
+from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.panels import ThreadLoop, share
 
 #: Rows that are done together at most.
@@ -57,8 +58,10 @@ MOST_ROWS = 8
 VARIANTS = (1, 2, 4, 8)
 #: Multiply-adds that must be under way for both units to be busy.
 _CHAINS = 8
-#: Up to so many rows, the row vectors of a tile are done together.
-_SHARING = 1
+#: Sums that stay in registers beside tables and weights, with 32 of them and with 16.
+_SUMS_512, _SUMS_256 = 16, 4
+#: More rows than these take longer than the hardware's prefetching, which software then helps.
+_UNAIDED = 2
 
 Tables = Callable[[int, int], list[Expr]]
 
@@ -130,9 +133,8 @@ class Few:
             block = bind(begin + b)
             now = bind(minimum(i64(tiles), i64(layout.tiles) - block * tiles))
             with loop(now) as i:
-                Tile(self, rows, bind(block * tiles + i)).multiply(
-                    sums, bind(i * (layout.tile_rows * 4))
-                )
+                at = bind(i * (layout.tile_rows * 4))
+                Tile(self, rows, bind(block * tiles + i)).multiply(sums, at)
             for r in range(rows):
                 if r:
                     with when(r < self.count):
@@ -203,10 +205,12 @@ class Tile:
         self.layout = few.x.layout
         self.lanes = self.isa.vector_bytes // 4
         self.kind = "int32" if self.x.form == "int8" else "float32"
-        # More sums than these would not stay in registers.
-        self.together = self.layout.tile if rows <= _SHARING else 1
+        self.together = _together(self.isa, rows, self.layout.tile)
         cells = rows * self.together
-        self.chains = 1 if self.kind == "int32" else min(4, max(1, _CHAINS // cells))
+        most = 4
+        if self.kind == "int32":  # two products a step, and vpdpbusd takes 4 cycles
+            most = 2 if self.isa.has_vbmi_vnni else 1
+        self.chains = min(most, max(1, _CHAINS // cells))
         self.acc: Registers = registers(cells * self.chains, self.kind, self.lanes)
 
     def multiply(self, sums: View, at: Expr) -> None:
@@ -265,7 +269,7 @@ class Tile:
                 self._floats(v, packed, column, tables)
 
     def _prefetch(self, step: Expr) -> None:
-        if not self.config.prefetch:
+        if self.rows <= _UNAIDED or not self.config.prefetch:
             return
         at = (self.tile * self.layout.steps + step) * self.layout.step_bytes
         for line in range(0, self.layout.step_bytes, 64):
@@ -281,13 +285,13 @@ class Tile:
             at = column + p * PAIR_COLUMNS
             for r in range(self.rows):
                 q = [x.broadcast(x.values, r, at + half * 16, 16) for half in range(2)]
-                slot = self._slot(v, r, 0)
                 if self.isa.has_vbmi_vnni:
-                    value = self.acc.get(slot)
-                    for w, quantised in zip(weights, q, strict=True):
-                        value = bind(x86.VPDPBUSD_512(value, w, quantised))
-                    self.acc.set(slot, value)
+                    for half, (w, quantised) in enumerate(zip(weights, q, strict=True)):
+                        slot = self._slot(v, r, half)
+                        value = self.acc.get(slot)
+                        self.acc.set(slot, bind(x86.VPDPBUSD_512(value, w, quantised)))
                     continue
+                slot = self._slot(v, r, 0)
                 wide = self.isa.has_avx512
                 multiply = x86.PMADDUBSW_512 if wide else x86.PMADDUBSW_256
                 widen = x86.PMADDWD_512 if wide else x86.PMADDWD_256
@@ -321,6 +325,12 @@ class Tile:
                         self.acc.set(slot, bind(x86.VDPBF16PS_512(self.acc.get(slot), *pair)))
                     else:
                         self.acc.set(slot, fma(w, x, self.acc.get(slot), self.lanes))
+
+
+def _together(isa: Isa, rows: int, tile: int) -> int:
+    """Return how many row vectors of a tile are done at a time: they share what is read of x."""
+    sums = _SUMS_512 if isa.has_avx512 else _SUMS_256
+    return max(n for n in (1, 2, 4) if n <= tile and (n == 1 or n * rows <= sums))
 
 
 def widened(half: Expr) -> list[Expr]:
