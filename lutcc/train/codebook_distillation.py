@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lutcc.errors import ConvertError
 from lutcc.nn.codebook import CodebookLayer
@@ -99,26 +101,19 @@ def distil_codebooks(
         )
     twins = {name: exact.get_submodule(name) for name in layers}
     latents = {name: LatentWeights(layer) for name, layer in layers.items()}
+    trained = [p for latent in latents.values() for p in latent.parameters() if p.requires_grad]
+    scales = {id(layer.scales) for layer in layers.values()}
+    rest = [p for p in model.parameters() if p.dim() == 1 and id(p) not in scales]
     groups = [
-        {"params": [*latent.parameters(), layers[name].codebooks], "lr": learning_rate * latent.rms}
-        for name, latent in latents.items()
+        {"params": trained, "lr": learning_rate},
+        {"params": rest, "lr": 0.1 * learning_rate},
     ]
-    groups += [
-        {"params": [layer.scales], "lr": learning_rate * float(layer.scales.detach().abs().mean())}
-        for layer in layers.values()
-        if layer.scales.requires_grad
-    ]
-    single = {id(layer.scales) for layer in layers.values()}  # one scale: the codebooks make up
-    rest = [
-        p for p in model.parameters() if p.dim() == 1 and id(p) not in single and not _in(p, groups)
-    ]
-    groups.append({"params": rest, "lr": 0.1 * learning_rate})
-    frozen = [p for p in model.parameters() if not _in(p, groups)]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    frozen = [p for p in model.parameters() if not any(p is other for other in rest)]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
     fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     losses: list[float] = []
     with ExitStack() as stack:
-        stack.enter_context(_gradients(frozen, [p for g in groups for p in g["params"]]))
+        stack.enter_context(_gradients(frozen, [*trained, *rest]))
         for name, layer in layers.items():
             stack.callback(latents[name].finish)
             stack.enter_context(multiplied_with(layer, latents[name]))
@@ -140,9 +135,10 @@ def distil_codebooks(
                 loss = loss + objective(result, target, batch)
             elif not terms:
                 loss = _error(_first(result), _first(target))
-            if not bool(torch.isfinite(loss)):  # the last good state stays
+            value = float(loss.detach())
+            if not math.isfinite(value):  # the last good state stays
                 raise ConvertError(
-                    f"the loss is {float(loss.detach())} at step {step}",
+                    f"the loss is {value} at step {step}",
                     where="distil_codebooks",
                     fix="check the batches for NaN, or lower learning_rate",
                 )
@@ -150,14 +146,10 @@ def distil_codebooks(
             loss.backward()
             optimizer.step()
             fall.step()
-            losses.append(float(loss.detach()))
+            losses.append(value)
             if progress is not None:
                 progress(step + 1, steps, losses[-1])
     return losses
-
-
-def _in(parameter: Tensor, groups: list[dict[str, Any]]) -> bool:
-    return any(parameter is other for group in groups for other in group["params"])
 
 
 def _rate(step: int, steps: int) -> float:
@@ -227,5 +219,4 @@ def _first(output: Any) -> Tensor:
 def _error(found: Tensor, wanted: Tensor) -> Tensor:
     """Return the squared error over the spread of what was wanted."""
     wanted = wanted.detach()
-    spread = (wanted - wanted.mean()).square().sum().clamp_min(1e-12)
-    return (found - wanted).square().sum() / spread
+    return F.mse_loss(found, wanted) / wanted.var(correction=0).clamp_min(1e-12)

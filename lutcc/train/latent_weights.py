@@ -60,12 +60,14 @@ class LatentWeights(torch.nn.Module):
 
     They start from the codewords themselves, not from the weights before compression: many of those
     lie where the next small step would take another codeword, and indices that make up for one
-    another would be lost at once.
+    another would be lost at once. Parameters are in units of their size in the layer, so that one
+    learning rate serves those of all layers: ``latent``, ``codebooks``, and ``scales`` where there
+    are several.
 
     Parameters
     ----------
     layer
-        The layer; its codebooks and scales are trained too.
+        The layer; :meth:`finish` writes what was trained into it.
     """
 
     def __init__(self, layer: CodebookLayer) -> None:
@@ -83,14 +85,15 @@ class LatentWeights(torch.nn.Module):
         indices = torch.from_numpy(self.weights.unpacked().astype(np.int64)).to(device)
         books, scales = layer.codebooks.detach(), layer.scales.detach()
         stored = self.regions.dequantize(indices, books, scales)
-        self.rms = float(stored.square().mean().sqrt())
-        self.latent = torch.nn.Parameter(self._cut(stored))
+        self.rms = float(stored.square().mean().sqrt()) or 1.0
+        self.unit = float(scales.abs().mean()) or 1.0
+        self.latent = torch.nn.Parameter(self._cut(stored / self.rms))
+        self.codebooks = torch.nn.Parameter(books * (self.unit / self.rms))
+        self.scales = torch.nn.Parameter(scales / self.unit, layer.scales.requires_grad)
 
     def _sorted_tables(self) -> tuple[Tensor, Tensor]:
         """Return (M * S, L) ascending tables, and the index of each entry."""
-        layer = self.layer[0]
-        tables = self.regions.tables(layer.codebooks, layer.scales).flatten(0, 1)
-        found = tables.sort(dim=1)
+        found = self.regions.tables(self.codebooks, self.scales).flatten(0, 1).sort(dim=1)
         return found.values, found.indices
 
     def _cut(self, matrix: Tensor) -> Tensor:
@@ -106,7 +109,7 @@ class LatentWeights(torch.nn.Module):
     def weight(self) -> Tensor:
         """Return (M, K), row m for output m: what the layer will multiply with."""
         tables, _ = self._sorted_tables()
-        stored = self._joined(NearestCodeword.apply(self.latent, tables))
+        stored = self._joined(NearestCodeword.apply(self.latent, tables)) * self.rms
         if self.order is not None:
             stored = torch.empty_like(stored).index_copy(0, self.order, stored)
         return stored if self.beside is None else stored + self.beside
@@ -118,12 +121,13 @@ class LatentWeights(torch.nn.Module):
             tables, entries = self._sorted_tables()
             nearest = nearest_indices(self.latent, tables)
             indices = self._joined(entries.gather(1, nearest))
+            books, scales = self.codebooks * (self.rms / self.unit), self.scales * self.unit
         layer.load_weights(
             CodebookWeights.of(
                 indices.cpu().numpy(),
-                layer.codebooks.detach().cpu().numpy(),
+                books.cpu().numpy(),
                 bits=self.weights.bits,
-                scales=layer.scales.detach().cpu().numpy(),
+                scales=scales.cpu().numpy(),
                 segment_size=self.weights.segment_size,
                 order=self.weights.order,
                 outliers=self.weights.outliers,

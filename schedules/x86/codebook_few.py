@@ -61,7 +61,7 @@ _CHAINS = 8
 #: Sums that stay in registers beside tables and weights, with 32 of them and with 16.
 _SUMS_512, _SUMS_256 = 16, 4
 #: More rows than these take longer than the hardware's prefetching, which software then helps.
-_UNAIDED = 2
+_UNAIDED = 1
 
 Tables = Callable[[int, int], list[Expr]]
 
@@ -259,8 +259,7 @@ class Tile:
 
     def _step(self, vectors: range, step: Expr, tables: Tables) -> None:
         column = bind(step * self.layout.step_columns)
-        if vectors[0] == 0:
-            self._prefetch(step)
+        self._prefetch(vectors[0] // self.together, step)
         for v in vectors:
             packed = self.packed.packed(self.tile, step, v)
             if self.kind == "int32":
@@ -268,12 +267,20 @@ class Tile:
             else:
                 self._floats(v, packed, column, tables)
 
-    def _prefetch(self, step: Expr) -> None:
+    def _prefetch(self, turn: int, step: Expr) -> None:
+        """Ask for what comes later, evenly: at the first turn for the next tile's first part."""
         if self.rows <= _UNAIDED or not self.config.prefetch:
             return
-        at = (self.tile * self.layout.steps + step) * self.layout.step_bytes
-        for line in range(0, self.layout.step_bytes, 64):
-            self.packed.indices.prefetch(at + (line + self.config.prefetch))
+        layout, turns = self.layout, self.layout.tile // self.together
+        share = layout.step_bytes // turns
+        tile = bind(self.tile * (layout.steps * layout.step_bytes))
+        if turns == 1:
+            ahead = step * share + self.config.prefetch
+        else:
+            ahead = step * share + (layout.steps * (layout.step_bytes + turn * share))
+        at = bind(tile + ahead)
+        for line in range(0, share, 64):
+            self.packed.indices.prefetch_bytes(at + line)
 
     def _integers(self, v: int, packed: list[Expr], column: Expr, tables: Tables) -> None:
         pairs = self.layout.step_columns // PAIR_COLUMNS

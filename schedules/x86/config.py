@@ -301,7 +301,7 @@ def default_product(isa: Isa) -> ProductConfig:
 def default_codebook(isa: Isa, compute: str) -> CodebookConfig:
     """Return the hand-picked config of a product with codebook weights."""
     del isa
-    return CodebookConfig(2 if compute == "int8" else 1, 4096)
+    return CodebookConfig(4 if compute == "int8" and isa.has_avx512 else 2, 8192)
 
 
 def default_gather(itemsize: int, entries: int) -> GatherConfig:
