@@ -300,7 +300,6 @@ def default_product(isa: Isa) -> ProductConfig:
 
 def default_codebook(isa: Isa, compute: str) -> CodebookConfig:
     """Return the hand-picked config of a product with codebook weights."""
-    del isa
     return CodebookConfig(4 if compute == "int8" and isa.has_avx512 else 2, 8192)
 
 
