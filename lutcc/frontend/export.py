@@ -314,6 +314,9 @@ def _attention(
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """Attention as batched products around a softmax; unmasked rows need no guard against -inf."""
+    if attn_mask is not None and attn_mask.dtype is torch.bool:  # the operator below would add 0, 1
+        where_seen = torch.zeros((), dtype=query.dtype)
+        attn_mask = torch.where(attn_mask, where_seen, -torch.inf)
     if attn_mask is not None or is_causal or enable_gqa or dropout_p:
         return torch.ops.aten._scaled_dot_product_attention_math.default(
             query,

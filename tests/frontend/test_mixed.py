@@ -90,6 +90,25 @@ class _Tokens(nn.Module):
         return self.head(x.mean(1)), torch.softmax(self.head(x[:, 0]), -1)
 
 
+class _Masked(nn.Module):
+    """Attention to what a mask of 0 and 1 lets through, as tokenizers return it."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x, mask):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        seen = mask[:, None, None, :]
+        by_flags = F.scaled_dot_product_attention(q, k, v, attn_mask=seen > 0)
+        return by_flags, F.scaled_dot_product_attention(q, k, v, attn_mask=(seen - 1) * 3.0)
+
+
+def test_attention_masks_of_flags_and_of_addends(assert_compiled):
+    masks = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]])
+    assert_compiled(_Masked(), (torch.randn(2, 5, 8), masks[:2]), (torch.randn(4, 5, 8), masks))
+
+
 def test_token_model(assert_compiled):
     assert_compiled(_Tokens(), torch.randint(0, 11, (3, 6)), torch.randint(0, 11, (1, 6)))
 
