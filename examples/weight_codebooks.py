@@ -27,7 +27,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from torch import nn
 
 import lutcc
 from lutcc.bench.machine import describe, one_line
+from lutcc.bench.readme import replace_block
 from lutcc.codebook_weights import CodebookWeights, Footprint
 from lutcc.data import ImageSplit, digits, minilm
 from lutcc.data.sentences import load_sentences
@@ -46,6 +47,12 @@ from lutcc.fit.rounding_baselines import adaround, channel_kmeans, round_to_near
 from lutcc.nn.fitted_layers import FittedLayer
 from lutcc.nn.paired_rows import record_inputs
 from lutcc.recipes import Codebook
+from lutcc.report.compression_results import (
+    CompressionResult,
+    CompressionResults,
+    results_picture,
+    results_table,
+)
 from lutcc.report.embeddings import agreement
 from lutcc.train.classifier import ClassifierRecipe, Run, accuracy, train_classifier
 from lutcc.train.codebook_distillation import distil_codebooks
@@ -158,7 +165,7 @@ def load_minilm(args: argparse.Namespace) -> Subject:
         return 5 * (1 - (a * b).sum(-1)).mean()
 
     batches = encoder.batches(text.calibration[:MINILM_FITS], batch_size=32, max_tokens=64)
-    lessons = encoder.batches(text.calibration, batch_size=64, max_tokens=64)
+    lessons = encoder.batches(text.calibration, batch_size=128, max_tokens=64)
     return Subject(
         "all-MiniLM-L6-v2",
         encoder.model,
@@ -166,7 +173,7 @@ def load_minilm(args: argparse.Namespace) -> Subject:
         batches,
         judge,
         objective,
-        args.steps or 1000,
+        args.steps or (300 if args.device == "cpu" else 1800),
         lessons,
     )
 
@@ -312,26 +319,6 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, float, str, dict[str, Any]
     return found
 
 
-class Results:
-    """Results in a file, a line each; what is there is not computed again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = [json.loads(line) for line in lines if line.strip()]
-
-    def find(self, model: str, alpha: float, method: str) -> dict[str, Any] | None:
-        """Return a result, whichever table it was made for."""
-        key = (model, alpha, method)
-        return next((r for r in self.rows if (r["model"], r["alpha"], r["method"]) == key), None)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Keep a result."""
-        self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-
 def compress(
     subject: Subject, alpha: float, method: str, options: dict[str, Any], args: argparse.Namespace
 ) -> tuple[nn.Module, Footprint]:
@@ -350,6 +337,7 @@ def compress(
             copy.deepcopy(subject.model).to(args.device),
             [to_device(batch, args.device) for batch in subject.lessons or subject.calibration],
             steps=3 if args.quick else subject.steps,
+            learning_rate=5e-3,
             objective=subject.objective,
             progress=lambda step, steps, loss: (
                 print(f"  {step}/{steps} {loss:.4f}", file=sys.stderr, flush=True)
@@ -367,31 +355,31 @@ def to_device(batch: Any, device: str) -> Any:
     return batch.to(device)
 
 
-def tables(results: Results, args: argparse.Namespace) -> str:
+def tables(results: CompressionResults, args: argparse.Namespace) -> str:
     """Return the tables as Markdown."""
-    lines = []
-    for table in args.tables:
-        for model in dict.fromkeys(row["model"] for row in results.rows):
-            wanted = [(a, m) for t, a, m, _ in jobs(args) if t == table]
+    parts = []
+    for model in dict.fromkeys(row.model for row in results.rows):
+        for table in args.tables:
+            wanted = [(1.0, "exact")] + [(a, m) for t, a, m, _ in jobs(args) if t == table]
             rows = [r for a, m in wanted if (r := results.find(model, a, m)) is not None]
-            if not rows:
-                continue
-            exact = results.find(model, 1.0, "exact")
-            measures = list(rows[0]["figures"])
-            lines += [f"**{model}, {table}**", ""]
-            lines.append("| goal | method | bits a weight | alpha | " + " | ".join(measures) + " |")
-            lines.append("| --- " * (4 + len(measures)) + "|")
-            for row in ([exact] if exact else []) + rows:
-                bits = row["bits_per_weight"]
-                cells = [f"{row['alpha']:g}", row["method"], f"{bits:.3f}", f"{16 / bits:.2f}"]
-                cells += [f"{row['figures'][measure]:.4f}" for measure in measures]
-                lines.append(f"| {' | '.join(cells)} |")
-            lines.append("")
-    return "\n".join(lines)
+            if len(rows) > 1:
+                parts += [f"### {model}, {table}", results_table(rows)]
+    return "\n\n".join(part.strip() for part in parts)
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run the comparison and return the results."""
+def write_docs(results: CompressionResults, args: argparse.Namespace) -> None:
+    """Write tables and the picture into a page of documentation."""
+    methods = {m for t, _, m, _ in jobs(args) if t == "methods"}
+    picture = args.docs.with_suffix(".png")
+    results_picture([row for row in results.rows if row.method in methods], picture)
+    block = f"{tables(results, args)}\n\n![What is lost at how many bits]({picture.name})"
+    text = args.docs.read_text(encoding="utf-8")
+    text = replace_block(text, "tables", f"{block}\n\n{one_line(describe())}.")
+    args.docs.write_text(text, encoding="utf-8")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("out/weight_codebooks"))
     parser.add_argument("--models", nargs="+", default=["minilm", "vit", "resnet"])
@@ -401,53 +389,51 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--embeddings", action="store_true", help="compress token embeddings too")
     parser.add_argument("--device", default="cpu", help="what the distillation runs on")
     parser.add_argument("--steps", type=int, help="of the distillation")
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="write the tables into it")
     parser.add_argument(
         "--quick", action="store_true", help="see that it runs; figures mean little"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def load(name: str, args: argparse.Namespace) -> Subject:
+    """Return a model by its name."""
+    if name == "minilm":
+        return load_minilm(args)
+    return load_digits(name, {"vit": VisionTransformer, "resnet": resnet}[name], args)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run the comparison and return the results."""
+    args = parse(argv)
     console = Console(stderr=True)
     args.output.mkdir(parents=True, exist_ok=True)
-    results = Results(args.output / "results.jsonl")
+    results = CompressionResults(args.output / "results.jsonl")
     for name in args.models:
-        if name == "minilm":
-            subject = load_minilm(args)
-        else:
-            build = {"vit": VisionTransformer, "resnet": resnet}[name]
-            subject = load_digits(name, build, args)
+        subject = load(name, args)
         label = subject.name
         if results.find(label, 1.0, "exact") is None:
             figures = subject.judge(subject.model)
-            results.add(
-                {
-                    "model": label,
-                    "alpha": 1.0,
-                    "method": "exact",
-                    "bits_per_weight": 16.0,
-                    "seconds": 0.0,
-                    "figures": figures,
-                }
-            )
+            results.add(CompressionResult(label, "exact", 1.0, 16.0, 0.0, figures))
         for table, alpha, method, options in jobs(args):
             if results.find(label, alpha, method) is not None:
                 continue
             console.print(f"{label}: {table}, alpha {alpha:g}, {method}")
             started = time.perf_counter()
             small, footprint = compress(subject, alpha, method, options, args)
-            results.add(
-                {
-                    "model": label,
-                    "alpha": alpha,
-                    "method": method,
-                    "bits_per_weight": round(footprint.bits_per_weight, 4),
-                    "seconds": round(time.perf_counter() - started, 1),
-                    "figures": subject.judge(small),
-                }
-            )
-            console.print(f"  {results.rows[-1]['figures']}")
+            seconds = round(time.perf_counter() - started, 1)
+            bits, figures = round(footprint.bits_per_weight, 4), subject.judge(small)
+            results.add(CompressionResult(label, method, alpha, bits, seconds, figures))
+            console.print(f"  {figures}")
     text = tables(results, args)
-    (args.output / "tables.md").write_text(text + f"\n{one_line(describe())}\n", encoding="utf-8")
+    (args.output / "tables.md").write_text(
+        text + f"\n\n{one_line(describe())}.\n", encoding="utf-8"
+    )
+    results_picture(results.rows, args.output / "results.png")
+    if args.docs is not None:
+        write_docs(results, args)
     print(text)
-    return {"rows": results.rows, "tables": text}
+    return {"rows": [asdict(row) for row in results.rows], "tables": text}
 
 
 if __name__ == "__main__":

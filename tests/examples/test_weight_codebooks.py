@@ -37,6 +37,7 @@ def test_methods_are_compared_at_equal_footprint(
     assert learnt < start
     text = (tmp_path / "tables.md").read_text()
     assert text.count("| 4.5 |") == 6
+    assert (tmp_path / "results.png").stat().st_size > 5000
     lines = (tmp_path / "results.jsonl").read_text()
     assert example.main(args)["rows"] == [json.loads(line) for line in lines.splitlines()]
     assert (tmp_path / "results.jsonl").read_text() == lines, "nothing is computed again"
