@@ -7,10 +7,14 @@ and models with exact layers need TVM's small runtime library beside them.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from lutcc.runtime.artifact import Artifact, load
-from lutcc.runtime.explain import Explanation
 from lutcc.runtime.signature import TensorSpec
 from lutcc.runtime.threads import get_num_threads, set_num_threads
+
+if TYPE_CHECKING:
+    from lutcc.runtime.explain import Explanation as Explanation
 
 __all__ = [
     "Artifact",
@@ -20,3 +24,11 @@ __all__ = [
     "load",
     "set_num_threads",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Explanation":  # what few processes ask for is not imported for all
+        from lutcc.runtime.explain import Explanation
+
+        return Explanation
+    raise AttributeError(f"module 'lutcc.runtime' has no attribute {name!r}")

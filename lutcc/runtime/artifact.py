@@ -12,8 +12,6 @@ import numpy as np
 from lutcc.errors import ArtifactError, CpuMismatchError, TargetError, suggest
 from lutcc.runtime import constants as stored
 from lutcc.runtime import container, cpu
-from lutcc.runtime.bundle import bundle_programs, bundle_relax
-from lutcc.runtime.explain import Explanation, KernelNote, VariantChoice
 from lutcc.runtime.kernel import LookupKernel, ThreadChoice
 from lutcc.runtime.manifest import CONSTANTS, MODULE, Manifest, Variant
 from lutcc.runtime.signature import TensorSpec
@@ -21,6 +19,7 @@ from lutcc.runtime.threads import checked
 
 if TYPE_CHECKING:
     from lutcc.ir import Module
+    from lutcc.runtime.explain import Explanation, KernelNote
     from lutcc.runtime.relax import RelaxKernel
 
 
@@ -81,6 +80,8 @@ class Artifact:
         ArtifactError
             When the parts do not fit together.
         """
+        from lutcc.runtime.bundle import bundle_programs
+
         return cls._made(bundle_programs(module, programs, so_paths, extra))
 
     @classmethod
@@ -119,6 +120,8 @@ class Artifact:
         ArtifactError
             When the parts do not fit together.
         """
+        from lutcc.runtime.bundle import bundle_relax
+
         return cls._made(
             bundle_relax(module_texts, so_paths, inputs, outputs, constants, param_order, extra)
         )
@@ -332,6 +335,8 @@ class Artifact:
 
     def explain(self) -> Explanation:
         """Return which variant runs here and why, its kernels, tables, work per row and threads."""
+        from lutcc.runtime.explain import Explanation, VariantChoice
+
         manifest, isa = self._manifest, self.isa
         host = cpu.host()
         variants: list[VariantChoice] = []
@@ -457,6 +462,8 @@ def _notes(extra: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _kernel_notes(variant: Variant, extra: Mapping[str, Any]) -> list[KernelNote]:
     """Return the kernels of a variant: of its program, or (mixed models) of extra."""
+    from lutcc.runtime.explain import KernelNote
+
     if variant.program is not None:
         records = variant.program["kernels"]
     else:

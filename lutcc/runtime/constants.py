@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import ml_dtypes
 import numpy as np
 
 from lutcc.errors import ArtifactError
 from lutcc.runtime.manifest import CONSTANTS
+from lutcc.runtime.signature import numpy_dtype
 
 #: Name of an element type in the file, by name in the IR. (The reader of safetensors' own NumPy
 #: interface does not know BF16, so this module makes the arrays itself.)
@@ -27,10 +27,7 @@ _CODES = {
     "uint64": "U64",
     "float64": "F64",
 }
-_DTYPES = {
-    code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-    for name, code in _CODES.items()
-}
+_NAMES = {code: name for name, code in _CODES.items()}
 
 
 def dump(constants: Mapping[str, np.ndarray]) -> bytes:
@@ -69,7 +66,7 @@ def load(data: bytes) -> dict[str, np.ndarray]:
     try:
         parts = dict(deserialize(data))
         for name, part in parts.items():
-            if part["dtype"] not in _DTYPES:
+            if part["dtype"] not in _NAMES:
                 raise ArtifactError(
                     f"constant {name!r} has the element type {part['dtype']}, which lutcc does not "
                     "read",
@@ -77,7 +74,9 @@ def load(data: bytes) -> dict[str, np.ndarray]:
                     fix="use the version of lutcc that wrote it, or compile the model again",
                 )
         arrays = {
-            name: np.frombuffer(part["data"], _DTYPES[part["dtype"]]).reshape(part["shape"])
+            name: np.frombuffer(part["data"], numpy_dtype(_NAMES[part["dtype"]])).reshape(
+                part["shape"]
+            )
             for name, part in parts.items()
         }
     except (SafetensorError, ValueError, KeyError, TypeError, MemoryError) as error:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from lutcc.errors import InputError
@@ -40,7 +39,7 @@ class TensorSpec:
 
     def numpy_dtype(self) -> np.dtype[Any]:
         """Return the dtype in native byte order."""
-        return np.dtype(ml_dtypes.bfloat16 if self.dtype == "bfloat16" else self.dtype)
+        return numpy_dtype(self.dtype)
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape with every symbol replaced by its size."""
@@ -50,6 +49,15 @@ class TensorSpec:
         """Return the manifest's form."""
         shape = [d if isinstance(d, int) else list(d) for d in self.shape]
         return {"name": self.name, "shape": shape, "dtype": self.dtype}
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the dtype of a name; bfloat16, which NumPy lacks, from ml_dtypes."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes  # here, because it costs milliseconds that most processes need not pay
+
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 def dim_text(dim: Dim) -> str:

@@ -67,6 +67,39 @@ print(sorted(n for n in ("libtvm_runtime", "libtvm_compiler", "libtorch") if n i
 """
 
 
+IMPORTED = """
+import sys, time
+start = time.process_time()
+import numpy
+between = time.process_time()
+import lutcc.runtime
+end = time.process_time()
+print(between - start, end - between, *sorted(sys.modules))
+"""
+
+
+def test_importing_the_runtime_costs_less_than_importing_numpy() -> None:
+    """So that both take some 0.13 s of CPU time where NumPy takes 0.09."""
+    heavy = {"torch", "tvm", "tvm_ffi", "safetensors", "ml_dtypes", "scipy", "rich", "transformers"}
+    unused = {f"lutcc.{name}" for name in ("ir", "codegen", "frontend", "compiler", "schedules")}
+    shares = []
+    for _ in range(3):  # the best of three: another process may slow one half of one
+        numpy_s, runtime_s, *modules = run_python(IMPORTED).split()
+        shares.append(float(runtime_s) / float(numpy_s))
+        assert not (heavy | unused | {"lutcc.runtime.bundle"}) & set(modules)
+    assert min(shares) < 1
+
+
+def test_what_is_imported_late_is_still_there() -> None:
+    from lutcc import runtime
+
+    explanation = runtime.Explanation
+    assert explanation.__module__ == "lutcc.runtime.explain"
+    assert all(hasattr(runtime, name) for name in runtime.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Explanatoin'"):
+        getattr(runtime, "Explanatoin")  # noqa: B009 - a mistake that a checker would see
+
+
 @pytest.mark.parametrize(
     ("count", "n", "libraries"),
     [("1", 9000, "[]"), ("2", 9000, "['libtvm_runtime']"), ("2", 3, "[]")],
