@@ -1,4 +1,4 @@
-"""Checks the paths and reads and writes the arrays (.npy, .safetensors) that commands are given."""
+"""Checks the paths and reads the arrays (.npy, .npz, .safetensors) that commands are given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lutcc.errors import InputError, UsageError, suggest
 def read_array(
     text: str, what: str, *, ndim: int | None = None, finite: bool = False
 ) -> np.ndarray:
-    """Read ``file.npy``, ``file.safetensors`` (one tensor) or ``file.safetensors:name``.
+    """Read ``file.npy``, or of a .npz or .safetensors file ``file`` (one tensor) or ``file:name``.
 
     With ``finite``, NaN and infinity are refused.
 
@@ -32,9 +32,14 @@ def read_array(
         array = _read_npy(path, what)
     elif path.suffix == ".safetensors":
         array = _read_safetensors(path, name, what)
+    elif path.suffix == ".npz":
+        from lutcc.cli.archives import read_npz
+
+        arrays = read_npz(path, what)
+        array = arrays[_chosen(path, name, sorted(arrays), what)]
     else:
         raise UsageError(
-            f"{path.name!r} is neither .npy nor .safetensors",
+            f"{path.name!r} is neither .npy nor .npz nor .safetensors",
             where=what,
             fix="numpy.save(path, array) writes .npy",
         )
@@ -50,14 +55,6 @@ def read_array(
                 f"{text!r}: {problem}", where=what, fix="drop or replace those values first"
             )
     return array
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write ``.npy``; the file appears only when it is whole."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    part.replace(path)
 
 
 def existing_file(text: str, what: str) -> Path:
@@ -128,7 +125,7 @@ def _writable(path: Path, text: str, what: str) -> None:
 
 def _split(text: str) -> tuple[Path, str | None]:
     path, colon, name = text.rpartition(":")
-    if colon and path.endswith(".safetensors"):
+    if colon and path.endswith((".safetensors", ".npz")):
         return Path(path), name
     return Path(text), None
 
@@ -166,19 +163,23 @@ def _read_safetensors(path: Path, name: str | None, what: str) -> np.ndarray:
 
     try:
         with safe_open(path, framework="np") as file:
-            names = sorted(file.keys())
-            chosen = names[0] if name is None and len(names) == 1 else name
-            if chosen is None:
-                listed = ", ".join(names[:10])
-                raise UsageError(
-                    f"{path} holds {len(names)} tensors",
-                    where=what,
-                    fix=f"{path}:NAME; names: {listed}",
-                )
-            if chosen not in names:
-                raise UsageError(
-                    f"{path} holds no tensor {chosen!r}", where=what, fix=suggest(chosen, names)
-                )
-            return file.get_tensor(chosen)
+            return file.get_tensor(_chosen(path, name, sorted(file.keys()), what))
     except (SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
         raise InputError(f"{path} cannot be read: {error}", where=what) from error
+
+
+def _chosen(path: Path, name: str | None, names: list[str], what: str) -> str:
+    """Return the name of the one tensor that is meant."""
+    chosen = names[0] if name is None and len(names) == 1 else name
+    if chosen is None:
+        listed = ", ".join(names[:10])
+        raise UsageError(
+            f"{path} holds {len(names)} tensors",
+            where=what,
+            fix=f"{path}:NAME; names: {listed}" if names else "name a file that holds one",
+        )
+    if chosen not in names:
+        raise UsageError(
+            f"{path} holds no tensor {chosen!r}", where=what, fix=suggest(chosen, names)
+        )
+    return chosen

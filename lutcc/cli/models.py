@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
     from lutcc import ir
 
-Kind = Literal["artifact", "ir", "pt2"]
+Kind = Literal["artifact", "ir", "pt2", "hf"]
+
+KINDS: dict[Kind, str] = {
+    "artifact": "an artifact",
+    "ir": "an IR module",
+    "pt2": "an exported torch model",
+    "hf": "a model in Hugging Face's layout",
+}
+"""What messages call each kind of file."""
 
 
 def kind_of(path: Path) -> Kind:

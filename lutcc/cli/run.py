@@ -1,27 +1,29 @@
 """Run an artifact on arrays.
 
-Inputs are .npy (or file.safetensors:tensor) files in the order of the artifact's inputs; -o names
-the outputs in their order. With --repeat the call is timed: best and median of that many calls.
+Inputs are .npy files (or file.npz:name, file.safetensors:name) in the order of the artifact's
+inputs, or one .npz or .safetensors file that holds them by name. -o names .npy files for the
+outputs in their order, or one .npz or .safetensors file for all of them. Outputs appear whole or
+not at all. With --repeat the call is timed: best and median of that many calls.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from itertools import zip_longest
 
-import numpy as np
-
-from lutcc.cli.arrays import existing_file, output_file, read_array, write_array
+from lutcc.cli.archives import as_numpy, output_files, read_inputs, write_outputs
+from lutcc.cli.arrays import existing_file
 from lutcc.cli.console import Console
-from lutcc.cli.models import describe_specs, kind_of
+from lutcc.cli.models import KINDS, kind_of
 from lutcc.errors import TargetError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the artifact, its inputs and outputs, and how to run it."""
     parser.add_argument("artifact", metavar="ARTIFACT")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT.npy")
-    parser.add_argument("-o", "--output", action="append", default=[], metavar="OUT.npy")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT")
+    parser.add_argument("-o", "--output", action="append", default=[], metavar="OUT")
     parser.add_argument("--isa", help="take this variant instead of the best one for this CPU")
     parser.add_argument("--threads", type=int, help="(all usable cores)")
     parser.add_argument("--repeat", type=int, metavar="TIMES", help="time that many calls")
@@ -29,16 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Load, run, write the outputs, time."""
-    _artifact_file(args.artifact)
+    artifact_file(args.artifact)
     if args.repeat is not None and args.repeat < 1:
         raise UsageError(
             f"{args.repeat} calls cannot be timed",
             where="--repeat",
             fix="1 or more; without --repeat nothing is timed",
         )
-    outputs_to = [output_file(text) for text in args.output]
-    arrays = [read_array(text, f"input {index}") for index, text in enumerate(args.inputs)]
-    from lutcc.bench.timing import Timing
     from lutcc.runtime import load
 
     if args.isa is not None:
@@ -48,34 +47,22 @@ def run(args: argparse.Namespace, console: Console) -> int:
     loaded = time.perf_counter() - start
     if args.threads is not None:
         artifact.num_threads = args.threads
-    if len(arrays) != len(artifact.inputs):
-        raise UsageError(
-            f"{len(arrays)} inputs given, the artifact takes {len(artifact.inputs)}",
-            where=args.artifact,
-            fix=describe_specs(artifact.inputs),
-        )
-    if len(args.output) > len(artifact.outputs):
-        raise UsageError(
-            f"{len(args.output)} outputs named, the artifact gives {len(artifact.outputs)}",
-            where="--output",
-            fix=describe_specs(artifact.outputs),
-        )
+    paths = output_files(args.output, artifact.outputs)
+    arrays = read_inputs(args.inputs, artifact.inputs)
     results = artifact(*arrays)
     outputs = results if isinstance(results, tuple) else (results,)
-    for path, array in zip(outputs_to, outputs, strict=False):
-        write_array(path, np.asarray(array))
+    named = {s.name: as_numpy(value) for s, value in zip(artifact.outputs, outputs, strict=True)}
+    write_outputs(paths, named)
+    files = [str(path) for path in paths]
+    if len(files) == 1 and paths[0].suffix != ".npy":
+        files *= len(named)
     data = {
         "isa": artifact.isa,
         "threads": artifact.num_threads,
         "load_s": loaded,
         "outputs": [
-            {"name": spec.name, "shape": list(array.shape), "dtype": str(array.dtype), "file": path}
-            for spec, array, path in zip(
-                artifact.outputs,
-                outputs,
-                [*args.output, *[None] * (len(outputs) - len(args.output))],
-                strict=True,
-            )
+            {"name": name, "shape": list(array.shape), "dtype": str(array.dtype), "file": file}
+            for (name, array), file in zip_longest(named.items(), files)
         ],
     }
     lines = [f"variant {artifact.isa}, {artifact.num_threads} threads, loaded in {loaded:.2f} s"]
@@ -83,6 +70,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         written = f" -> {entry['file']}" if entry["file"] else ""
         lines.append(f"{entry['name']}: {entry['dtype']} {tuple(entry['shape'])}{written}")
     if args.repeat:
+        from lutcc.bench.timing import Timing
+
         times = []
         for _ in range(args.repeat):
             before = time.perf_counter_ns()
@@ -98,13 +87,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _artifact_file(text: str) -> None:
+def artifact_file(text: str) -> None:
+    """Check that a path names an artifact.
+
+    Raises
+    ------
+    UsageError
+        When nothing is there, or something else that can be compiled.
+    """
     path = existing_file(text, "ARTIFACT")
     kind = kind_of(path)
     if kind != "artifact":
-        what = "an IR module" if kind == "ir" else "an exported torch model"
         raise UsageError(
-            f"{text!r} is {what}, not an artifact",
+            f"{text!r} is {KINDS[kind]}, not an artifact",
             where="ARTIFACT",
             fix=f"compile it first: lutcc compile {text} -o {path.with_suffix('.lutcc')}",
         )

@@ -242,7 +242,7 @@ def _write_zip(path: Path, files: Mapping[str, bytes]) -> None:
                     archive.writestr(info, data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        os.chmod(name, 0o666 & ~umask())
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -285,7 +285,7 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _umask() -> int:
+def umask() -> int:
     """Return the process's file-creation mask without changing it where the system tells it."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
