@@ -17,6 +17,7 @@ from lutcc.bench.codebook_kernels import (
     bench_codebook_matmul,
     bench_sparse_add,
 )
+from lutcc.bench.dense_kernels import bench_dense
 from lutcc.bench.kernel_rows import Row, compiled, in_place, levels, measured, one_op
 from lutcc.bench.limits import MIXES, limit_loop, memcpy, product_limit, read_loop, scan_limit
 from lutcc.bench.options import BenchOptions
@@ -310,6 +311,7 @@ BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[Row]]] = {
     "tree_encode": bench_tree_encode,
     "nearest_encode": bench_nearest_encode,
     "linear": bench_linear,
+    "dense": bench_dense,
     "hadamard": bench_hadamard,
     "block_diagonal_matmul": bench_block_diagonal_matmul,
     "sign_hash": bench_sign_hash,

@@ -1,4 +1,4 @@
-"""Products that stand in main on their own: sampled ones, and those with codebook weights."""
+"""Products that stand in main on their own: sampled, dense, and those with codebook weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from lutcc.ir.module import Function, Operation
 from lutcc.schedules.x86 import (
     codebook_dequantize,
     codebook_matmul,
+    dense,
     sampled_conv2d,
     sampled_matmul,
     sparse_add,
 )
-from lutcc.schedules.x86.config import CodebookConfig, FixedConfig, ProductConfig, default_product
+from lutcc.schedules.x86.config import (
+    CodebookConfig,
+    DenseConfig,
+    FixedConfig,
+    ProductConfig,
+    default_product,
+)
 from lutcc.schedules.x86.context import Scratch
 from lutcc.schedules.x86.emit import Expr, i64
 from lutcc.schedules.x86.isa import Isa
@@ -26,6 +33,7 @@ SCHEDULES: Mapping[str, Any] = {
     "codebook_matmul": codebook_matmul,
     "codebook_dequantize": codebook_dequantize,
     "sparse_add": sparse_add,
+    "dense": dense,
 }
 #: Operands read through any strides.
 STRIDED: Mapping[str, tuple[int, ...]] = {
@@ -34,12 +42,14 @@ STRIDED: Mapping[str, tuple[int, ...]] = {
     "codebook_matmul": (0,),
     "codebook_dequantize": (0,),
     "sparse_add": (0, 1),
+    "dense": (0,),
 }
 #: Operands that must be constants, which the schedule packs.
 PACKED: Mapping[str, tuple[int, ...]] = {
     "codebook_matmul": codebook_matmul.PACKED,
     "codebook_dequantize": codebook_dequantize.PACKED,
     "sparse_add": sparse_add.PACKED,
+    "dense": dense.PACKED,
 }
 
 
@@ -58,11 +68,13 @@ class Products:
     isa: Isa
     values: Mapping[str, Mapping[str, Any]]
 
-    def config(self, op: Operation) -> ProductConfig | CodebookConfig | FixedConfig:
+    def config(self, op: Operation) -> ProductConfig | CodebookConfig | DenseConfig | FixedConfig:
         """Return the config of a product."""
         given = self.values.get(product_name(op), {}).get(part_name(op), {})
         if op.opcode == "codebook_matmul":
             return codebook_matmul.default_config(op, self.isa).updated(given)
+        if op.opcode == "dense":
+            return dense.default_config(op, self.isa).updated(given)
         if op.opcode in ("codebook_dequantize", "sparse_add"):
             return FixedConfig().updated(given)
         return default_product(self.isa).updated(given)
@@ -104,7 +116,7 @@ def product_name(op: Operation) -> str:
 
 def part_name(op: Operation) -> str:
     """Return the name of the part of a product's config."""
-    return "codebook" if op.opcode == "codebook_matmul" else "product"
+    return {"codebook_matmul": "codebook", "dense": "dense"}.get(op.opcode, "product")
 
 
 def check_constants(main: Function) -> None:

@@ -16,12 +16,13 @@ vectors of pairs are widened by one ``vpmaddwd``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lutcc.schedules.intrinsics import x86
 from lutcc.schedules.x86.emit import Expr, View, bind, i64, reinterpret, shuffle, splat
 from lutcc.schedules.x86.gather_int8 import unpack
+from lutcc.schedules.x86.granules import Granules, widened
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack_codebooks import CodebookLayout, look_ups
 
@@ -32,16 +33,48 @@ class PackedWeights:
 
     Attributes
     ----------
-    layout, form
-        How they lie; ``form`` is ``int8``, ``float32`` or ``bfloat16``.
+    layout, arithmetic
+        How they lie, and what is computed with them.
     indices, tables
         Bytes.
     """
 
     layout: CodebookLayout
-    form: str
+    arithmetic: Granules
     indices: View
     tables: View
+
+    @property
+    def form(self) -> str:
+        """``int8``, ``float32`` or ``bfloat16``."""
+        return self.arithmetic.form
+
+    @property
+    def direct(self) -> bool:
+        """Whether weights lie as they are multiplied."""
+        return False
+
+    def granules(self, packed: Sequence[Expr], tables: Sequence[list[Expr]]) -> Iterator[Expr]:
+        """Yield the weights of a step, a granule of each lane after the other.
+
+        Parameters
+        ----------
+        packed
+            The packed vectors of the step.
+        tables
+            The look-up vectors of each 32 columns.
+        """
+        isa, bits = self.arithmetic.isa, self.layout.bits
+        if self.arithmetic.integers:
+            yield from integer_weights(isa, packed, bits, tables)
+            return
+        for n, index in enumerate(index_vectors(packed, bits)):
+            planes = tables[n // 2]
+            if self.form == "float32":
+                yield from float_weights(isa, index, planes)
+                continue
+            for half in bfloat16_weights(isa, index, planes):
+                yield from widened(half) if self.arithmetic.widened else [half]
 
     @property
     def count(self) -> int:

@@ -1,4 +1,4 @@
-"""``codebook_matmul`` of few rows: each weight is looked up once, in registers, for all of them.
+"""Products of few rows: each weight is loaded, or looked up, once, in registers, for all of them.
 
 Count, int8 at 4 bits on AVX2, for a row: a vector of 32 bytes, 64 weights, takes 3 instructions to
 unfold, 2 look-ups, 2 ``vpmaddubsw``, 1 ``vpmaddwd`` and 3 sums: 11, on 4 ports 2.75 cycles. That
@@ -17,17 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lutcc.schedules.intrinsics import streaming, x86
 from lutcc.schedules.x86 import edges
-from lutcc.schedules.x86.codebook_decode import (
-    PackedWeights,
-    bfloat16_weights,
-    float_weights,
-    index_vectors,
-    integer_weights,
-)
 from lutcc.schedules.x86.codebook_rows import PAIR_COLUMNS, PreparedRows
-from lutcc.schedules.x86.config import CodebookConfig
 from lutcc.schedules.x86.context import External, Scratch
 from lutcc.schedules.x86.emit import (
     LANES,
@@ -39,18 +30,17 @@ from lutcc.schedules.x86.emit import (
     branch,
     cast,
     equal,
-    fma,
     i64,
     loop,
     minimum,
     registers,
-    reinterpret,
     shuffle,
     splat,
     when,
 )
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.panels import ThreadLoop, share
+from lutcc.schedules.x86.product_weights import Weights
 
 #: Rows that are done together at most.
 MOST_ROWS = 8
@@ -67,35 +57,15 @@ Tables = Callable[[int, int], list[Expr]]
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The packed constants of the op.
-
-    Attributes
-    ----------
-    packed
-        Indices and tables.
-    units
-        int8: what 1 stands for, by row of W.
-    bias
-        By row of W.
-    order
-        The output of each row of W; None where it is the row's own number.
-    """
-
-    packed: PackedWeights
-    units: View | None
-    bias: View
-    order: View | None
-
-
-@dataclass(frozen=True)
 class Few:
     """The product of some rows.
 
     Attributes
     ----------
-    x, weights, config
-        What is multiplied, and how.
+    x, weights
+        What is multiplied.
+    prefetch
+        How many bytes ahead weights are asked for; 0 leaves it to the hardware.
     target
         The result.
     first, count
@@ -104,7 +74,7 @@ class Few:
 
     x: PreparedRows
     weights: Weights
-    config: CodebookConfig
+    prefetch: int
     target: External
     first: Expr
     count: Expr
@@ -144,18 +114,11 @@ class Few:
 
     def _finish(self, block: Expr, row: int, sums: View) -> None:
         """Add up the sums of 16 rows of W, and store."""
-        kind = "int32" if self.x.form == "int8" else "float32"
-        parts = [bind(sums.as_dtype(kind).load((row * LANES + 4 * q) * 4, LANES)) for q in range(4)]
+        view = sums.as_dtype(self.x.granules.sums)
+        parts = [bind(view.load((row * LANES + 4 * q) * 4, LANES)) for q in range(4)]
         total = bind(_sums_of_fours(parts))
         at = bind(block * LANES)
-        bias = self.weights.bias.load(at, LANES)
-        if self.x.form == "int8":
-            assert self.weights.units is not None
-            if self.x.isa.has_vbmi_vnni:
-                total = total - splat(self.x.totals.load(row), "int32")
-            unit = splat(self.x.units.load(row)) * self.weights.units.load(at, LANES)
-            total = streaming.rounded(cast("float32x16", total) * bind(unit), LANES)
-        self._store(block, row, bind(total + bias))
+        self._store(block, row, self.weights.results(self.x, row, at, total, LANES))
 
     def _store(self, block: Expr, row: int, value: Expr) -> None:
         outputs, order = self.x.layout.rows, self.weights.order
@@ -200,11 +163,11 @@ class Tile:
     """The product of one row tile of W with ``rows`` rows of x."""
 
     def __init__(self, few: Few, rows: int, tile: Expr) -> None:
-        self.x, self.config, self.rows, self.tile = few.x, few.config, rows, tile
-        self.packed, self.isa = few.weights.packed, few.x.isa
-        self.layout = few.x.layout
+        self.x, self.prefetch, self.rows, self.tile = few.x, few.prefetch, rows, tile
+        self.packed, self.granules = few.weights.packed, few.x.granules
+        self.layout, self.isa = few.x.layout, few.x.granules.isa
         self.lanes = self.isa.vector_bytes // 4
-        self.kind = "int32" if self.x.form == "int8" else "float32"
+        self.kind = self.granules.sums
         self.together = _together(self.isa, rows, self.layout.tile)
         cells = rows * self.together
         most = 4
@@ -261,89 +224,38 @@ class Tile:
         column = bind(step * self.layout.step_columns)
         self._prefetch(vectors[0] // self.together, step)
         for v in vectors:
-            packed = self.packed.packed(self.tile, step, v)
-            if self.kind == "int32":
-                self._integers(v, packed, column, tables)
-            else:
-                self._floats(v, packed, column, tables)
+            self._vector(v, step, column, tables)
+
+    def _vector(self, v: int, step: Expr, column: Expr, tables: Tables) -> None:
+        """Multiply a step of a row vector."""
+        together, width = self.granules.together, self.granules.columns
+        pairs = range(self.layout.step_columns // PAIR_COLUMNS)
+        packed = self.packed.packed(self.tile, step, v)
+        found = self.packed.granules(packed, [tables(v, p) for p in pairs])
+        for g, weights in enumerate(zip(*[found] * together, strict=True)):
+            at = column + g * together * width
+            for r in range(self.rows):
+                slot = self._slot(v, r, g)
+                parts = self.x.parts(i64(r * self.x.columns) + at)
+                self.acc.set(slot, self.granules.added(self.acc.get(slot), weights, parts))
 
     def _prefetch(self, turn: int, step: Expr) -> None:
         """Ask for what comes later, evenly: at the first turn for the next tile's first part."""
-        if self.rows <= _UNAIDED or not self.config.prefetch:
+        if self.rows <= _UNAIDED or not self.prefetch:
             return
         layout, turns = self.layout, self.layout.tile // self.together
         share = layout.step_bytes // turns
         tile = bind(self.tile * (layout.steps * layout.step_bytes))
         if turns == 1:
-            ahead = step * share + self.config.prefetch
+            ahead = step * share + self.prefetch
         else:
             ahead = step * share + (layout.steps * (layout.step_bytes + turn * share))
         at = bind(tile + ahead)
         for line in range(0, share, 64):
             self.packed.indices.prefetch_bytes(at + line)
 
-    def _integers(self, v: int, packed: list[Expr], column: Expr, tables: Tables) -> None:
-        pairs = self.layout.step_columns // PAIR_COLUMNS
-        bits = self.layout.bits
-        found = integer_weights(self.isa, packed, bits, [tables(v, p) for p in range(pairs)])
-        x = self.x
-        for p in range(pairs):
-            weights = found[2 * p : 2 * p + 2]
-            at = column + p * PAIR_COLUMNS
-            for r in range(self.rows):
-                q = [x.broadcast(x.values, r, at + half * 16, 16) for half in range(2)]
-                if self.isa.has_vbmi_vnni:
-                    for half, (w, quantised) in enumerate(zip(weights, q, strict=True)):
-                        slot = self._slot(v, r, half)
-                        value = self.acc.get(slot)
-                        self.acc.set(slot, bind(x86.VPDPBUSD_512(value, w, quantised)))
-                    continue
-                slot = self._slot(v, r, 0)
-                wide = self.isa.has_avx512
-                multiply = x86.PMADDUBSW_512 if wide else x86.PMADDUBSW_256
-                widen = x86.PMADDWD_512 if wide else x86.PMADDWD_256
-                low, high = (bind(multiply(w, n)) for w, n in zip(weights, q, strict=True))
-                offset = x.broadcast(x.offsets, r, at // 4, 8)
-                four = bind(low + high - offset)
-                ones = splat(1, "int16", self.lanes * 2)
-                self.acc.set(slot, self.acc.get(slot) + widen(four, ones))
-
-    def _floats(self, v: int, packed: list[Expr], column: Expr, tables: Tables) -> None:
-        for f, index in enumerate(index_vectors(packed, self.layout.bits)):
-            planes = tables(v, f // 2)
-            at = column + f * 16
-            if self.x.form == "float32":
-                weights = float_weights(self.isa, index, planes)
-            elif self.isa.has_bf16:
-                weights = bfloat16_weights(self.isa, index, planes)
-            else:
-                weights = [
-                    wide
-                    for half in bfloat16_weights(self.isa, index, planes)
-                    for wide in widened(half)
-                ]
-            for r in range(self.rows):
-                for j, w in enumerate(weights):
-                    slot = self._slot(v, r, j)
-                    count = 16 // len(weights)
-                    x = self.x.broadcast(self.x.values, r, at + j * count, count)
-                    if len(weights) == 2:
-                        pair = (reinterpret(f"int32x{self.lanes}", n) for n in (x, w))
-                        self.acc.set(slot, bind(x86.VDPBF16PS_512(self.acc.get(slot), *pair)))
-                    else:
-                        self.acc.set(slot, fma(w, x, self.acc.get(slot), self.lanes))
-
 
 def _together(isa: Isa, rows: int, tile: int) -> int:
     """Return how many row vectors of a tile are done at a time: they share what is read of x."""
     sums = _SUMS_512 if isa.has_avx512 else _SUMS_256
     return max(n for n in (1, 2, 4) if n <= tile and (n == 1 or n * rows <= sums))
-
-
-def widened(half: Expr) -> list[Expr]:
-    """Return bfloat16 values in float32: the even ones, then the odd ones."""
-    lanes = int(str(half.ty.dtype).partition("x")[2]) // 2
-    words = reinterpret(f"uint32x{lanes}", half)
-    even = words << splat(16, "uint32", lanes)
-    odd = words & splat(0xFFFF0000, "uint32", lanes)
-    return [bind(reinterpret(f"float32x{lanes}", bits)) for bits in (even, odd)]

@@ -1,10 +1,11 @@
-"""``codebook_matmul`` of many rows: weights expanded once into the L1 cache, dot products of them.
+"""Products of many rows: dot products with panels of weights in the L1 cache.
 
-A *panel* is 4 row vectors of W, 8 rows on AVX2 and 16 on AVX-512, over a block of columns. It is
-expanded as it lies, one row of W in each 16-byte lane, and multiplied with all rows of x of a block
-before the next one is: a *granule*, 16 bytes of a row of x (16 integers, 8 bfloat16 or 4 floats),
-is broadcast to all lanes. A sum so has its parts in the 4 words of a lane, which are added at the
-end. Nothing is transposed, neither W nor x.
+A *panel* is 4 row vectors of W, 8 rows on AVX2 and 16 on AVX-512, over a block of columns, one row
+of W in each 16-byte lane. Dense weights lie like that in the blob; others are expanded once, as
+they lie. A panel is multiplied with all rows of x of a block before the next one is: a *granule*,
+16 bytes of a row of x (16 integers, 8 bfloat16 or 4 floats), is broadcast to all lanes. A sum so
+has its parts in the 4 words of a lane, which are added at the end. Nothing is transposed, neither W
+nor x.
 
 Count, float32 on AVX2, of 3 rows of x: 12 multiply-adds and 7 loads, 6 cycles on two ports. int8,
 of 2 rows and 2 granules: 24 multiplications (two ``vpmaddubsw``, whose results are added in 16
@@ -19,16 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lutcc.schedules.intrinsics import streaming, x86
 from lutcc.schedules.x86 import edges
-from lutcc.schedules.x86.bfloat16 import dot_pairs
-from lutcc.schedules.x86.codebook_decode import (
-    bfloat16_weights,
-    float_weights,
-    index_vectors,
-    integer_weights,
-)
-from lutcc.schedules.x86.codebook_few import Weights, widened
 from lutcc.schedules.x86.codebook_rows import PAIR_COLUMNS, PreparedRows
 from lutcc.schedules.x86.context import External, Scratch
 from lutcc.schedules.x86.emit import (
@@ -39,7 +31,6 @@ from lutcc.schedules.x86.emit import (
     branch,
     cast,
     equal,
-    fma,
     i64,
     loop,
     minimum,
@@ -50,9 +41,10 @@ from lutcc.schedules.x86.emit import (
     splat,
     when,
 )
-from lutcc.schedules.x86.isa import Isa
-from lutcc.schedules.x86.pack_codebooks import CodebookLayout
+from lutcc.schedules.x86.granules import Granules
+from lutcc.schedules.x86.pack_rows import RowLayout
 from lutcc.schedules.x86.panels import ThreadLoop, ceiling, share
+from lutcc.schedules.x86.product_weights import Weights
 
 #: Row vectors of a panel.
 VECTORS = 4
@@ -71,28 +63,19 @@ class Cut:
 
     Attributes
     ----------
-    isa, layout, form
-        The level; how W is packed; the arithmetic.
+    granules, layout
+        The arithmetic; how W is packed.
     """
 
-    isa: Isa
-    layout: CodebookLayout
-    form: str
-
-    @property
-    def pairs(self) -> bool:
-        """Whether two granules of integers are multiplied together."""
-        return self.form == "int8" and not self.isa.has_vbmi_vnni
-
-    @property
-    def granule(self) -> int:
-        """Columns of a granule."""
-        return {"int8": 16, "bfloat16": 8 if self.isa.has_bf16 else 4, "float32": 4}[self.form]
+    granules: Granules
+    layout: RowLayout
 
     @property
     def tile_rows(self) -> int:
         """Rows of x of a register tile."""
-        return 6 if self.isa.has_avx512 else 2 if self.form == "int8" else 3
+        if self.granules.isa.has_avx512:
+            return 6
+        return 2 if self.granules.kind == "pairs" else 3
 
     @property
     def width(self) -> int:
@@ -106,8 +89,8 @@ class Cut:
 
     @property
     def step_granules(self) -> int:
-        """Granules of a step of the packed indices."""
-        return self.layout.step_columns // self.granule
+        """Granules of a step of the packed weights."""
+        return self.layout.step_columns // self.granules.columns
 
     @property
     def blocks(self) -> int:
@@ -173,10 +156,13 @@ class _Block:
         self.many, self.cut, self.layout = many, many.cut, many.cut.layout
         self.first_row, self.rows = first_row, rows
         self.vector = self.layout.vector_bytes
-        self.words = self.vector // 4
-        self.kind = "int32" if self.cut.form == "int8" else "float32"
-        granules = self.cut.block_steps * self.cut.step_granules
-        self.panel = scratch.take(granules * VECTORS * self.vector, "uint8")
+        self.words, self.bytes = self.vector // 4, f"uint8x{self.vector}"
+        self.kind = self.cut.granules.sums
+        self.packed = many.weights.packed
+        self.panel: View | None = None
+        if not self.packed.direct:
+            granules = self.cut.block_steps * self.cut.step_granules
+            self.panel = scratch.take(granules * VECTORS * self.vector, "uint8")
         self.partial: View | None = None
         if self.cut.blocks > 1:
             self.partial = scratch.take(TOGETHER * many.capacity * self.cut.width, self.kind)
@@ -198,14 +184,15 @@ class _Block:
                 step = bind(block * cut.block_steps)
                 steps = bind(minimum(i64(cut.block_steps), self.layout.steps - step))
                 panel = bind(first + p)
-                self._expand(panel, step, steps)
+                if self.panel is not None:
+                    self._expand(self.panel, panel, step, steps)
                 with loop(tiles) as t:
                     row = bind((first_tile + t) * cut.tile_rows)
                     self._tile(row, panel, p, block, step, steps)
 
-    def _expand(self, panel: Expr, first: Expr, steps: Expr) -> None:
+    def _expand(self, target: View, panel: Expr, first: Expr, steps: Expr) -> None:
         """Expand the weights of a panel: [granule][vector]."""
-        packed, layout = self.many.weights.packed, self.layout
+        packed, layout = self.packed, self.layout
         for vector in range(VECTORS):
             number = bind(minimum(panel * VECTORS + vector, i64(layout.tiles * layout.tile - 1)))
             tile = bind(number // i64(layout.tile))
@@ -214,35 +201,20 @@ class _Block:
             with loop(steps) as s:
                 step = bind(first + s)
                 tables = only or self._tables(tile, inside, step)
-                found = self._granules(packed.packed(tile, step, inside), tables)
-                for g, value in enumerate(found):
+                found = packed.granules(packed.packed(tile, step, inside), tables)
+                for g, value in enumerate([reinterpret(self.bytes, value) for value in found]):
                     place = bind((s * self.cut.step_granules + g) * VECTORS + vector)
-                    self.panel.store(place * self.vector, value, self.vector)
+                    target.store(place * self.vector, value, self.vector)
 
     def _tables(self, tile: Expr, vector: Expr, step: Expr) -> list[list[Expr]]:
         """Return the look-up vectors of each 32 columns of a step."""
-        packed, layout = self.many.weights.packed, self.layout
+        packed, layout = self.packed, self.layout
         pairs = layout.step_columns // PAIR_COLUMNS
         if layout.table_steps:
             return [packed.table(tile, bind(step // i64(layout.table_steps)), vector)] * pairs
         first = bind(step * layout.step_tables)
         each = layout.table_columns // PAIR_COLUMNS
         return [packed.table(tile, first + pair // each, vector) for pair in range(pairs)]
-
-    def _granules(self, packed: list[Expr], tables: list[list[Expr]]) -> list[Expr]:
-        """Return the expanded vectors of a step, in bytes."""
-        isa, bits, form = self.cut.isa, self.layout.bits, self.cut.form
-        if form == "int8":
-            return integer_weights(isa, packed, bits, tables)
-        found: list[Expr] = []
-        for n, index in enumerate(index_vectors(packed, bits)):
-            planes = tables[n // 2]
-            if form == "float32":
-                found += float_weights(isa, index, planes)
-                continue
-            halves = bfloat16_weights(isa, index, planes)
-            found += halves if isa.has_bf16 else [w for half in halves for w in widened(half)]
-        return [reinterpret(f"uint8x{self.vector}", value) for value in found]
 
     def _tile(
         self, row: Expr, panel: Expr, slot: Expr, block: Expr, step: Expr, steps: Expr
@@ -256,10 +228,7 @@ class _Block:
             bind((row + r) * self.many.x.columns + step * self.layout.step_columns)
             for r in range(cut.tile_rows)
         ]
-        together = 2 if cut.pairs else 1
-        with loop(bind(steps * (cut.step_granules // together))) as g:
-            column = bind(g * (together * cut.granule))
-            self._step(acc, [bind(start + column) for start in starts], bind(g * together))
+        self._terms(acc, starts, panel, step, steps)
         sums = [self._sums(acc, r) for r in range(cut.tile_rows)]
         partial = self.partial
         if partial is None:
@@ -280,47 +249,45 @@ class _Block:
     def _zeros(self, lanes: int) -> Expr:
         return splat(0 if self.kind == "int32" else 0.0, self.kind, lanes)
 
-    def _step(self, acc: Registers, starts: list[Expr], granule: Expr) -> None:
-        """Add a granule, or two of integers, of each row of x times the panel's."""
-        x, cut = self.many.x, self.cut
-        together = 2 if cut.pairs else 1
-        rows = []
-        for start in starts:
-            parts = [
-                self._broadcast(x.values, start + k * cut.granule, cut.granule)
-                for k in range(together)
-            ]
-            if cut.pairs:
-                parts.append(self._broadcast(x.offsets, start // i64(4), 8))
-            rows.append(parts)
+    def _terms(
+        self, acc: Registers, starts: list[Expr], panel: Expr, step: Expr, steps: Expr
+    ) -> None:
+        """Add the products of the columns of some steps."""
+        cut, vector = self.cut, self.vector
+        together, columns = cut.granules.together, cut.granules.columns
+        expanded = self.panel
+        if expanded is not None:
+            with loop(bind(steps * (cut.step_granules // together))) as n:
+                first, column = bind(n * together), bind(n * (together * columns))
+
+                def load(vector_number: int, k: int) -> Expr:
+                    place = (first + k) * VECTORS + vector_number
+                    return expanded.load(place * vector, vector)
+
+                self._step(acc, [bind(start + column) for start in starts], load)
+            return
+        layout = self.layout
+        with loop(steps) as s:
+            base = bind((panel * layout.steps + step + s) * layout.step_bytes)
+            column = bind(s * layout.step_columns)
+            for g in range(cut.step_granules):
+
+                def load_packed(vector_number: int, k: int, g: int = g) -> Expr:
+                    place = vector_number * layout.step_vectors + g + k
+                    return self.packed.indices.load(base + place * vector, vector)
+
+                here = [bind(start + (column + g * columns)) for start in starts]
+                self._step(acc, here, load_packed)
+
+    def _step(self, acc: Registers, starts: list[Expr], load: Callable[[int, int], Expr]) -> None:
+        """Add what is multiplied together of each row of x times the panel's."""
+        granules = self.cut.granules
+        rows = [self.many.x.parts(start) for start in starts]
         for c in range(VECTORS):
-            weights = [
-                bind(self.panel.load(((granule + k) * VECTORS + c) * self.vector, self.vector))
-                for k in range(together)
-            ]
+            weights = [bind(load(c, k)) for k in range(granules.together)]
             for r, parts in enumerate(rows):
                 slot = r * VECTORS + c
-                acc.set(slot, self._added(acc.get(slot), weights, parts))
-
-    def _broadcast(self, view: View, at: Expr, count: int) -> Expr:
-        lanes = self.layout.lanes
-        return bind(shuffle([view.load(at, count)] * lanes, [*range(count)] * lanes))
-
-    def _added(self, acc: Expr, weights: list[Expr], parts: list[Expr]) -> Expr:
-        """Return sums with the products of the granules added."""
-        isa = self.cut.isa
-        if self.cut.granule == 4:
-            weight = reinterpret(f"float32x{self.words}", weights[0])
-            return bind(fma(parts[0], weight, acc, self.words))
-        if self.cut.granule == 8:
-            return dot_pairs(acc, parts[0], weights[0])
-        if not self.cut.pairs:
-            return bind(x86.VPDPBUSD_512(acc, weights[0], parts[0]))
-        byte_pairs = x86.PMADDUBSW_512 if isa.has_avx512 else x86.PMADDUBSW_256
-        word_pairs = x86.PMADDWD_512 if isa.has_avx512 else x86.PMADDWD_256
-        low, high = (byte_pairs(w, q) for w, q in zip(weights, parts[:2], strict=True))
-        four = word_pairs(low + high - parts[2], splat(1, "int16", self.words * 2))
-        return bind(streaming.keep(acc + four, self.words))
+                acc.set(slot, granules.added(acc.get(slot), weights, parts))
 
     def _sums(self, acc: Registers, row: int) -> Expr:
         """Return the sums of a row of x, one for each row of W of the panel."""
@@ -349,17 +316,9 @@ class _Block:
         """Turn sums into results and store those that exist."""
         width, weights, x = self.cut.width, self.many.weights, self.many.x
         column = bind(panel * width)
-        bias = bind(weights.bias.load(column, width))
-        results = []
-        for r, value in enumerate(sums):
-            if self.cut.form == "int8":
-                assert weights.units is not None
-                if not self.cut.pairs:
-                    value = value - splat(x.totals.load(row + r), "int32", width)
-                unit = splat(x.units.load(row + r), "float32", width)
-                unit = bind(unit * weights.units.load(column, width))
-                value = streaming.rounded(cast(f"float32x{width}", value) * unit, width)
-            results.append(bind(bind(value) + bias))
+        results = [
+            weights.results(x, bind(row + r), column, value, width) for r, value in enumerate(sums)
+        ]
 
         def store(valid: int) -> None:
             for r, value in enumerate(results):

@@ -9,6 +9,7 @@ with their unit, float32, or bfloat16. Few rows share each weight as it is looke
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,12 @@ from lutcc.schedules.x86.codebook_rows import PreparedRows
 from lutcc.schedules.x86.config import CodebookConfig, default_codebook
 from lutcc.schedules.x86.context import Constant, External, Scratch
 from lutcc.schedules.x86.emit import Expr, branch, i64
+from lutcc.schedules.x86.granules import Granules
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack_codebooks import CodebookLayout
+from lutcc.schedules.x86.pack_rows import RowLayout
 from lutcc.schedules.x86.panels import ThreadLoop
+from lutcc.schedules.x86.product_weights import Weights
 
 #: Operands that are packed into the blob.
 PACKED = (1, 2, 3, 4, 5)
@@ -55,8 +59,15 @@ def default_config(op: Operation, isa: Isa) -> CodebookConfig:
 
 def take_shared(op: Operation, isa: Isa, config: CodebookConfig, scratch: Scratch) -> PreparedRows:
     """Assign the shared part of the workspace."""
-    layout, form = layout_of(op, isa, config), str(op.attr("compute"))
-    return PreparedRows.take(isa, layout, form, _capacity(op, isa, layout), scratch)
+    granules = Granules.of_codebooks(isa, str(op.attr("compute")))
+    return take_rows(op, granules, layout_of(op, isa, config), FEW, scratch)
+
+
+def take_rows(
+    op: Operation, granules: Granules, layout: RowLayout, few: int, scratch: Scratch
+) -> PreparedRows:
+    """Assign room for as many rows as are prepared at a time."""
+    return PreparedRows.take(granules, layout, _capacity(op, granules, layout, few), scratch)
 
 
 def _rows(op: Operation) -> int | None:
@@ -65,22 +76,24 @@ def _rows(op: Operation) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _capacity(op: Operation, isa: Isa, layout: CodebookLayout) -> int:
+def _capacity(op: Operation, granules: Granules, layout: RowLayout, few: int) -> int:
     """Return how many rows of x are prepared at a time at most."""
     rows = _rows(op)
-    if rows is not None and rows <= FEW:
+    if rows is not None and rows <= few:
         return codebook_few.MOST_ROWS
-    return codebook_many.Cut(isa, layout, str(op.attr("compute"))).block_rows(rows)
+    return codebook_many.Cut(granules, layout).block_rows(rows)
 
 
-def pack(op: Operation, layout: CodebookLayout, operands: list[Any]) -> codebook_few.Weights:
+def pack(op: Operation, x: PreparedRows, operands: list[Any]) -> Weights:
     """Pack the constants of the op."""
+    layout = x.layout
+    assert isinstance(layout, CodebookLayout)
     _, indices, codebooks, scales, order, bias = operands
     form = str(op.attr("compute"))
     params = {**layout.to_json(), "segment_size": op.attr("segment_size")}
     packed = PackedWeights(
         layout,
-        form,
+        x.granules,
         Constant.pack("codebook_indices", "uint8", [indices, codebooks, scales], **params),
         Constant.pack("codebook_tables", "uint8", [codebooks, scales], form=form, **params),
     )
@@ -88,7 +101,7 @@ def pack(op: Operation, layout: CodebookLayout, operands: list[Any]) -> codebook
     if form == "int8":
         units = Constant.pack("codebook_units", "float32", [codebooks, scales], **params)
     identity = bool(np.array_equal(order.array, np.arange(layout.rows)))
-    return codebook_few.Weights(
+    return Weights(
         packed,
         units,
         Constant.pack("vector", "float32", [bias]),
@@ -121,25 +134,61 @@ def emit(
     thread_loop, private
         Opens a loop over threads; the scratch of one.
     """
-    weights = pack(op, shared.layout, operands)
-    size, isa, layout = _rows(op), shared.isa, shared.layout
+    weights = pack(op, shared, operands)
+    product = Product(op, weights, shared, operands[0], target, FEW, config.prefetch)
+    product.emit(rows, thread_loop, private)
 
-    def few() -> None:
-        shared.fill(operands[0], i64(0), rows)
-        product = codebook_few.Few(shared, weights, config, target, i64(0), rows)
-        product.emit(thread_loop, private, size)
 
-    def many() -> None:
-        cut = codebook_many.Cut(isa, layout, shared.form)
-        capacity = _capacity(op, isa, layout)
-        product = codebook_many.Many(cut, weights, shared, capacity, operands[0], target)
-        product.emit(rows, thread_loop, private)
+@dataclass(frozen=True)
+class Product:
+    """A product of prepared rows with packed weights, by one of two schedules.
 
-    if size is not None:
-        (few if size <= FEW else many)()
-        return
-    with branch(rows <= i64(FEW)) as (below, above):
-        with below:
-            few()
-        with above:
-            many()
+    Attributes
+    ----------
+    op
+        What is computed.
+    weights, shared
+        W, and room for rows of x.
+    source, target
+        x and the result.
+    few
+        Up to so many rows the weights of each are loaded from memory for all of them at once.
+    prefetch
+        See :class:`lutcc.schedules.x86.codebook_few.Few`.
+    """
+
+    op: Operation
+    weights: Weights
+    shared: PreparedRows
+    source: External
+    target: External
+    few: int
+    prefetch: int
+
+    def emit(self, rows: Expr, thread_loop: ThreadLoop, private: Callable[[Expr], Scratch]) -> None:
+        """Emit it, for ``rows`` rows."""
+        size, shared = _rows(self.op), self.shared
+
+        def few() -> None:
+            shared.fill(self.source, i64(0), rows)
+            product = codebook_few.Few(
+                shared, self.weights, self.prefetch, self.target, i64(0), rows
+            )
+            product.emit(thread_loop, private, size)
+
+        def many() -> None:
+            cut = codebook_many.Cut(shared.granules, shared.layout)
+            capacity = _capacity(self.op, shared.granules, shared.layout, self.few)
+            product = codebook_many.Many(
+                cut, self.weights, shared, capacity, self.source, self.target
+            )
+            product.emit(rows, thread_loop, private)
+
+        if size is not None:
+            (few if size <= self.few else many)()
+            return
+        with branch(rows <= i64(self.few)) as (below, above):
+            with below:
+                few()
+            with above:
+                many()

@@ -185,6 +185,25 @@ class CodebookConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseConfig:
+    """How a dense product is cut, see :mod:`lutcc.schedules.x86.dense`.
+
+    Attributes
+    ----------
+    few
+        Up to so many rows stream the weights: 0 to 8.
+    prefetch
+        How many bytes ahead weights are asked for; 0 leaves it to the hardware.
+    """
+
+    few: int
+    prefetch: int
+
+    to_json = ProductConfig.to_json
+    updated = ProductConfig.updated
+
+
+@dataclass(frozen=True, slots=True)
 class FixedConfig:
     """Nothing can be varied."""
 

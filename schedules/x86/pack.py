@@ -21,6 +21,7 @@ from lutcc.schedules.x86.pack_codebooks import (
     pack_codebook_tables,
     pack_codebook_units,
 )
+from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
 
 CHUNK = 16
 ALIGNMENT = 64
@@ -257,6 +258,7 @@ PACKERS: dict[str, Callable[..., Array]] = {
     "codebook_rows": pack_codebook_rows,
     "codebook_entries": pack_codebook_entries,
     "longest_first": pack_longest_first,
+    "dense": pack_dense,
 }
 
 
@@ -272,6 +274,8 @@ def packed_nbytes(entry: Mapping[str, Any], constants: Mapping[str, Array]) -> i
     if entry["pack"] == "codebook_indices":
         codebooks, scales = (len(constants[name]) for name in entry["sources"][1:])
         return CodebookLayout.of(codebooks, scales, **entry["params"]).index_nbytes
+    if entry["pack"] == "dense":
+        return DenseLayout(**entry["params"]).index_nbytes
     if entry["pack"] != "gather_tables":
         return pack_entry(entry, constants).size
     tables = constants[entry["sources"][0]]

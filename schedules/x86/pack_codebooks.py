@@ -20,7 +20,7 @@ where the row has such.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -35,19 +35,18 @@ from lutcc.ir.codebooks import (
     segments,
     unpack_indices,
 )
+from lutcc.schedules.x86.pack_rows import RowLayout
 
 Array = NDArray[Any]
 
 #: Entries of a table of bytes: what a nibble points at.
 ENTRIES = 16
-#: Indices that are unfolded at a time.
-_AT_ONCE = 1 << 22
 _STEP_COLUMNS = {2: 64, 3: 128, 4: 32}
 _STEP_VECTORS = {2: 1, 3: 3, 4: 1}
 
 
 @dataclass(frozen=True, slots=True)
-class CodebookLayout:
+class CodebookLayout(RowLayout):
     """Sizes of packed weights.
 
     Attributes
@@ -96,28 +95,13 @@ class CodebookLayout:
 
     @property
     def step_columns(self) -> int:
-        """Columns of a step."""
+        """Columns of a step, a multiple of 32."""
         return _STEP_COLUMNS[self.bits]
 
     @property
     def step_vectors(self) -> int:
         """Packed vectors of a step of one row vector."""
         return _STEP_VECTORS[self.bits]
-
-    @property
-    def steps(self) -> int:
-        """Steps of a row."""
-        return max(1, -(-self.columns // self.step_columns))
-
-    @property
-    def tile_rows(self) -> int:
-        """Rows of a row tile."""
-        return self.lanes * self.tile
-
-    @property
-    def tiles(self) -> int:
-        """Row tiles."""
-        return -(-self.rows // self.tile_rows)
 
     @property
     def table_columns(self) -> int:
@@ -142,21 +126,6 @@ class CodebookLayout:
     def tables(self) -> int:
         """Tables of a row."""
         return -(-self.steps * self.step_columns // self.table_columns)
-
-    @property
-    def vector_bytes(self) -> int:
-        """Bytes of a vector."""
-        return self.lanes * 16
-
-    @property
-    def step_bytes(self) -> int:
-        """Bytes of packed indices of a step of a row tile."""
-        return self.tile * self.step_vectors * self.vector_bytes
-
-    @property
-    def index_nbytes(self) -> int:
-        """Bytes of all packed indices."""
-        return self.tiles * self.steps * self.step_bytes
 
     def table_bytes(self, form: str) -> int:
         """Bytes of one table of a row tile."""
@@ -197,7 +166,7 @@ def pack_codebook_indices(
         (layout.tiles, layout.steps, layout.tile, layout.step_vectors, lanes, 16), np.uint8
     )
     fills = _fill(codebooks, scales, layout, segment_size) if width > layout.columns else None
-    for first, last in _pieces(layout):
+    for first, last in layout.pieces():
         rows = slice(first * layout.tile_rows, last * layout.tile_rows)
         unfolded = np.zeros(((last - first) * layout.tile_rows, width), np.uint8)
         found = unpack_indices(indices[rows], layout.bits, layout.columns)
@@ -213,13 +182,6 @@ def _layout(
     codebooks: Array, scales: Array, segment_size: int, sizes: Mapping[str, int]
 ) -> CodebookLayout:
     return CodebookLayout.of(len(codebooks), len(scales), segment_size=segment_size, **sizes)
-
-
-def _pieces(layout: CodebookLayout) -> Iterator[tuple[int, int]]:
-    """Yield ranges of row tiles."""
-    each = max(1, _AT_ONCE // (layout.tile_rows * layout.steps * layout.step_columns))
-    for first in range(0, layout.tiles, each):
-        yield first, min(first + each, layout.tiles)
 
 
 def _fill(codebooks: Array, scales: Array, layout: CodebookLayout, segment_size: int) -> Array:

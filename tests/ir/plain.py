@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.ir import plain_codebook, plain_sampled
+from tests.ir import plain_codebook, plain_dense, plain_sampled
 
 Arrays = list[np.ndarray]
 
@@ -368,4 +368,5 @@ DEFINITIONS: dict[str, Callable[..., Arrays]] = {
     "repack": repack,
     **plain_sampled.DEFINITIONS,
     **plain_codebook.DEFINITIONS,
+    **plain_dense.DEFINITIONS,
 }

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from lutcc import ir
 from lutcc.errors import InputError
 from lutcc.ir.types import type_of_array
-from tests.ir import codebook_cases, plain, sampled_cases
+from tests.ir import codebook_cases, dense_cases, plain, sampled_cases
 from tests.ir.models import CASES as OTHER_CASES
 from tests.ir.models import Case, N, inputs_for, modules
 
 STRUCTURAL = {"constant", "call"}
-CASES = {**OTHER_CASES, **sampled_cases.CASES, **codebook_cases.CASES}
+CASES = {**OTHER_CASES, **sampled_cases.CASES, **codebook_cases.CASES, **dense_cases.CASES}
 
 
 def assert_same(opcode: str, got: np.ndarray, want: np.ndarray, inputs: list[np.ndarray]) -> None:

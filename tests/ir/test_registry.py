@@ -214,6 +214,10 @@ def _rng_inputs(opcode: str) -> tuple[list[np.ndarray], dict[str, Any]]:
             ],
             {},
         ),
+        "dense": (
+            [f(2, 5), ints(128, (3, 5), "int8") - ints(128, (3, 5), "int8"), np.abs(f(3)), f(3)],
+            {"compute": "int8", "activation": "relu"},
+        ),
     }
     return inputs[opcode]
 

@@ -1,0 +1,143 @@
+"""Dense products: every level against the interpreter, few rows and many."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lutcc import ir
+from lutcc.errors import CompileError
+from lutcc.ir.arithmetic import quantize_rows
+from lutcc.schedules.x86 import codebook_many
+from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
+from tests.schedules.harness import ALL_ISA_PARAMS, N, built
+
+F32 = np.float32
+
+
+def dense_module(
+    compute: str,
+    outputs: int,
+    columns: int,
+    *,
+    rows: int | ir.Sym = N,
+    dtype: str = "float32",
+    activation: str = "none",
+    scaled: bool = False,
+) -> ir.Module:
+    """Return x -> dense with random weights, the extremes of integers included."""
+    rng = np.random.default_rng(outputs)
+    weight = rng.normal(size=(outputs, columns)).astype(F32)
+    units = np.ones(outputs, F32)
+    if compute == "int8":
+        integers, units = quantize_rows(weight)
+        weight = integers.astype(np.int8)
+        weight[0] = 127
+    elif dtype == "bfloat16":
+        weight = weight.astype(ml_dtypes.bfloat16)
+    if scaled:
+        units = rng.uniform(0.5, 2, outputs).astype(F32)
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((rows, columns), "float32"))
+    bias = rng.normal(size=outputs).astype(F32)
+    constants = [b.constant(n, a) for n, a in (("w", weight), ("units", units), ("bias", bias))]
+    b.returns(b.op("dense", x, *constants, compute=compute, activation=activation))
+    return b.module()
+
+
+def rows_of_x(rows: int, columns: int) -> np.ndarray:
+    rng = np.random.default_rng(rows)
+    x = rng.normal(size=(rows, columns)).astype(F32)
+    x[rows // 2] = 3.0 * (-1) ** (rows % 2)  # the largest sums
+    return x
+
+
+def check(module: ir.Module, x: np.ndarray, got: np.ndarray) -> None:
+    """Integers to the bit; floats within 1e-5 of the terms' magnitudes (weights are below 10)."""
+    (want,) = ir.interpret(module, [np.ascontiguousarray(x)])
+    (op,) = (op for op in module.main.body if op.opcode == "dense")
+    if op.attr("compute") == "int8":
+        np.testing.assert_array_equal(got, want)
+        return
+    bound = 1e-5 * 10 * (np.abs(x).sum(axis=1, keepdims=True) + 1)
+    assert (np.abs(got - want) <= bound).all()
+
+
+@pytest.mark.parametrize("isa", ALL_ISA_PARAMS)
+@pytest.mark.parametrize("compute", ["int8", "bfloat16", "float32"])
+def test_any_shape(monkeypatch: pytest.MonkeyPatch, isa: str, compute: str) -> None:
+    """Outputs and columns that fill nothing; a row, primes, whole tiles; several blocks."""
+    if isa == "avx512_bf16" and compute != "bfloat16":
+        pytest.skip("kernels are those of the level below")
+    monkeypatch.setattr(codebook_many, "PANEL_BYTES", 4096)
+    monkeypatch.setattr(codebook_many, "BLOCK_ROWS", 12)
+    outputs, columns = {"int8": (37, 150), "bfloat16": (21, 70), "float32": (9, 45)}[compute]
+    module = dense_module(compute, outputs, columns, activation="relu", scaled=compute != "int8")
+    _, call = built(module, isa)
+    for rows in (1, 2, 3, 4, 5, 13, 29):
+        x = rows_of_x(rows, columns)
+        check(module, x, call(x)[0])
+
+
+@pytest.mark.isa("avx2")
+@pytest.mark.parametrize("compute", ["int8", "bfloat16"])
+def test_threads_and_strides(compute: str) -> None:
+    """Panels or rows are shared out; x may have any strides; rows of 1024 numbers lie apart."""
+    module = dense_module(compute, 8 * 9 + 3, 1024, dtype="bfloat16")
+    _, call = built(module, "avx2", threads=3)
+    wide = rows_of_x(2 * 11, 2 * 1024)
+    for x in (wide[::2, ::2], wide[:1, 1::2], np.asfortranarray(wide[:2, :1024])):
+        check(module, x, call(x)[0])
+
+
+@pytest.mark.isa("avx2")
+@pytest.mark.parametrize("rows", [1, 8])
+def test_known_rows_of_one_output(rows: int) -> None:
+    module = dense_module("int8", 1, 1, rows=rows)
+    x = np.linspace(-2, 2, rows, dtype=F32)[:, None]
+    check(module, x, built(module, "avx2")[1](x)[0])
+
+
+@pytest.mark.isa("avx2")
+def test_special_values() -> None:
+    """What is not finite stays in its row, and relu keeps NaN."""
+    module = dense_module("float32", 5, 40, activation="relu")
+    x = rows_of_x(5, 40)
+    x[1, 2], x[4] = np.nan, 0
+    (got,) = built(module, "avx2")[1](x)
+    assert np.isnan(got[1]).all()
+    np.testing.assert_array_equal(got[4], np.maximum(module.constants["bias"], 0))
+    assert np.isfinite(got[[0, 2, 3]]).all()
+
+
+def test_weights_must_be_constants() -> None:
+    b = ir.Builder("main")
+    shapes = ((1, 8), (3, 8), (3,), (3,))
+    values = [b.param(f"p{i}", ir.TensorType(s, "float32")) for i, s in enumerate(shapes)]
+    b.returns(b.op("dense", *values))
+    with pytest.raises(CompileError, match="weights must be constants: %p1 of dense"):
+        built(b.module(), "avx2")
+
+
+@pytest.mark.parametrize(("itemsize", "offset"), [(1, 128), (2, 0), (4, 0)])
+def test_packed_by_definition(itemsize: int, offset: int) -> None:
+    """Each weight is where the layout says; the rest is padding."""
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-127, 128, (19, 70))
+    layout = DenseLayout(itemsize, 19, 70, lanes=2, tile=4, offset=offset)
+    given = weight.astype(np.int8) if itemsize == 1 else weight.astype(F32)
+    packed = pack_dense(given, **layout.to_json())
+    assert packed.nbytes == layout.index_nbytes
+    each = 16 // itemsize
+    for row in range(19):
+        for column in range(70):
+            step, rest = divmod(column, 32)
+            tile, inside = divmod(row, 8)
+            place = (tile, step, inside // 2, rest // each, inside % 2, rest % each)
+            found = packed[place]
+            if itemsize == 2:
+                found = np.array(int(found) << 16, np.uint32).view(F32)
+            assert int(found) - offset == weight[row, column]
+    if itemsize > 1:
+        assert np.count_nonzero(packed) == np.count_nonzero(weight)
