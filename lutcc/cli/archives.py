@@ -118,7 +118,9 @@ def read_inputs(texts: Sequence[str], specs: Sequence[TensorSpec]) -> list[Any]:
                 where="INPUT",
                 fix=", ".join(map(str, specs)),
             )
-    return [_as_torch(a) if a.dtype.name == "bfloat16" else a for a in arrays]
+    from lutcc.runtime.bfloat16 import to_torch
+
+    return [to_torch(a) if a.dtype.name == "bfloat16" else a for a in arrays]
 
 
 def _in_order(
@@ -139,25 +141,6 @@ def _in_order(
         hint = suggest(extra[0], missing)
         fix += f"; {extra[0]!r}: {hint}" if hint.startswith("did you mean") else ""
     raise UsageError(f"{path} {' and '.join(parts)}", where="INPUT", fix=fix)
-
-
-def _as_torch(array: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-
-
-def as_numpy(value: Any) -> np.ndarray:
-    """Return what an artifact gave (a NumPy array or a torch CPU tensor) as a NumPy array."""
-    if isinstance(value, np.ndarray):
-        return value
-    if str(value.dtype) != "torch.bfloat16":
-        return value.numpy()
-    import torch
-
-    from lutcc.runtime.signature import numpy_dtype
-
-    return value.contiguous().view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
 
 
 def output_files(texts: Sequence[str], specs: Sequence[TensorSpec]) -> list[Path]:

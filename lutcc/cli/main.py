@@ -22,6 +22,7 @@ COMMANDS = (
     "compress",
     "compile",
     "run",
+    "serve-check",
     "tune",
     "logs",
     "report",

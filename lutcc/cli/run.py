@@ -12,7 +12,7 @@ import argparse
 import time
 from itertools import zip_longest
 
-from lutcc.cli.archives import as_numpy, output_files, read_inputs, write_outputs
+from lutcc.cli.archives import output_files, read_inputs, write_outputs
 from lutcc.cli.arrays import existing_file
 from lutcc.cli.console import Console
 from lutcc.cli.models import KINDS, kind_of
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             fix="1 or more; without --repeat nothing is timed",
         )
     from lutcc.runtime import load
+    from lutcc.runtime.bfloat16 import as_numpy
 
     if args.isa is not None:
         _check_variant(args.artifact, args.isa)

@@ -17,6 +17,7 @@ from lutcc import ir
 from lutcc.cli import archives
 from lutcc.errors import InputError, LutccError, UsageError
 from lutcc.runtime import TensorSpec
+from lutcc.runtime.bfloat16 import as_numpy
 
 X = np.arange(24, dtype=np.float32).reshape(3, 8)
 SCORES = np.arange(12, dtype=np.float32).reshape(3, 4) - 5
@@ -241,7 +242,7 @@ def test_bfloat16_goes_through_safetensors_only(here: Path):
     spec = TensorSpec("x", (3, 8), "bfloat16")
     (read,) = archives.read_inputs(["b.safetensors"], [spec])
     assert torch.equal(read, x)
-    archives.write_outputs([Path("y.safetensors")], {"x": archives.as_numpy(read)})
+    archives.write_outputs([Path("y.safetensors")], {"x": as_numpy(read)})
     assert torch.equal(load_torch("y.safetensors")["x"], x)
     for name in ("y.npz", "y.npy"):
         with pytest.raises(UsageError, match="is bfloat16, which"):
