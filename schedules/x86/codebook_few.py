@@ -237,7 +237,8 @@ class Tile:
             for r in range(self.rows):
                 slot = self._slot(v, r, g)
                 parts = self.x.parts(i64(r * self.x.columns) + at)
-                self.acc.set(slot, self.granules.added(self.acc.get(slot), weights, parts))
+                total = self.granules.added(self.acc.get(slot), weights, parts, keep=False)
+                self.acc.set(slot, total)
 
     def _prefetch(self, turn: int, step: Expr) -> None:
         """Ask for what comes later, evenly: at the first turn for the next tile's first part."""

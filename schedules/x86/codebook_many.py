@@ -287,7 +287,7 @@ class _Block:
             weights = [bind(load(c, k)) for k in range(granules.together)]
             for r, parts in enumerate(rows):
                 slot = r * VECTORS + c
-                acc.set(slot, granules.added(acc.get(slot), weights, parts))
+                acc.set(slot, granules.added(acc.get(slot), weights, parts, keep=True))
 
     def _sums(self, acc: Registers, row: int) -> Expr:
         """Return the sums of a row of x, one for each row of W of the panel."""

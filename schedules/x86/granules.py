@@ -98,7 +98,9 @@ class Granules:
         kinds = {"words": "int16", "bfloats": "uint16", "floats": "float32"}
         return kinds.get(self.kind, "int8")
 
-    def added(self, acc: Expr, weights: Sequence[Expr], parts: Sequence[Expr]) -> Expr:
+    def added(
+        self, acc: Expr, weights: Sequence[Expr], parts: Sequence[Expr], *, keep: bool
+    ) -> Expr:
         """Return sums with the products of granules added.
 
         Parameters
@@ -109,6 +111,8 @@ class Granules:
             As many vectors as are multiplied :attr:`together`, of any type.
         parts
             What :meth:`PreparedRows.parts` gives.
+        keep
+            Whether to hold LLVM from regrouping sums of integers: where most registers are taken.
         """
         lanes = self.isa.vector_bytes // 4
         wide = self.isa.has_avx512
@@ -121,11 +125,12 @@ class Granules:
         word_pairs = x86.PMADDWD_512 if wide else x86.PMADDWD_256
         if self.kind == "words":
             words = reinterpret(f"int16x{lanes * 2}", weights[0])
-            return bind(streaming.keep(acc + word_pairs(words, parts[0]), lanes))
+            total = acc + word_pairs(words, parts[0])
+            return bind(streaming.keep(total, lanes) if keep else total)
         byte_pairs = x86.PMADDUBSW_512 if wide else x86.PMADDUBSW_256
-        low, high = (bind(byte_pairs(w, q)) for w, q in zip(weights, parts[:2], strict=True))
-        four = word_pairs(bind(low + high - parts[2]), splat(1, "int16", lanes * 2))
-        return bind(streaming.keep(acc + four, lanes))
+        low, high = (byte_pairs(w, q) for w, q in zip(weights, parts[:2], strict=True))
+        total = acc + word_pairs(low + high - parts[2], splat(1, "int16", lanes * 2))
+        return bind(streaming.keep(total, lanes) if keep else total)
 
 
 def _float_kind(isa: Isa, form: str) -> str:
