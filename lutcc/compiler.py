@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ def compile(
     example_inputs: Any = None,
     *,
     target: str = "host",
+    dynamic: Mapping[Any, Any] | Sequence[Any] | None = None,
     tuning_logs: str | Path | None = None,
     trials: int = 0,
 ) -> Artifact:
@@ -33,10 +34,15 @@ def compile(
     model_or_module
         A ``torch.nn.Module``, a ``torch.export.ExportedProgram``, or a :class:`lutcc.ir.Module`.
     example_inputs
-        For a torch module: a tensor or a tuple of tensors; dimension 0 is the batch and stays open.
+        For a torch module: a tensor, a tuple of tensors or a mapping of keyword arguments.
     target
         ``host``, an instruction-set level (``avx2``, ``avx512``, ``avx512_vbmi_vnni``,
         ``avx512_bf16``), a CPU name of LLVM, or several joined by commas.
+    dynamic
+        For a torch module: which sizes of the inputs stay open. By default dimension 0, the batch
+        ``n``. ``{0: "n", 1: "length"}`` goes for every input that has these dimensions; a mapping
+        by input name or a sequence, as ``dynamic_shapes`` of ``torch.export``, says it for each. A
+        size is a name or a ``torch.export.Dim`` with bounds; bounds are checked at each call.
     tuning_logs
         Folder of tuning logs, searched before those that ship with lutcc. Each kernel gets the best
         config that a log has for it on the very processor, else on another one of the same level,
@@ -66,22 +72,25 @@ def compile(
     >>> artifact = lutcc.compile(model, torch.randn(8, 64))        # doctest: +SKIP
     >>> artifact.save("model.lutcc")                               # doctest: +SKIP
     >>> y = artifact(torch.randn(3, 64))                           # doctest: +SKIP
+    >>> text = lutcc.compile(bert, tokens, dynamic={0: "n", 1: "length"})  # doctest: +SKIP
     """
+    targets = parse_targets(target)
+    given = model_or_module
+    if not isinstance(given, Module):
+        from lutcc.frontend import import_torch
+
+        given = import_torch(given, example_inputs, dynamic=dynamic)
     if trials:
         from lutcc.tuning.api import tune
 
         tuning_logs = "tuning_logs" if tuning_logs is None else tuning_logs
-        tune(model_or_module, example_inputs, target=target, log_dir=tuning_logs, trials=trials)
-    targets = parse_targets(target)
+        tune(given, target=target, log_dir=tuning_logs, trials=trials)
     folders = _log_folders(tuning_logs)
-    if isinstance(model_or_module, Module):
-        return compile_module(model_or_module, targets, folders)
-    from lutcc.frontend import import_torch
-
-    imported = import_torch(model_or_module, example_inputs)
-    if imported.module is not None:
-        return compile_module(imported.module, targets, folders, notes=imported.notes)
-    return _compile_mixed(imported, targets, folders)
+    if isinstance(given, Module):
+        return compile_module(given, targets, folders)
+    if given.module is not None:
+        return compile_module(given.module, targets, folders, notes=given.notes)
+    return _compile_mixed(given, targets, folders)
 
 
 def compile_module(
@@ -179,5 +188,6 @@ def _compile_mixed(imported: Any, targets: list[Target], folders: Sequence[Path]
                 "notes": list(built.notes),
                 "tuning_notes": tuning,
                 "mcpu": mcpus,
+                "bounds": {name: list(pair) for name, pair in imported.graph.bounds.items()},
             },
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
@@ -54,6 +57,28 @@ def layer_of(node: Node) -> str:
         if name:
             return f"layer {name!r} ({kind.rsplit('.', 1)[-1]})"
     return f"op {node.name!r}"
+
+
+def place_of(node: Node) -> str:
+    """Return the layer that made ``node`` and the line of the model that called for it.
+
+    Examples
+    --------
+    >>> place_of(node)
+    "layer '1' (Odd), model.py:12 `return torch.linalg.qr(x)[0]`"
+    """
+    line = _source_line(node.meta.get("stack_trace"))
+    return layer_of(node) + (f", {line}" if line else "")
+
+
+def _source_line(trace: str | None) -> str | None:
+    """Return file, number and text of the last line of a trace that is not torch's own."""
+    found = re.findall(r'File "([^"]+)", line (\d+), in [^\n]+\n\s+([^\n]+)', trace or "")
+    own = str(Path(torch.__file__).parent)
+    for file, number, text in reversed(found):
+        if not file.startswith((own, "<")):
+            return f"{Path(file).name}:{number} `{text.strip()}`"
+    return None
 
 
 def op_name(node: Node) -> str:

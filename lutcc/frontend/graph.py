@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 
 from lutcc.errors import FrontendError
 from lutcc.frontend.checks import INPUT_DTYPES, op_name
-from lutcc.frontend.export import BATCH
+from lutcc.frontend.symbols import BATCH, PRODUCT, as_dim, bounds, expression, named_symbols
 from lutcc.ir.types import Array, Dim, Sym
 
 _IMPURE = ("rand", "bernoulli", "dropout", "empty", "_assert", "sym_", "multinomial")
@@ -58,7 +58,9 @@ class Port:
 
 
 class Graph:
-    """An exported program with its constants folded and its batch symbol named ``n``.
+    """An exported program with its constants folded and its open sizes named: ``n``, ``length``.
+
+    ``symbols`` are the names of the exporter's symbols; ``batch`` is the one named ``n``, if any.
 
     Examples
     --------
@@ -70,25 +72,27 @@ class Graph:
     def __init__(self, program: ExportedProgram) -> None:
         self.program = program
         self.nodes: tuple[Node, ...] = tuple(program.graph.nodes)
-        self.input_nodes, self.batch = self._inputs()
+        self.input_nodes = self._inputs()
+        self.symbols: dict[sympy.Symbol, str] = named_symbols(self.input_nodes)
+        self.batch = next((s for s, name in self.symbols.items() if name == BATCH), None)
         self.output_nodes: tuple[Node | None, ...] = tuple(
             arg if isinstance(arg, Node) else None for arg in _flat(self.nodes[-1].args[0])
         )
         self.constants: dict[Node, torch.Tensor] = self._fold_constants()
         self._arrays: dict[tuple[Node, bool], Array] = {}
 
-    def _inputs(self) -> tuple[tuple[Node, ...], sympy.Symbol | None]:
+    def _inputs(self) -> tuple[Node, ...]:
         user = {
             s.arg.name
             for s in self.program.graph_signature.input_specs
             if s.kind == InputKind.USER_INPUT
         }
-        inputs = tuple(n for n in self.nodes if n.op == "placeholder" and n.name in user)
-        for node in inputs:
-            for dim in node.meta["val"].shape:
-                if isinstance(dim, torch.SymInt) and isinstance(dim.node.expr, sympy.Symbol):
-                    return inputs, dim.node.expr
-        return inputs, None
+        return tuple(n for n in self.nodes if n.op == "placeholder" and n.name in user)
+
+    @cached_property
+    def bounds(self) -> dict[str, tuple[int, int | None]]:
+        """Least and largest value (None: any) of each open size."""
+        return bounds(self.program, self.symbols)
 
     @cached_property
     def used(self) -> frozenset[Node]:
@@ -122,36 +126,32 @@ class Graph:
         )
 
     def _port_dim(self, name: str, size: int | torch.SymInt) -> Dim:
-        expr = _expression(size)
-        factor, rest = expr.as_coeff_Mul()
-        if expr.is_Integer and int(expr) > 0:
-            return int(expr)
-        if rest.is_Symbol and factor.is_Integer:
-            return Sym(BATCH if rest == self.batch else str(rest), int(factor))
-        shown = str(expr).replace(str(self.batch), BATCH) if self.batch is not None else str(expr)
+        found = as_dim(size, self.symbols)
+        if found is not None and (not isinstance(found, Sym) or PRODUCT not in found.name):
+            return found
+        shown = expression(size).subs({s: sympy.Symbol(n) for s, n in self.symbols.items()})
         raise FrontendError(
             f"has a dimension of size {shown}, which is no number and no multiple of one symbol",
             where=f"input or output {name!r}",
-            fix="return tensors whose sizes are fixed or proportional to the batch size",
+            fix="return tensors whose sizes are fixed or proportional to one open size",
         )
 
     def dim(self, size: int | torch.SymInt) -> Dim:
-        """Return a size as a dimension of the IR (a number or a multiple of ``n``).
+        """Return a size as a dimension of the IR (a number or a multiple of open sizes).
 
         Raises
         ------
         NotExpressible
             If it is another expression, or zero.
         """
-        expr = _expression(size)
-        if expr.is_Integer:
-            if int(expr) < 1:
-                raise NotExpressible("it has a dimension of size 0")
-            return int(expr)
-        factor, rest = expr.as_coeff_Mul()
-        if self.batch is not None and rest == self.batch and factor.is_Integer:
-            return Sym(BATCH, int(factor))
-        raise NotExpressible(f"dimension {expr} is not a number or a multiple of the batch size")
+        found = as_dim(size, self.symbols)
+        if found is None:
+            raise NotExpressible(
+                f"dimension {expression(size)} is not a number or a multiple of the open sizes"
+            )
+        if found == 0:
+            raise NotExpressible("it has a dimension of size 0")
+        return found
 
     def shape(self, node: Node) -> tuple[Dim, ...]:
         """Return the shape of a tensor node.
@@ -270,10 +270,6 @@ def trailing_constant(constant: Array, shape: tuple[Dim, ...]) -> tuple[Array, i
     except ValueError:
         raise NotExpressible("a constant operand enlarges the tensor") from None
     return np.ascontiguousarray(spread, np.float32).reshape(-1), rank
-
-
-def _expression(size: int | torch.SymInt) -> Any:
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
 
 
 def _to_numpy(tensor: torch.Tensor) -> Array:

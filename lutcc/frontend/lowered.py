@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from lutcc import ir
 from lutcc.frontend.graph import Graph, NotExpressible
+from lutcc.frontend.symbols import product_name
 from lutcc.ir.types import Array, Attr, Dim, Sym, element_count
 
 Form = Literal["row_major", "channel_rows"]
@@ -51,12 +52,16 @@ class RegionBuilder:
         self._kept: list[Array] = []
 
     def input(self, node: Node, shape: tuple[Dim, ...] | None = None) -> None:
-        """Declare ``node`` as a parameter, stored under ``shape`` (the node's own if None)."""
+        """Declare ``node`` as a parameter, stored under ``shape`` (the node's own if None).
+
+        A tensor with several open sizes is always stored as rows, and their product is one size.
+        """
         logical = self.graph.shape(node)
         dtype = self.graph.dtype(node)
         if dtype not in ("float32", "uint8", "int32", "bool", "int8", "int64"):
             raise NotExpressible(f"an input of dtype {dtype}")
-        value = self.builder.param(self.name(node.name), ir.TensorType(shape or logical, dtype))
+        stored = as_rows(logical) if len(_symbols(logical)) > 1 else shape or logical
+        value = self.builder.param(self.name(node.name), ir.TensorType(stored, dtype))
         self.env[node] = Lowered(value, logical)
 
     def name(self, wanted: str) -> str:
@@ -138,7 +143,9 @@ class RegionBuilder:
         target = tuple(shape)
         if value.type.shape == target:
             return value
-        if element_count(value.type.shape) != element_count(target):
+        if len(_symbols(target)) > 1:
+            raise NotExpressible("several open sizes in one tensor")
+        if count(value.type.shape) != count(target):
             raise NotExpressible(f"a reshape from {value.type.shape} to {target}")
         return self.emit("reshape", value, shape=target)
 
@@ -183,6 +190,16 @@ def static_product(dims: Sequence[Dim]) -> int:
     return math.prod(d for d in dims if not isinstance(d, Sym))
 
 
+def _symbols(shape: Sequence[Dim]) -> list[Sym]:
+    return [d for d in shape if isinstance(d, Sym)]
+
+
+def count(shape: Sequence[Dim]) -> tuple[int, str]:
+    """Return the number of elements: a factor and the product of open sizes ("" for none)."""
+    factor, names = element_count(shape)
+    return factor, product_name(names)
+
+
 def divided(shape: Sequence[Dim], width: int) -> Dim:
     """Return the number of rows of ``width`` elements in a tensor of ``shape``.
 
@@ -190,10 +207,19 @@ def divided(shape: Sequence[Dim], width: int) -> Dim:
     --------
     >>> divided((Sym("n"), 4, 8), 8)
     Sym(name='n', factor=4)
+    >>> divided((Sym("n"), Sym("length"), 8), 8)
+    Sym(name='length.n', factor=1)
     """
-    count, symbols = element_count(shape)
-    if len(symbols) > 1 or count % width:
+    factor, product = count(shape)
+    if factor % width:
         raise NotExpressible(
             f"no rows of {width} elements in a tensor of shape {tuple(map(str, shape))}"
         )
-    return Sym(symbols[0], count // width) if symbols else count // width
+    return Sym(product, factor // width) if product else factor // width
+
+
+def as_rows(shape: Sequence[Dim]) -> tuple[Dim, int]:
+    """Return a shape as a matrix: its last dimension as columns, or one column if that is open."""
+    width = shape[-1]
+    columns = 1 if isinstance(width, Sym) else width
+    return divided(shape, columns), columns

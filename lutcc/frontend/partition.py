@@ -11,7 +11,7 @@ from lutcc import ir
 from lutcc.frontend.checks import op_name
 from lutcc.frontend.graph import Graph, NotExpressible
 from lutcc.frontend.lower_ops import is_anchor, lower_node
-from lutcc.frontend.lowered import RegionBuilder, divided
+from lutcc.frontend.lowered import RegionBuilder, as_rows
 from lutcc.ir.types import Dim, Sym
 
 _MOVEMENT = (
@@ -207,7 +207,10 @@ def _build(graph: Graph, name: str, nodes: frozenset[Node]) -> Region:
     for node in ordered:
         lower_node(region, node)
     region.builder.returns(*(region.result(n, torch_shape=False) for n in outputs))
-    return Region(name, region.builder.module(), nodes, tuple(inputs), tuple(outputs))
+    module = region.builder.module()
+    if len(module.main.symbols) > 1:
+        raise NotExpressible(f"several open sizes ({', '.join(module.main.symbols)})")
+    return Region(name, module, nodes, tuple(inputs), tuple(outputs))
 
 
 def _stored_shape(graph: Graph, node: Node, nodes: frozenset[Node]) -> tuple[Dim, ...]:
@@ -216,5 +219,4 @@ def _stored_shape(graph: Graph, node: Node, nodes: frozenset[Node]) -> tuple[Dim
     readers = [u for u in node.users if u in nodes]
     if len(shape) < 3 or any(op_name(u).startswith(_IMAGE_OPS) for u in readers):
         return shape
-    width = shape[-1]
-    return shape if isinstance(width, Sym) else (divided(shape, width), width)
+    return shape if isinstance(shape[-1], Sym) else as_rows(shape)

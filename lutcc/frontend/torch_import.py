@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from lutcc import ir
 from lutcc.errors import FrontendError
 from lutcc.frontend.checks import layer_of
+from lutcc.frontend.dynamic import Dynamic
 from lutcc.frontend.export import export_program
 from lutcc.frontend.graph import Graph, NotExpressible, Port
 from lutcc.frontend.partition import Probe, Region, find_regions, probe
@@ -42,23 +43,29 @@ class Imported:
 
 
 def import_torch(
-    model_or_exported_program: torch.nn.Module | ExportedProgram,
+    model_or_exported_program: torch.nn.Module | ExportedProgram | Imported,
     example_inputs: object = None,
     *,
     dynamic_batch: bool = True,
+    dynamic: Dynamic | None = None,
 ) -> Imported:
     """Import a torch model for compilation.
 
     Parameters
     ----------
     model_or_exported_program
-        A float32 module on the CPU in evaluation mode, or the result of ``torch.export.export``.
+        A float32 module on the CPU in evaluation mode, or the result of ``torch.export.export``,
+        or of this function.
     example_inputs
         A tensor, a sequence of tensors, or a mapping of keyword arguments; ignored for an exported
         program.
     dynamic_batch
         Leave the size of dimension 0 of the inputs open: the symbol ``n``. A model that only works
         at the example's batch size is imported at that size, with a note.
+    dynamic
+        Which sizes stay open instead: ``{0: "n", 1: "length"}`` for all inputs that have these
+        dimensions, or a mapping of such by input name, or a sequence of such; a name may also be a
+        ``torch.export.Dim`` with bounds. A model that does not take them is refused.
 
     Raises
     ------
@@ -73,8 +80,10 @@ def import_torch(
     >>> [op.opcode for op in module.main.body if op.opcode != "constant"]
     ['linear', 'relu']
     """
+    if isinstance(model_or_exported_program, Imported):
+        return model_or_exported_program
     exported = export_program(
-        model_or_exported_program, example_inputs, dynamic_batch=dynamic_batch
+        model_or_exported_program, example_inputs, dynamic_batch=dynamic_batch, dynamic=dynamic
     )
     graph = Graph(exported.program)
     for index, node in enumerate(graph.output_nodes):
@@ -102,7 +111,7 @@ def import_torch(
 
 def _whole_module(graph: Graph, found: Probe) -> ir.Module | None:
     outputs = [n for n in graph.output_nodes if n is not None]
-    if found.reasons or not all(n in found.expressible for n in outputs):
+    if len(graph.symbols) > 1 or found.reasons or not all(n in found.expressible for n in outputs):
         return None
     region = found.whole
     try:

@@ -14,7 +14,7 @@ from lutcc.runtime import constants as stored
 from lutcc.runtime import container, cpu
 from lutcc.runtime.kernel import LookupKernel, ThreadChoice
 from lutcc.runtime.manifest import CONSTANTS, MODULE, Manifest, Variant
-from lutcc.runtime.signature import TensorSpec
+from lutcc.runtime.signature import TensorSpec, bounds_from, open_sizes
 from lutcc.runtime.threads import checked
 
 if TYPE_CHECKING:
@@ -186,7 +186,8 @@ class Artifact:
         """Choose a variant and open its kernels."""
         variant = self._select()
         manifest = self._manifest
-        constants = stored.load(self._contents[CONSTANTS])
+        packed = None if variant.packed is None else self._contents[variant.packed]
+        constants = {} if packed is not None else stored.load(self._contents[CONSTANTS])
         library = self._contents[variant.file]
         if manifest.kind == "relax":
             from lutcc.runtime.relax import RelaxKernel
@@ -199,6 +200,7 @@ class Artifact:
                 manifest.inputs,
                 manifest.outputs,
                 choice=self._choice,
+                bounds=bounds_from(manifest.extra),
             )
         else:
             assert variant.program is not None
@@ -211,6 +213,7 @@ class Artifact:
                 manifest.outputs,
                 choice=self._choice,
                 work_per_row=manifest.work_per_row,
+                packed=packed,
             )
         self._call = self._kernel.call
 
@@ -366,6 +369,7 @@ class Artifact:
             kind=manifest.kind,
             inputs=tuple(map(str, manifest.inputs)),
             outputs=tuple(map(str, manifest.outputs)),
+            open_sizes=open_sizes(manifest.inputs, bounds_from(manifest.extra)),
             host=host,
             variants=tuple(variants),
             kernels=tuple(kernels),
@@ -387,7 +391,13 @@ class Artifact:
         outputs = ", ".join(map(str, self.outputs))
         return f"<lutcc.Artifact {inputs} -> {outputs}, {self.isa or 'no variant for this CPU'}>"
 
-    def save(self, path: str | os.PathLike[str], *, container: str | None = None) -> Path:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        container: str | None = None,
+        packed: bool = False,
+    ) -> Path:
         """Write the artifact: a zip for ``*.lutcc`` and ``*.zip``, else a folder.
 
         Parameters
@@ -396,17 +406,43 @@ class Artifact:
             Where; what is there now stays whole until the new artifact has been written.
         container
             "zip" or "folder", whatever the suffix.
+        packed
+            Add the tables as each variant's kernels read them, which takes space: the C library
+            needs that of look-up kernels, and Python then loads without packing. What an artifact
+            has is kept either way.
 
         Raises
         ------
         ArtifactError
             When the path cannot be written or holds something that is no artifact.
         """
-        _write(path, self._manifest, self._contents, container=container)
+        bundle: tuple[Manifest, Mapping[str, bytes]] = self._manifest, self._contents
+        if packed:
+            from lutcc.runtime.bundle import with_packed
+
+            bundle = with_packed(*bundle)
+        _write(path, *bundle, container=container)
         return Path(path)
 
     def export_c(self, folder: str | os.PathLike[str]) -> Path:
-        """Write what a C or C++ program needs to run the model; see lutcc.runtime.export."""
+        """Write what a C or C++ program needs to run the model.
+
+        Parameters
+        ----------
+        folder
+            Where; it is made when it does not exist.
+
+        Returns
+        -------
+        Path
+            The folder: ``model.lutcc``, the sources of the C library, ``example.cpp`` and a
+            ``CMakeLists.txt`` that builds both.
+
+        Raises
+        ------
+        ArtifactError
+            When the folder cannot be written.
+        """
         from lutcc.runtime.export import export_c
 
         return export_c(self, folder)

@@ -41,6 +41,7 @@ class Explanation:
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    open_sizes: tuple[str, ...]
     host: Host
     variants: tuple[VariantChoice, ...]
     kernels: tuple[KernelNote, ...]
@@ -70,6 +71,7 @@ class Explanation:
             "kind": self.kind,
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
+            "open_sizes": list(self.open_sizes),
             "host": self.host.to_dict(),
             "isa": chosen.isa if chosen else None,
             "variants": [
@@ -103,6 +105,7 @@ class Explanation:
         lines = [
             f"{'look-up kernels' if self.kind == 'ir' else 'mixed model (Relax)'}: "
             f"{', '.join(self.inputs)} -> {', '.join(self.outputs)}",
+            f"open sizes  {', '.join(self.open_sizes) or 'none'}",
             f"processor  {host.model}, {host.allowed_cpus} CPUs allowed, "
             f"best level {host.isa or 'none'}"
             + (f" (capped at {host.max_isa} by LUTCC_MAX_ISA)" if host.max_isa else ""),

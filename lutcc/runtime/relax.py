@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from lutcc.errors import ArtifactError, BackendError
+from lutcc.errors import ArtifactError, BackendError, InputError
 from lutcc.runtime import ffi, threads
 from lutcc.runtime.arguments import admit
 from lutcc.runtime.kernel import ThreadChoice, allocate, open_library
-from lutcc.runtime.signature import TensorSpec
+from lutcc.runtime.signature import Bounds, TensorSpec, check_bounds
 
 # Relax kernels move 64 bytes at a time and trust the address.
 _ALIGNMENT = ffi.ALIGNMENT
@@ -32,7 +32,9 @@ class RelaxKernel:
         outputs: Sequence[TensorSpec],
         *,
         choice: ThreadChoice,
+        bounds: Mapping[str, Bounds] | None = None,
     ) -> None:
+        self.bounds = dict(bounds or {})
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.choice = choice
         self._file = file
@@ -69,8 +71,9 @@ class RelaxKernel:
         """Run on any arguments, with all checks."""
         tensors, sizes, torch = admit(values, self.inputs, alignment=_ALIGNMENT, strided=False)
         if any(size == 0 for size in sizes.values()):
-            results = allocate(self.outputs, sizes, torch)
-            return results[0] if len(results) == 1 else tuple(results)
+            return self._nothing(sizes, torch)
+        if self.bounds:
+            check_bounds(sizes, self.bounds, self.inputs)
         count = self.choice.count()
         if threads.state.forked:
             raise BackendError(
@@ -98,6 +101,18 @@ class RelaxKernel:
         finally:
             self._machines.append(machine)
         return _results(answer, torch)
+
+    def _nothing(self, sizes: Mapping[str, int], torch: ModuleType | None) -> Any:
+        """Return the outputs of a call with an open size of 0: they have no elements either."""
+        for spec in self.outputs:
+            if 0 not in spec.resolve(sizes):
+                empty = ", ".join(symbol for symbol, size in sizes.items() if size == 0)
+                raise InputError(
+                    f"{empty} is 0, and output {spec.name!r} ({spec}) is made of those elements",
+                    fix="pass at least one",
+                )
+        results = allocate(self.outputs, sizes, torch)
+        return results[0] if len(results) == 1 else tuple(results)
 
 
 def _results(answer: Any, torch: ModuleType | None) -> Any:

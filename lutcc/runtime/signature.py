@@ -157,3 +157,52 @@ def _rank_fix(spec: TensorSpec, shape: Sequence[int]) -> str:
     if len(shape) == len(spec.shape) - 1:
         return "a single row needs a leading dimension: x[None]"
     return f"reshape it to ({', '.join(map(dim_text, spec.shape))})"
+
+
+#: Least and largest value (None: any) of a symbol.
+Bounds = tuple[int, int | None]
+
+
+def bounds_from(extra: Mapping[str, Any]) -> dict[str, Bounds]:
+    """Return the bounds of symbols in a manifest's ``extra``, which may hold anything."""
+    listed = extra.get("bounds")
+    found: dict[str, Bounds] = {}
+    for symbol, pair in listed.items() if isinstance(listed, dict) else ():
+        least, most = pair if isinstance(pair, list) and len(pair) == 2 else (1, None)
+        if type(least) is int and (most is None or type(most) is int):
+            found[symbol] = (least, most)
+    return found
+
+
+def check_bounds(
+    sizes: Mapping[str, int], bounds: Mapping[str, Bounds], owner: Sequence[TensorSpec]
+) -> None:
+    """Check the symbols' sizes of a call; ``owner`` are the inputs, for the message.
+
+    Raises
+    ------
+    InputError
+        With the symbol, its bounds and what was given.
+    """
+    for symbol, (least, most) in bounds.items():
+        size = sizes.get(symbol)
+        if size is None or (least <= size and (most is None or size <= most)):
+            continue
+        names = [spec.name for spec in owner if symbol in spec.symbols]
+        raise InputError(
+            f"{symbol} is {size}, and the model takes {range_text((least, most))}",
+            where=f"argument {names[0]!r}" if names else None,
+            fix="pass fewer, or cut them into several calls" if size > least else f"pad to {least}",
+        )
+
+
+def range_text(bounds: Bounds) -> str:
+    """Return bounds as people write them: ``1 to 512``, ``at least 1``."""
+    least, most = bounds
+    return f"at least {least}" if most is None else f"{least} to {most}"
+
+
+def open_sizes(inputs: Sequence[TensorSpec], bounds: Mapping[str, Bounds]) -> tuple[str, ...]:
+    """Return each symbol of the inputs and its range: ``n (at least 1)``, ``length (1 to 512)``."""
+    symbols = dict.fromkeys(symbol for spec in inputs for symbol in spec.symbols)
+    return tuple(f"{s} ({range_text(bounds.get(s, (1, None)))})" for s in symbols)

@@ -126,6 +126,7 @@ def build_mixed(
     targets = {isa: isa_by_name(isa).llvm_target((mcpus or {}).get(isa)) for isa in isas}
     import_tvm()
     refuse_unknown_ops(imported.graph, imported.regions)
+    open_sizes = {str(symbol): name for symbol, name in imported.graph.symbols.items()}
     params, programs = _Params(), {}
     kernels: dict[str, list[Mapping[str, Any]]] = {}
     for isa in isas:
@@ -139,7 +140,7 @@ def build_mixed(
         names = [params.names[isa, name] for name in program.params]
         whole = _with_params(program.module, len(imported.inputs), names, params.arrays)
         paths[isa] = Path(out_dir) / f"kernels-{isa}.so"
-        scheduled = schedule_module(fuse_module(whole), isa, choice)
+        scheduled = schedule_module(fuse_module(whole), isa, choice, open_sizes)
         kernels[isa].extend(scheduled.kernels)
         _build(scheduled.module, targets[isa], paths[isa])
     texts = {r.name: ir.to_text(r.module, elide_constants=True) for r in imported.regions}

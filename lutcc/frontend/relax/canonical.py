@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from typing import Any
 
 _KEPT = {"T", "range", "True", "False", "None"}
@@ -36,10 +37,14 @@ def kernel_text(function: Any) -> str:
     return ast.unparse(ast.fix_missing_locations(_Canonical().visit(definition)))
 
 
-def describe(symbol: str, function: Any) -> str:
-    """Return name and shapes for people: ``matmul(4*n x 12 x 16, 4*n x 16 x 12) -> ...``."""
+def describe(symbol: str, function: Any, names: Mapping[str, str] | None = None) -> str:
+    """Return name and shapes for people: ``matmul(4*n x 12 x 16, 4*n x 16 x 12) -> ...``.
+
+    ``names`` are those of the open sizes; a single one is ``n`` if they are not given.
+    """
     symbols = open_sizes(function)
-    names = {s: "n" for s in symbols} if len(symbols) == 1 else {}
+    if names is None:
+        names = {s: "n" for s in symbols} if len(symbols) == 1 else {}
 
     def size(dim: Any) -> str:
         text = re.sub(r"T\.int64\((\d+)\)", r"\1", str(dim)).replace(" ", "")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from lutcc.frontend.symbols import BATCH
 from lutcc.ir.module import Function, Module, Operation, Value
 from lutcc.ir.types import Array, Attr, Dim, Sym
 
@@ -81,7 +82,7 @@ def compile_region(
 
 
 def with_whole_rows(module: Module) -> Module:
-    """Divide the symbol of a module by what all its multiples have in common.
+    """Call the symbol of a module ``n``, and divide it by what all its multiples have in common.
 
     A region of a model over (n, 16, 64) sees (16*n, 64) only. As (n, 64), its kernels read the
     number of rows off the shape.
@@ -92,12 +93,13 @@ def with_whole_rows(module: Module) -> Module:
     (Sym(name='n', factor=1), 64)
     """
     factors = [dim.factor for dim in _dims(module) if isinstance(dim, Sym)]
+    names = {dim.name for dim in _dims(module) if isinstance(dim, Sym)}
     common = math.gcd(*factors) if factors else 1
-    if common == 1:
+    if common == 1 and names <= {BATCH}:
         return module
 
     def dim(size: Dim) -> Dim:
-        return Sym(size.name, size.factor // common) if isinstance(size, Sym) else size
+        return Sym(BATCH, size.factor // common) if isinstance(size, Sym) else size
 
     def value(v: Value) -> Value:
         return Value(v.name, replace(v.type, shape=tuple(dim(d) for d in v.type.shape)))

@@ -122,8 +122,15 @@ def loop_pipeline() -> str:
     return "lutcc_relax"
 
 
-def schedule_module(module: Any, isa: str, choice: Choice | None = None) -> ScheduledModule:
+def schedule_module(
+    module: Any,
+    isa: str,
+    choice: Choice | None = None,
+    names: Mapping[str, str] | None = None,
+) -> ScheduledModule:
     """Schedule every PrimFunc of a fused module: with a tuned config where there is one.
+
+    ``names`` are those of the module's open sizes, for the records.
 
     Examples
     --------
@@ -136,7 +143,7 @@ def schedule_module(module: Any, isa: str, choice: Choice | None = None) -> Sche
         if nest is not None:
             config, source, scheduled = _scheduled(nest, choice)
             module[name] = scheduled.with_attr("tirx.is_scheduled", True)
-        ops = [describe(name, function)]
+        ops = [describe(name, function, names)]
         records.append({"stage": name, "ops": ops, "config": config, "source": source})
     return ScheduledModule(module, tuple(records))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -20,10 +21,11 @@ from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 
 from lutcc.errors import FrontendError
-from lutcc.frontend.checks import layer_of, op_name
+from lutcc.frontend.checks import op_name, place_of
 from lutcc.frontend.graph import Graph
 from lutcc.frontend.partition import Region
 from lutcc.frontend.relax.kernels import RegionKernel
+from lutcc.frontend.symbols import PRODUCT
 from lutcc.ir.types import Array, Dim, Sym
 
 _RENAMING = (
@@ -80,25 +82,28 @@ def to_relax(
     ['norm1.weight', 'norm1.bias', 'region0.blob', ...]
     """
     from tvm import relax
-    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+    from lutcc.frontend.relax.importer import Importer
 
     contracted = _Contracted(graph, regions, kernels)
     contracted.emit()
-    importer = ExportedProgramImporter()
     region_calls = _RegionCalls(graph, {r.name: r for r in regions}, kernels)
+    importer = Importer(
+        {
+            lutcc_region.__name__: region_calls.convert,
+            lutcc_region_result.__name__: region_calls.result,
+        }
+    )
     try:
         module = importer.from_exported_program(
             contracted.as_program(),
             keep_params_as_input=False,
             unwrap_unit_return_tuple=True,
             no_bind_return_tuple=False,
-            custom_convert_map={
-                lutcc_region.__name__: region_calls.convert,
-                lutcc_region_result.__name__: region_calls.result,
-                "select.int": _select,
-                "embedding.default": _embedding,
-            },
+            custom_convert_map=None,
         )
+    except FrontendError:
+        raise
     except Exception as error:  # the importer raises what its asserts and operators raise
         raise FrontendError(
             f"TVM's importer failed: {type(error).__name__}: {error}",
@@ -227,11 +232,12 @@ class _RegionCalls:
         from tvm import relax
 
         region = self.regions[str(node.kwargs["region"])]
-        batch = self._batch(importer)
+        variables = importer.variables()
+        sizes = {name: variables[str(s)] for s, name in self.graph.symbols.items()}
         emit = importer.block_builder.emit
         *values, blob = (importer.env[n] for n in node.args)
         arguments = [
-            self._reshaped(emit, value, self.graph.shape(source), param.type.shape, batch)
+            self._reshaped(emit, value, self.graph.shape(source), param.type.shape, sizes)
             for value, source, param in zip(
                 values, region.inputs, region.module.main.params, strict=True
             )
@@ -241,7 +247,7 @@ class _RegionCalls:
         )
         symbol = importer.block_builder.add_func(function, f"lutcc_{region.name}")
         types = [
-            relax.TensorType(_sizes(v.type.shape, batch), v.type.dtype)
+            relax.TensorType(_sizes(v.type.shape, sizes), v.type.dtype)
             for v in region.module.main.returns
         ]
         call = emit(
@@ -253,7 +259,7 @@ class _RegionCalls:
             else [emit(relax.TupleGetItem(call, i)) for i in range(len(types))]
         )
         return [
-            self._reshaped(emit, part, value.type.shape, self.graph.shape(source), batch)
+            self._reshaped(emit, part, value.type.shape, self.graph.shape(source), sizes)
             for part, value, source in zip(
                 parts, region.module.main.returns, region.outputs, strict=True
             )
@@ -264,22 +270,16 @@ class _RegionCalls:
         return importer.env[node.args[0]][node.args[1]]
 
     def _reshaped(
-        self, emit: Any, value: Any, have: tuple[Dim, ...], want: tuple[Dim, ...], batch: Any
+        self,
+        emit: Any,
+        value: Any,
+        have: tuple[Dim, ...],
+        want: tuple[Dim, ...],
+        sizes: Mapping[str, Any],
     ) -> Any:
         from tvm import relax
 
-        return value if have == want else emit(relax.op.reshape(value, _sizes(want, batch)))
-
-    def _batch(self, importer: Any) -> Any:
-        """Return Relax's variable for the batch size, from the input that shows it."""
-        if self.graph.batch is None:
-            return None
-        for node, value in importer.env.items():
-            if node.op == "placeholder":
-                for size in value.ty.shape:
-                    if getattr(size, "name", None) == str(self.graph.batch):
-                        return size
-        return None
+        return value if have == want else emit(relax.op.reshape(value, _sizes(want, sizes)))
 
 
 def _changes_nothing(node: Node) -> bool:
@@ -295,44 +295,14 @@ def _changes_nothing(node: Node) -> bool:
     return same_shape and value.dtype == source.dtype
 
 
-def _select(node: Node, importer: Any) -> Any:
-    """One slice of a tensor. TVM's own rule gathers by an index, element by element."""
-    from tvm import relax
-
-    source, axis, index = node.args[:3]
-    x = importer.env[source]
-    axis = int(axis) % len(x.ty.shape)  # type: ignore[arg-type]
-    if not isinstance(index, int):
-        raise FrontendError(
-            "selects by a computed index",
-            where=layer_of(node),
-            fix="use torch.index_select or torch.gather",
-        )
-    stop = index + 1 if index != -1 else x.ty.shape[axis]
-    emit = importer.block_builder.emit
-    part = emit(
-        relax.op.strided_slice(x, axes=[axis], begin=[index], end=[stop], assume_inbound=True)
-    )
-    return emit(relax.op.squeeze(part, axis=[axis]))
-
-
-def _embedding(node: Node, importer: Any) -> Any:
-    """Rows of a table. An index outside it is clipped: an artifact must not read elsewhere."""
-    from tvm import relax
-
-    table, indices = (importer.env[n] for n in node.args[:2])
-    emit = importer.block_builder.emit
-    shape = list(indices.ty.shape)
-    flat = emit(relax.op.reshape(indices, [-1])) if len(shape) != 1 else indices
-    rows = emit(relax.op.take(table, flat, axis=0, mode="clip"))
-    return emit(relax.op.reshape(rows, [*shape, table.ty.shape[1]]))
-
-
-def _sizes(shape: Iterable[Dim], batch: Any) -> list[Any]:
+def _sizes(shape: Iterable[Dim], variables: Mapping[str, Any]) -> list[Any]:
     from tvm import tirx
 
     return [
-        (batch * dim.factor if dim.factor > 1 else batch)
+        math.prod(
+            (v for name, v in variables.items() if name in dim.name.split(PRODUCT)),
+            start=dim.factor,
+        )
         if isinstance(dim, Sym)
         else tirx.IntImm("int64", dim)
         for dim in shape
@@ -347,9 +317,9 @@ def refuse_unknown_ops(graph: Graph, regions: Iterable[Region]) -> None:
     FrontendError
         For the first op that it does not know; the message names the layer.
     """
-    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+    from lutcc.frontend.relax.importer import Importer
 
-    known = ExportedProgramImporter().create_convert_map()
+    known = Importer({}).convert_map
     inside = {node for region in regions for node in region.nodes}
     for node in graph.nodes:
         if node not in graph.used or node in inside or node.op != "call_function":
@@ -357,7 +327,7 @@ def refuse_unknown_ops(graph: Graph, regions: Iterable[Region]) -> None:
         if getattr(node.target, "__name__", "") not in known:
             raise FrontendError(
                 f"{op_name(node)} has neither an op in lutcc's IR nor an importer in TVM",
-                where=layer_of(node),
+                where=place_of(node),
                 fix=(
                     "replace the layer by one made of common torch operations, or leave "
                     "it outside the compiled model"
