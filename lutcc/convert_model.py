@@ -17,6 +17,7 @@ from lutcc import recipes
 from lutcc.errors import ConvertError, LutccError
 from lutcc.nn.conversion import ConversionReport, LayerReport, convert_layer, exact_report
 from lutcc.nn.conversion_codebook import CodebookConversion
+from lutcc.nn.conversion_dense import dense_layer
 from lutcc.nn.conversion_plan import Step, plan_conversion
 from lutcc.nn.fitted_layers import FittedLayers
 from lutcc.nn.paired_rows import Run
@@ -52,6 +53,9 @@ def convert(
     model, else from the weights alone, as those of embeddings and grouped convolutions always are.
     A layer that is named by a wildcard but cannot be compressed stays exact, and the report says
     why. Layers that share their weights share the compressed ones, or stay exact together.
+    ``Exact`` leaves layers as they are; with ``compute`` it makes Linear layers
+    :class:`lutcc.nn.DenseLinear`, without data. Of layers that share their weights each then has
+    its own.
     ``Sampled`` makes Linear layers and 2-D convolutions compute from a sample while they are
     trained; it needs no calibration, and changes the options of layers that are sampled already.
 
@@ -129,11 +133,16 @@ def convert(
         for done, step in enumerate([*order, *idle]):
             if progress:
                 progress(done, len(plan), step.name)
-            if isinstance(step.config, recipes.Exact):
+            if isinstance(step.config, recipes.Exact) and step.config.compute is None:
                 reports.append(exact_report(step.name, step.module, step.block))
                 continue
             needed = batches and step not in idle
             try:
+                if isinstance(step.config, recipes.Exact):
+                    made, report = dense_layer(step)
+                    converted = converted if made is None else _install(converted, step, made)
+                    reports.append(report)
+                    continue
                 if isinstance(step.config, recipes.Codebook):
                     runs = [_runs(m, batches) for m in (converted, codebooks.exact)]
                     reports.append(codebooks.convert(step, *(runs if needed else (None, None))))

@@ -23,11 +23,13 @@ has a dot or a star:
 
     [head]
     method = "exact"
+    compute = "int8"
 
 MADDNESS replaces linear layers and convolutions one by one; LookupFFN whole feed-forward blocks,
 which its patterns name (or the layer of a transformer that holds one). "codebook" compresses the
 weights of linear layers, convolutions and embeddings. "sampled" changes how linear layers and
-convolutions are trained, not what they compute.
+convolutions are trained, not what they compute. "exact" leaves layers as they are, or, with
+``compute``, makes linear layers compute in float32, bfloat16 or int8.
 """
 
 from __future__ import annotations
@@ -261,14 +263,32 @@ class Codebook(CodebookOptions):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Exact:
-    """Leave a layer or a block as it is, a sampled one too.
+    """Leave a layer or a block as it is, a sampled one too; or compute it exactly in fewer bits.
+
+    Parameters
+    ----------
+    compute
+        None leaves everything as it is. "float32", "bfloat16" or "int8" makes linear layers
+        :class:`lutcc.nn.DenseLinear`, which need no calibration; convolutions and embeddings stay.
+
+    Raises
+    ------
+    InputError
+        If ``compute`` is none of these.
 
     Examples
     --------
-    >>> recipe = {"*": Maddness(ncodebooks=16), "head": Exact()}
+    >>> recipe = {"*": Maddness(ncodebooks=16), "head": Exact(), "encoder.*": Exact(compute="int8")}
     """
 
     method: ClassVar[str] = "exact"
+
+    compute: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the arithmetic."""
+        if self.compute is not None:
+            check_name("Exact", "compute", self.compute, ("float32", "bfloat16", "int8"))
 
 
 Config: TypeAlias = Maddness | LookupFFN | Sampled | Codebook | Exact
@@ -324,6 +344,8 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     >>> config_to_dict(Exact())
     {'method': 'exact'}
     """
+    if config == Exact():
+        return {"method": config.method}
     return {"method": config.method, **dataclasses.asdict(config)}
 
 
@@ -338,7 +360,7 @@ def read_recipe(recipe: Mapping[str, Any] | str | Path) -> dict[str, Config]:
     Examples
     --------
     >>> read_recipe({"fc*": {"method": "exact"}})
-    {'fc*': Exact()}
+    {'fc*': Exact(compute=None)}
     """
     origin = "recipe"
     if isinstance(recipe, str | Path):

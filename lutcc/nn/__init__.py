@@ -1,4 +1,4 @@
-"""torch layers that compute by look-ups, that are written with codebooks, or train on samples."""
+"""torch layers: by look-ups, written with codebooks, exact in few bits, or trained on samples."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from lutcc.nn.codebook_embedding import CodebookEmbedding
 from lutcc.nn.codebook_linear import CodebookLinear
 from lutcc.nn.comparison_projections import DiagonalProjection, ShuffleProjection
 from lutcc.nn.conv import MaddnessConv2d
+from lutcc.nn.dense_linear import DenseLinear
 from lutcc.nn.hadamard import Hadamard
 from lutcc.nn.linear import MaddnessLinear
 from lutcc.nn.lookup_ffn import LookupFFN
@@ -22,6 +23,7 @@ __all__ = [
     "CodebookEmbedding",
     "CodebookLayer",
     "CodebookLinear",
+    "DenseLinear",
     "DenseProjection",
     "DiagonalProjection",
     "Hadamard",

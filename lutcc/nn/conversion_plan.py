@@ -72,12 +72,13 @@ def plan_conversion(model: torch.nn.Module, configs: dict[str, recipes.Config]) 
         }
     plan: list[Step] = []
     for pattern, config in configs.items():
+        dense = isinstance(config, recipes.Exact) and config.compute is not None
         pools = {
             recipes.Maddness: [layers],
             recipes.LookupFFN: [blocks],
             recipes.Sampled: [layers],
             recipes.Codebook: [matrices],
-            recipes.Exact: [matrices, blocks],
+            recipes.Exact: [matrices] if dense else [matrices, blocks],
         }[type(config)]
         wild = has_wildcards(pattern)
         found = [

@@ -15,6 +15,7 @@ from lutcc.ops.bh import bh_stage
 from lutcc.ops.block_diagonal import block_diagonal_matmul
 from lutcc.ops.codebook_dequantize import codebook_dequantize
 from lutcc.ops.codebook_matmul import codebook_matmul
+from lutcc.ops.dense import dense
 from lutcc.ops.encoders import nearest_encode, tree_encode
 from lutcc.ops.gather import set_deterministic_gradients, weighted_gather
 from lutcc.ops.hashing import sign_hash
@@ -38,6 +39,7 @@ __all__ = [
     "codebook_matmul",
     "column_row_sample",
     "column_row_scores",
+    "dense",
     "get_compilation",
     "get_sampled_backend",
     "hadamard",

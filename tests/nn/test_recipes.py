@@ -190,5 +190,5 @@ def test_module_docstring_shows_a_valid_recipe(tmp_path: Path) -> None:
         "layers.*": LookupFFN(num_tables=128),
         "blocks.*": Sampled(mode="topk", sample_ratio=0.5),
         "encoder.*": Codebook(alpha=5.33),
-        "head": Exact(),
+        "head": Exact(compute="int8"),
     }
