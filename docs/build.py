@@ -21,6 +21,7 @@ PAGES = (
     "index",
     "concepts",
     "cli",
+    "plan",
     "tuning",
     "tuning-logs",
     "lookup-ffn",

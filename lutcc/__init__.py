@@ -25,6 +25,7 @@ _SUBMODULES = (
     "ir",
     "nn",
     "ops",
+    "planning",
     "recipes",
     "report",
     "runtime",
@@ -39,6 +40,7 @@ _ATTRIBUTES = {
     "convert": ("lutcc.convert_model", "convert"),
     "get_num_threads": ("lutcc.runtime", "get_num_threads"),
     "load": ("lutcc.runtime", "load"),
+    "plan": ("lutcc.planning.api", "plan"),
     "set_num_threads": ("lutcc.runtime", "set_num_threads"),
     "tune": ("lutcc.tuning.api", "tune"),
 }
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from lutcc import ir as ir
     from lutcc import nn as nn
     from lutcc import ops as ops
+    from lutcc import planning as planning
     from lutcc import recipes as recipes
     from lutcc import report as report
     from lutcc import runtime as runtime
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
     from lutcc.compiler import compile as compile
     from lutcc.convert_model import convert as convert
     from lutcc.errors import LutccError as LutccError
+    from lutcc.planning.api import plan as plan
     from lutcc.runtime import Artifact as Artifact
     from lutcc.runtime import get_num_threads as get_num_threads
     from lutcc.runtime import load as load

@@ -18,6 +18,7 @@ from lutcc.errors import LutccError, UsageError
 COMMANDS = (
     "demo",
     "fit",
+    "plan",
     "convert",
     "compress",
     "compile",

@@ -1,0 +1,67 @@
+"""Why a layer becomes what it does, in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lutcc.planning.options import EXACT, Option
+
+#: An option must be so much cheaper than the exact layer to be worth an error, or the noise.
+GAIN = 0.97
+
+
+def pays(option: Option, exact: Option, objective: str) -> bool:
+    """Tell whether an option is worth taking at all."""
+    cheaper = option.cost(objective) < GAIN * exact.cost(objective)
+    return not option.problem and cheaper
+
+
+def why(
+    options: Sequence[Option], chosen: Option, objective: str, budget: float, max_drop: float
+) -> str:
+    """Return the reason for a choice.
+
+    Parameters
+    ----------
+    options
+        The exact layer first.
+    chosen
+        One of them.
+    objective
+        "time" or "size".
+    budget
+        What the damages were allowed to add up to in the end.
+    max_drop
+        The same at first.
+
+    Examples
+    --------
+    >>> from lutcc.recipes import Maddness
+    >>> slow = Option(Maddness(ncodebooks=8), seconds=2.6e-6)
+    >>> why([Option(EXACT, seconds=2e-6), slow], Option(EXACT), "time", 0.01, 0.01)
+    'maddness C=8 is 1.30x slower than exact here'
+    """
+    exact, others = options[0], options[1:]
+    less, more = ("faster", "slower") if objective == "time" else ("smaller", "larger")
+    if chosen.config != EXACT:
+        gain = exact.cost(objective) / chosen.cost(objective)
+        return f"{gain:.2f}x {less} than exact"
+    if not others:
+        return "the model never calls it on the calibration data"
+    usable = [option for option in others if not option.problem]
+    if not usable:
+        return f"nothing else is possible: {others[0].label}: {others[0].problem}"
+    paying = [option for option in usable if pays(option, exact, objective)]
+    if not paying:
+        best = min(usable, key=lambda option: option.cost(objective))
+        ratio = best.cost(objective) / exact.cost(objective)
+        if ratio <= 1:
+            return f"{best.label} is hardly {less} than exact ({1 / ratio:.2f}x)"
+        return f"{best.label} is {ratio:.2f}x {more} than exact here"
+    gentle = min(paying, key=lambda option: option.damage)
+    facts = f"error {gentle.error:.3g}, drop {gentle.drop:.2%}"
+    if gentle.damage > max_drop:
+        return f"{gentle.label} ({facts}) is beyond the budget"
+    if gentle.damage > budget:
+        return f"{gentle.label} ({facts}) is beyond the budget, which had to be tightened"
+    return f"the budget goes further in other layers; here, {gentle.label} has {facts}"

@@ -1,0 +1,85 @@
+"""What layers and models take: compiled for the target, timed in turns on this processor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from lutcc.bench.timing import burst, interleave
+from lutcc.compiler import compile as compile_model
+from lutcc.convert_model import Batch
+from lutcc.errors import TargetError
+from lutcc.runtime import Artifact
+
+#: Length of a turn in seconds, and turns of each candidate.
+SECONDS, ROUNDS = 0.01, 12
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Speed:
+    """Best seconds of a call, and the bytes of an artifact's constants: weights and tables."""
+
+    seconds: float
+    nbytes: int
+
+
+def check_target(target: str) -> str:
+    """Return the target's level, which must run here.
+
+    Raises
+    ------
+    TargetError
+        If it is unknown, several, or this processor cannot run it.
+    """
+    from lutcc.codegen.targets import parse_targets
+    from lutcc.runtime import cpu
+
+    levels = [choice.isa.name for choice in parse_targets(target)]
+    if len(levels) > 1:
+        raise TargetError(
+            f"{target!r} names {len(levels)} targets, but a plan is for one",
+            where="target",
+            fix="make a plan for each",
+        )
+    if levels[0] not in cpu.supported_isas():
+        raise TargetError(
+            f"kernels of level {levels[0]} do not run on this processor, so they cannot be timed",
+            where="target",
+            fix=f"make the plan on such a machine, or use one of {', '.join(cpu.supported_isas())}",
+        )
+    return levels[0]
+
+
+def compiled(module: torch.nn.Module, batch: Batch, target: str) -> Artifact:
+    """Compile a module in eval mode for the sizes of a batch.
+
+    Raises
+    ------
+    LutccError
+        If it cannot be compiled.
+    """
+    args, kwargs = batch
+    return compile_model(module.eval(), kwargs or args, target=target)
+
+
+def time_in_turns(artifacts: Mapping[str, Artifact], batch: Batch) -> dict[str, Speed]:
+    """Time artifacts of one signature in turns, on the arrays of a batch."""
+    args, kwargs = batch
+    calls = {}
+    for name, artifact in artifacts.items():
+        values = [kwargs[spec.name] for spec in artifact.inputs] if kwargs else args
+        arrays = [v.detach().cpu().contiguous().numpy() for v in values if _tensor(v)]
+        calls[name] = partial(burst, partial(artifact, *arrays))
+    times = interleave(calls, seconds=SECONDS, rounds=ROUNDS)
+    return {
+        name: Speed(times[name].best, sum(a.nbytes for a in artifact.constants().values()))
+        for name, artifact in artifacts.items()
+    }
+
+
+def _tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
