@@ -5,8 +5,8 @@ kernels (each lutcc kernel and its share of the limit), layers (a whole look-up 
 float32, bf16 and int8; with and without AMX where the CPU has it), ffn (LookupFFN against the dense
 feed-forward block that it replaces; Hadamard transforms against memcpy), sampled (products over
 part of the column-row pairs, forward and in training, against dense ones), codebook (products with
-2-, 3- and 4-bit weights against onnxruntime's and dense ones, hot and cold). A ratio below 1 is a
-loss and printed as one.
+2-, 3- and 4-bit weights against onnxruntime's and dense ones, hot and cold), dense (exact products
+in float32, bfloat16 and int8 against torch's). A ratio below 1 is a loss and printed as one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lutcc.cli.arrays import output_file
 from lutcc.cli.console import Console
 from lutcc.errors import UsageError, suggest
 
-SECTIONS = ("limits", "kernels", "layers", "ffn", "sampled", "codebook")
+SECTIONS = ("limits", "kernels", "layers", "ffn", "sampled", "codebook", "dense")
 Section = tuple[Any, list[Table]]
 
 
@@ -113,6 +113,17 @@ def _codebook(options: BenchOptions, only: str | None, console: Console) -> Sect
             options, lambda r: console.detail(f"{r['N']} x {r['K']} x {r['M']} done")
         )
     return rows, codebook_tables(rows)
+
+
+def _dense(options: BenchOptions, only: str | None, console: Console) -> Section:
+    from lutcc.bench.dense import bench_dense
+    from lutcc.bench.dense_report import dense_table
+
+    with console.working("dense products against torch"):
+        rows = bench_dense(
+            options, lambda r: console.detail(f"{r['N']} x {r['K']} x {r['M']} done")
+        )
+    return rows, [dense_table(rows)]
 
 
 def layers_table(rows: list[dict[str, Any]]) -> Table:
@@ -206,4 +217,5 @@ _SECTIONS: dict[str, Callable[[BenchOptions, str | None, Console], Section]] = {
     "ffn": _ffn,
     "sampled": _sampled,
     "codebook": _codebook,
+    "dense": _dense,
 }
