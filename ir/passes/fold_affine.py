@@ -108,10 +108,10 @@ def _emit_with_constants(
 
 
 def relu_into_epilogue(editor: Editor, op: Operation) -> bool:
-    """relu(p(...)) -> p(...) with activation = "relu", for p = lut_dequantize or linear."""
+    """relu(p(...)) -> p(...) with activation = "relu", for p = lut_dequantize, linear, dense."""
     if op.opcode != "relu":
         return False
-    producer = editor.sole_producer(op.operands[0], "lut_dequantize", "linear")
+    producer = editor.sole_producer(op.operands[0], "lut_dequantize", "linear", "dense")
     if producer is None or producer.attr("activation") != "none":
         return False
     if producer.result.type.layout != op.result.type.layout:

@@ -10,6 +10,7 @@ import pytest
 from lutcc import ir
 from lutcc.errors import InputError, VerifyError
 from lutcc.ir.arithmetic import quantize_rows
+from lutcc.ir.passes.fold_affine import FoldBatchNormAndAffine
 from tests.ir.models import Case
 
 F32 = np.float32
@@ -93,3 +94,17 @@ def test_minus_128_is_refused() -> None:
     b.returns(b.op("dense", x, *constants, compute="int8"))
     with pytest.raises(VerifyError, match="operand 'weight' has -128"):
         b.module()
+
+
+def test_relu_becomes_part_of_it() -> None:
+    arrays = operands()
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((2, 5), "float32"))
+    constants = [b.constant(f"c{i}", a) for i, a in enumerate(arrays[1:])]
+    b.returns(b.op("relu", b.op("dense", x, *constants)))
+    module = b.module()
+    folded = FoldBatchNormAndAffine()(module)
+    assert [op.opcode for op in folded.main.body if op.opcode != "constant"] == ["dense"]
+    want = ir.interpret(module, arrays[:1])
+    np.testing.assert_array_equal(ir.interpret(folded, arrays[:1]), want)
+    assert (want[0] == 0).any()
