@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from lutcc.train.digit_networks import resnet
+from lutcc.train.digit_networks import BasicBlock
 from tests.examples.test_sampled_training import load
+from tests.one_thread import one_thread  # noqa: F401
+
+
+def short_resnet() -> nn.Sequential:
+    """Return a network with every kind of layer that the example's has."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        BasicBlock(16, 32, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
 
 
 def test_methods_are_compared_at_equal_footprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example = load("weight_codebooks")
-    monkeypatch.setattr(example, "resnet", partial(resnet, width=8))
+    monkeypatch.setattr(example, "resnet", short_resnet)
     args = ["--models", "resnet", "--tables", "methods", "--alphas", "4.5", "--quick"]
     args += ["--output", str(tmp_path)]
     found = example.main(args)
