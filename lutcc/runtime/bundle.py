@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from lutcc.errors import ArtifactError, TargetError, suggest
 from lutcc.runtime import constants as stored
 from lutcc.runtime import cpu
+from lutcc.runtime.kernel import pack
 from lutcc.runtime.manifest import (
     CONSTANTS,
     FILE_NAME,
@@ -113,6 +115,27 @@ def bundle_relax(
         outputs=tuple(spec_from_any(value, "outputs") for value in outputs),
         modules=tuple(modules),
     )
+
+
+def with_packed(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+    """Return the bundle with the packed constants of every variant of look-up kernels.
+
+    Raises
+    ------
+    ArtifactError
+        When the constants do not fit a program.
+    """
+    more, variants = dict(contents), []
+    constants = stored.load(contents[CONSTANTS])
+    for variant in manifest.variants:
+        if variant.program is not None and variant.packed is None:
+            name = f"packed-{variant.isa}.bin"
+            more[name] = pack(variant.program, constants, variant.file).tobytes()
+            variant = replace(variant, packed=name)
+        variants.append(variant)
+    files = {name: FileEntry.of(data) for name, data in more.items()}
+    fresh = replace(manifest, variants=tuple(variants), files=files)
+    return read_manifest(fresh.to_bytes(), "new artifact"), more
 
 
 def work_per_row(module: Module) -> dict[str, int]:

@@ -17,6 +17,7 @@ import numpy as np
 from lutcc.errors import ArtifactError, BackendError, DependencyError, InputError, LutccError
 from lutcc.runtime import ffi, threads
 from lutcc.runtime.arguments import STRIDED_DTYPES, admit, torch_module
+from lutcc.runtime.manifest import packed_nbytes
 from lutcc.runtime.signature import TensorSpec
 
 #: A thread is worth waking for this much work.
@@ -61,8 +62,14 @@ def open_library(data: bytes, name: str) -> Any:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def pack(program: Mapping[str, Any], constants: Mapping[str, np.ndarray], where: str) -> Any:
-    """Return the constants in the layout that the kernels read: uint8, on a cache line."""
+def pack(program: Mapping[str, Any], constants: Mapping[str, np.ndarray], where: str) -> np.ndarray:
+    """Return the constants in the layout that the kernels read: uint8, on a cache line.
+
+    Raises
+    ------
+    ArtifactError
+        When constants are missing, or do not fit the program.
+    """
     for part in program["blob"]:
         for source in part["sources"]:
             if source not in constants:
@@ -72,7 +79,7 @@ def pack(program: Mapping[str, Any], constants: Mapping[str, np.ndarray], where:
                     fix="compile the model again",
                 )
     if not program["blob"]:
-        return ffi.aligned_empty(max(program["blob_nbytes"], ffi.ALIGNMENT))
+        return ffi.aligned_copy(np.zeros(packed_nbytes(program), np.uint8))
     from lutcc.schedules.x86.pack import pack_blob
 
     try:
@@ -146,6 +153,7 @@ class LookupKernel:
         *,
         choice: ThreadChoice,
         work_per_row: Mapping[str, float] | None = None,
+        packed: bytes | None = None,
     ) -> None:
         self.program = program
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
@@ -159,7 +167,10 @@ class LookupKernel:
         self._library, self._file = library, file
         self._lock = threading.Lock()
         self._entry_name: str = program["entry"]
-        self.blob = pack(program, constants, file)
+        if packed is None:
+            self.blob = pack(program, constants, file)
+        else:
+            self.blob = ffi.aligned_copy(np.frombuffer(packed, np.uint8))
         self.blob_tensor = ffi.tvm_ffi().from_dlpack(self.blob)
         self._sizes = program["workspace"]
         self.spaces: list[tuple[int, int, Any]] = []

@@ -51,8 +51,9 @@ class FileEntry:
 class Variant:
     """The kernels for one ISA level: file, required CPU features, and how they are called.
 
-    ``program`` is the Program (JSON) of look-up kernels; ``params`` names the constants that a
-    Relax executable takes after its inputs.
+    ``program`` is the Program (JSON) of look-up kernels, ``packed`` the file with its constants as
+    the kernels read them, where the artifact has one; ``params`` names the constants that a Relax
+    executable takes after its inputs.
     """
 
     isa: str
@@ -60,10 +61,13 @@ class Variant:
     features: tuple[str, ...]
     program: dict[str, Any] | None = None
     params: tuple[str, ...] = ()
+    packed: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest's form."""
         out = {"isa": self.isa, "file": self.file, "features": list(self.features)}
+        if self.packed is not None:
+            out["packed"] = self.packed
         if self.program is None:
             return {**out, "params": list(self.params)}
         return {**out, "program": self.program}
@@ -112,6 +116,11 @@ class Manifest:
                 where=MANIFEST,
                 fix="pass only strings, finite numbers, booleans, lists and dictionaries in extra",
             ) from error
+
+
+def packed_nbytes(program: Mapping[str, Any]) -> int:
+    """Return the bytes of a program's packed constants: at least a cache line."""
+    return max(program["blob_nbytes"], 64)
 
 
 def digest(body: Mapping[str, Any]) -> str:
@@ -214,12 +223,16 @@ def _file(name: str, node: Node, files: Node) -> tuple[str, FileEntry]:
 
 
 def _variant(node: Node, kind: str) -> Variant:
-    fields = node.fields(("isa", "file", "features", "program" if kind == "ir" else "params"))
+    special = "program" if kind == "ir" else "params"
+    optional = ("packed",) if kind == "ir" else ()
+    fields = node.fields(("isa", "file", "features", special), optional)
     isa = fields["isa"].as_choice(cpu.ISA_LEVELS)
     file = fields["file"].as_str(FILE_NAME, kind="a file name")
     features = tuple(n.as_str(_FLAG, kind="a CPU flag") for n in fields["features"].as_list())
     if kind == "ir":
-        return Variant(isa, file, features, _program(fields["program"], isa))
+        packed = fields.get("packed")
+        name = None if packed is None else packed.as_str(FILE_NAME, kind="a file name")
+        return Variant(isa, file, features, _program(fields["program"], isa), packed=name)
     params = tuple(n.as_str() for n in fields["params"].as_list())
     return Variant(isa, file, features, params=params)
 
@@ -291,10 +304,20 @@ def _check_whole(manifest: Manifest, top: dict[str, Node]) -> None:
         missing = {flag for flag in variant.program["features"]} - set(variant.features)
         if missing:
             top["variants"].fail(f"entry {index} leaves out the CPU flags {sorted(missing)}")
+        if variant.packed is None:
+            continue
+        if variant.packed not in manifest.files:
+            top["variants"].fail(f"entry {index} names {variant.packed!r}, which is not in $.files")
+        size, expected = manifest.files[variant.packed].size, packed_nbytes(variant.program)
+        if size != expected:
+            top["variants"].fail(
+                f"entry {index}: {variant.packed!r} has {size} bytes, the program says {expected}"
+            )
     for name in (*manifest.modules, CONSTANTS):
         if name not in manifest.files:
             top["files"].fail(f"{name!r} is missing")
     used = {variant.file for variant in manifest.variants} | {CONSTANTS, *manifest.modules}
+    used |= {variant.packed for variant in manifest.variants if variant.packed is not None}
     for name in manifest.files:
         if name not in used:
             top["files"].fail(f"{name!r} is neither a variant, a module nor the constants")

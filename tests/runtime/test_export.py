@@ -1,127 +1,145 @@
-"""The C header and the C++ example, compiled and run without Python or TVM."""
+"""Artifacts for C and C++: the packed tables, the exported folder, the layouts of the header."""
 
 from __future__ import annotations
 
-import shutil
+import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import lutcc
 from lutcc.errors import ArtifactError
-from lutcc.runtime import Artifact
-
-CXX = shutil.which("c++") or shutil.which("g++") or ""
-CC = shutil.which("cc") or shutil.which("gcc") or ""
-pytestmark = pytest.mark.skipif(not (CXX and CC), reason="there is no C and C++ compiler")
-
-
-@pytest.fixture
-def exported(artifact: Artifact, tmp_path: Path) -> Path:
-    return artifact.export_c(tmp_path / "exported")
+from lutcc.runtime import Artifact, container
+from lutcc.runtime.export import HEADER, NATIVE
+from lutcc.runtime.kernel import LookupKernel
+from lutcc.runtime.manifest import digest
+from tests.runtime.native_build import CC, CXX
 
 
-def run(*command: str, cwd: Path, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        command, cwd=cwd, input=data, capture_output=True, timeout=60, check=False
-    )
+def test_packed_artifacts(artifact: Artifact, tmp_path: Path, scale: np.ndarray) -> None:
+    path = artifact.save(tmp_path / "packed.lutcc", packed=True)
+    loaded = lutcc.load(path)
+    kernel = loaded.kernel
+    assert isinstance(kernel, LookupKernel)
+    packed = loaded.file(f"packed-{loaded.isa}.bin")
+    assert packed == kernel.blob.tobytes()
+    assert packed[:64] == scale.tobytes()
+    x = np.arange(48, dtype=np.float32).reshape(3, 16)
+    np.testing.assert_array_equal(loaded(x), x * scale)
+    # It stays packed, whatever is asked for; without constants to pack, nothing changes.
+    loaded.save(tmp_path / "again.lutcc")
+    assert (tmp_path / "again.lutcc").read_bytes() == path.read_bytes()
+    assert {v.packed for v in artifact.manifest.variants} == {None}
 
 
-def test_cpp_example(artifact: Artifact, exported: Path, scale: np.ndarray) -> None:
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
-    library = f"kernels-{artifact.isa}.so"
-    built = run(
-        CXX, *flags, "example.cpp", library, "-Wl,-rpath,$ORIGIN", "-o", "example", cwd=exported
-    )
-    assert built.returncode == 0, built.stderr.decode()
-    needed = run("ldd", "./example", cwd=exported).stdout.decode()
-    assert "tvm" not in needed.replace(str(exported), "")
-    for n in (1, 5, 33):
-        x = np.random.default_rng(n).standard_normal((n, 16)).astype(np.float32)
-        done = run("./example", str(n), cwd=exported, data=x.tobytes())
-        assert done.returncode == 0, done.stderr.decode()
-        y = np.frombuffer(done.stdout, np.float32).reshape(n, 16)
-        np.testing.assert_array_equal(y, x * scale)
-    done = run("./example", "77", cwd=exported, data=bytes(77 * 64))
-    assert done.returncode == 1
-    assert b"poisoned" in done.stderr
-    assert run("./example", "5", cwd=exported).returncode == 1
+def test_packed_tables_that_do_not_fit(artifact: Artifact, tmp_path: Path) -> None:
+    changes: list[tuple[Callable[[dict], object], str]] = [
+        (lambda b: b["variants"][0].update(packed="more.bin"), "not in \\$.files"),
+        (lambda b: b["variants"][0].update(packed="../x"), "expected a file name"),
+        (lambda b: b["files"]["packed-avx2.bin"].update(size=64), "has 64 bytes.*says 256"),
+        (lambda b: b["variants"][0].pop("packed"), "neither a variant"),
+    ]
+    for change, message in changes:
+        folder = artifact.save(tmp_path / "folder", packed=True, container="folder")
+        body = json.loads((folder / "manifest.json").read_text())
+        change(body)
+        body["digest"] = digest(body)
+        (folder / "manifest.json").write_text(json.dumps(body))
+        with pytest.raises(ArtifactError, match=message):
+            container.read(folder)
 
 
-PLAIN_C = r"""
-#define LUTCC_IMPLEMENTATION
-#include "model.h"
-static _Alignas(64) unsigned char blob[LUTCC_MODEL_BLOB_BYTES], space[1 << 16];
-int main(void) {
-  float x[16 * 4], y[2 * 16];
-  int64_t in[2] = {2, 16}, out[2] = {2, 16}, strides[2] = {1, 4}, own[2];
-  lutcc_tensor tensors[2];
-  FILE* f = fopen("model.blob", "rb");
-  int i;
-  if (!f || fread(blob, 1, sizeof blob, f) != sizeof blob) return 2;
-  for (i = 0; i < 64; ++i) x[i] = (float)i;
-  lutcc_fill(&tensors[0], x, LUTCC_FLOAT, 32, 2, in, strides, NULL); /* columns 4 apart */
-  lutcc_fill(&tensors[1], y, LUTCC_FLOAT, 32, 2, out, NULL, own);
-  if (lutcc_run(LUTCC_MODEL_ENTRY, &tensors[0], 1, blob, sizeof blob, space, sizeof space,
-                &tensors[1], 1)) return 3;
-  for (i = 0; i < 32; ++i) if (y[i] != (float)((i / 16 + 4 * (i % 16)) * (i % 16 + 1))) return 4;
-  in[1] = 15;
-  if (!lutcc_run(LUTCC_MODEL_ENTRY, &tensors[0], 1, blob, sizeof blob, space, sizeof space,
-                 &tensors[1], 1)) return 5;
-  puts(lutcc_last_error());
-  return 0;
-}
-"""
+def test_export(artifact: Artifact, tmp_path: Path) -> None:
+    folder = artifact.export_c(tmp_path / "some" / "folder")
+    assert {path.name for path in folder.iterdir()} == {
+        "CMakeLists.txt",
+        "example.cpp",
+        "lutcc",
+        "model.lutcc",
+    }
+    sources = {path.name for path in NATIVE.iterdir()} - {"example.cpp"} | {HEADER.name}
+    assert {path.name for path in (folder / "lutcc").iterdir()} == sources
+    assert artifact.export_c(folder) == folder  # over what is there
 
 
-def test_plain_c_with_strides_and_an_error(artifact: Artifact, exported: Path) -> None:
-    (exported / "plain.c").write_text(PLAIN_C)
-    flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror"]
-    library = f"kernels-{artifact.isa}.so"
-    built = run(CC, *flags, "plain.c", library, "-Wl,-rpath,$ORIGIN", "-o", "plain", cwd=exported)
-    assert built.returncode == 0, built.stderr.decode()
-    done = run("./plain", cwd=exported)
-    assert done.returncode == 0
-    assert b"Error" in done.stdout
-
-
-def test_layouts_are_those_of_tvm_ffi(tmp_path: Path) -> None:
-    """The structs of lutcc.h are the ones that tvm_ffi declares."""
-    import tvm_ffi.libinfo
-
-    source = r"""
-#include <dlpack/dlpack.h>
-#include <tvm/ffi/c_api.h>
-#include <stddef.h>
-#include "lutcc.h"
-#define SAME(a, b) _Static_assert((a) == (b), #a " is not " #b)
-SAME(sizeof(lutcc_tensor), sizeof(DLTensor));
-SAME(offsetof(lutcc_tensor, device_type), offsetof(DLTensor, device));
-SAME(offsetof(lutcc_tensor, ndim), offsetof(DLTensor, ndim));
-SAME(offsetof(lutcc_tensor, code), offsetof(DLTensor, dtype));
-SAME(offsetof(lutcc_tensor, shape), offsetof(DLTensor, shape));
-SAME(offsetof(lutcc_tensor, strides), offsetof(DLTensor, strides));
-SAME(offsetof(lutcc_tensor, byte_offset), offsetof(DLTensor, byte_offset));
-SAME(sizeof(lutcc_any), sizeof(TVMFFIAny));
-SAME(offsetof(lutcc_any, value), offsetof(TVMFFIAny, v_ptr));
-SAME(1, kTVMFFIInt);
-SAME(7, kTVMFFIDLTensorPtr);
-SAME(1, kDLCPU);
-SAME(LUTCC_FLOAT, kDLFloat);
-SAME(LUTCC_UINT, kDLUInt);
-SAME(LUTCC_INT, kDLInt);
-"""
-    from lutcc.runtime.export import HEADER
-
-    (tmp_path / "check.c").write_text(source)
-    include = Path(tvm_ffi.libinfo.__file__).parent / "include"
-    command = [CC, "-std=c11", "-fsyntax-only", f"-I{include}", f"-I{HEADER.parent}", "check.c"]
-    done = run(*command, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr.decode()
-
-
-def test_what_cannot_be_exported(artifact: Artifact, tmp_path: Path) -> None:
+def test_what_cannot_be_written(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ArtifactError, match="cannot be written"):
         artifact.export_c(tmp_path / "file")
+
+
+HEADER_IN_C = r"""
+#include "lutcc.h"
+int main(void) {
+  lutcc_options options = LUTCC_OPTIONS;
+  int64_t shape[2] = {1, 2};
+  lutcc_tensor x = lutcc_dense(0, LUTCC_FLOAT, 32, 2, shape);
+  lutcc_model* model = 0;
+  return lutcc_load("m", &options, &model) || lutcc_run(model, &x, 1, &x, 1);
+}
+"""
+
+LAYOUTS = r"""
+#include <dlpack/dlpack.h>
+#include <tvm/ffi/c_api.h>
+#include <cstddef>
+#include "tvm_abi.hpp"
+#define SAME(a, b) static_assert((a) == (b), #a " is not " #b)
+using namespace lutcc;
+SAME(sizeof(lutcc_tensor), sizeof(DLTensor));
+SAME(offsetof(lutcc_tensor, device_type), offsetof(DLTensor, device));
+SAME(offsetof(lutcc_tensor, ndim), offsetof(DLTensor, ndim));
+SAME(offsetof(lutcc_tensor, dtype), offsetof(DLTensor, dtype));
+SAME(offsetof(lutcc_tensor, shape), offsetof(DLTensor, shape));
+SAME(offsetof(lutcc_tensor, strides), offsetof(DLTensor, strides));
+SAME(offsetof(lutcc_tensor, byte_offset), offsetof(DLTensor, byte_offset));
+SAME(sizeof(lutcc_dtype), sizeof(DLDataType));
+SAME(offsetof(lutcc_dtype, bits), offsetof(DLDataType, bits));
+SAME(offsetof(lutcc_dtype, lanes), offsetof(DLDataType, lanes));
+SAME(int(LUTCC_INT), int(kDLInt));
+SAME(int(LUTCC_UINT), int(kDLUInt));
+SAME(int(LUTCC_FLOAT), int(kDLFloat));
+SAME(int(LUTCC_BFLOAT), int(kDLBfloat));
+SAME(int(LUTCC_BOOL), int(kDLBool));
+SAME(1, int(kDLCPU));
+SAME(sizeof(TvmObject), sizeof(TVMFFIObject));
+SAME(offsetof(TvmObject, type_index), offsetof(TVMFFIObject, type_index));
+SAME(sizeof(TvmAny), sizeof(TVMFFIAny));
+SAME(offsetof(TvmAny, integer), offsetof(TVMFFIAny, v_int64));
+SAME(sizeof(TvmBytes), sizeof(TVMFFIByteArray));
+SAME(offsetof(TvmErrorCell, message), offsetof(TVMFFIErrorCell, message));
+SAME(offsetof(TvmSeqCell, size), offsetof(TVMFFISeqCell, size));
+SAME(sizeof(ManagedTensor), sizeof(DLManagedTensor));
+SAME(offsetof(ManagedTensor, deleter), offsetof(DLManagedTensor, deleter));
+SAME(int(kTvmNone), int(kTVMFFINone));
+SAME(int(kTvmInt), int(kTVMFFIInt));
+SAME(int(kTvmBool), int(kTVMFFIBool));
+SAME(int(kTvmDLTensorPtr), int(kTVMFFIDLTensorPtr));
+SAME(int(kTvmRawStr), int(kTVMFFIRawStr));
+SAME(int(kTvmObjects), int(kTVMFFIStaticObjectBegin));
+SAME(int(kTvmTensor), int(kTVMFFITensor));
+SAME(int(kTvmArray), int(kTVMFFIArray));
+"""
+
+
+@pytest.mark.skipif(not (CC and CXX), reason="there is no C and C++ compiler")
+def test_header_and_layouts(tmp_path: Path) -> None:
+    """The header is plain C; the structs are those that tvm_ffi declares."""
+    import tvm_ffi.libinfo
+
+    (tmp_path / "header.c").write_text(HEADER_IN_C)
+    (tmp_path / "layouts.cpp").write_text(LAYOUTS)
+    theirs = Path(tvm_ffi.libinfo.__file__).parent / "include"
+    strict = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", f"-I{HEADER.parent}"]
+    folders = [f"-I{HEADER.parent}", f"-I{NATIVE}", f"-I{theirs}"]
+    for command in (
+        [CC, "-std=c99", *strict, "header.c"],
+        [CXX, "-std=c++17", "-fsyntax-only", *folders, "layouts.cpp"],
+    ):
+        done = subprocess.run(
+            [str(word) for word in command], cwd=tmp_path, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()

@@ -1,135 +1,163 @@
-/* lutcc.h - run an exported lutcc model from C or C++, without Python and without TVM.
+/* lutcc.h - load and run lutcc artifacts from C and C++, without Python and torch.
  *
- * `artifact.export_c("folder")` writes this file, model.h (names and sizes of one model), the
- * model's kernels (kernels-<isa>.so), its packed tables (model.blob) and an example. Link the
- * program against the kernels, and define LUTCC_IMPLEMENTATION in exactly one source file before
- * including this header: it then holds the one function that the kernels call, to report errors.
+ *     lutcc_model* model = NULL;
+ *     if (lutcc_load("model.lutcc", NULL, &model) != LUTCC_OK) return fail(lutcc_error());
+ *     int64_t shape[2] = {rows, 512};
+ *     lutcc_tensor x = lutcc_dense(data, LUTCC_FLOAT, 32, 2, shape), y = {0};
+ *     if (lutcc_run(model, &x, 1, &y, 1) != LUTCC_OK) return fail(lutcc_error());
+ *     ... y.data, y.shape ...
+ *     lutcc_tensor_free(&y);
+ *     lutcc_free(model);
  *
- * Kernels are re-entrant: any number of threads may call them at once, each with a workspace of
- * its own. Nothing is allocated. The program must run on a CPU with the features that model.h
- * lists; kernels do not check that.
+ * An artifact is written by `artifact.save("model.lutcc", packed=True)` in Python, and serves
+ * Python and C alike. Every function may be called from any thread, and one model from any number
+ * of threads at once; only lutcc_free needs that nobody uses the model any more. Nothing is thrown.
  */
 #ifndef LUTCC_H
 #define LUTCC_H
 
+#include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <string.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* Element types, as DLPack codes them. */
-enum { LUTCC_INT = 0, LUTCC_UINT = 1, LUTCC_FLOAT = 2 };
+#ifdef __GNUC__
+#define LUTCC_API __attribute__((visibility("default")))
+#else
+#define LUTCC_API
+#endif
 
-#define LUTCC_MAX_TENSORS 32 /* inputs and outputs of one model */
-#define LUTCC_ALIGNMENT 64   /* bytes: blob and workspace start at a multiple of this */
+/* Grows when a function or struct changes. */
+#define LUTCC_ABI_VERSION 1
 
-/* A DLPack tensor in CPU memory (the layout of DLTensor). Strides are counted in elements. */
-typedef struct {
+/* What functions return. The text that goes with it is lutcc_error(). */
+enum {
+  LUTCC_OK = 0,
+  LUTCC_INVALID = 1,    /* an argument is wrong: NULL, dtype, shape, values */
+  LUTCC_ARTIFACT = 2,   /* the artifact is missing, damaged, of another version, or not packed */
+  LUTCC_CPU = 3,        /* no kernels in it run on this processor */
+  LUTCC_DEPENDENCY = 4, /* TVM's runtime, which exact layers need, or a symbol is missing */
+  LUTCC_KERNEL = 5,     /* a kernel failed */
+  LUTCC_MEMORY = 6      /* there is not enough memory */
+};
+
+/* Kinds of elements, as DLPack codes them. */
+enum { LUTCC_INT = 0, LUTCC_UINT = 1, LUTCC_FLOAT = 2, LUTCC_BFLOAT = 4, LUTCC_BOOL = 6 };
+
+/* The layout of DLDataType: float32 is {LUTCC_FLOAT, 32, 1}, bool {LUTCC_BOOL, 8, 1}. */
+typedef struct lutcc_dtype {
+  uint8_t code, bits;
+  uint16_t lanes;
+} lutcc_dtype;
+
+/* The layout of DLTensor. Strides count elements; NULL means row-major without gaps. */
+typedef struct lutcc_tensor {
   void* data;
   int32_t device_type; /* 1: CPU */
   int32_t device_id;
   int32_t ndim;
-  uint8_t code, bits;
-  uint16_t lanes;
+  lutcc_dtype dtype;
   int64_t* shape;
   int64_t* strides;
   uint64_t byte_offset;
 } lutcc_tensor;
 
-/* An argument of a kernel (the layout of TVMFFIAny). */
-typedef struct {
-  int32_t type_index; /* 1: integer, 7: tensor */
-  uint32_t zero_padding;
-  union {
-    int64_t v_int64;
-    void* v_ptr;
-  } value;
-} lutcc_any;
+/* One input or output of a model. Strings and arrays live as long as the model. */
+typedef struct lutcc_spec {
+  const char* name;
+  const char* dtype_name; /* "float32", "bfloat16", "uint8", "int8", "int32", "int64", "bool" */
+  lutcc_dtype dtype;
+  int32_t ndim;               /* at most LUTCC_MAX_NDIM */
+  const char* const* symbols; /* of each dimension: NULL where its size is fixed */
+  const int64_t* sizes;       /* of each dimension: its size, or what its symbol is multiplied by */
+} lutcc_spec;
 
-/* The entry function of a model: its symbol is __tvm_ffi_<name>. */
-typedef int (*lutcc_entry)(void* self, const lutcc_any* args, int32_t num_args, lutcc_any* result);
+#define LUTCC_MAX_NDIM 8
 
-/* Fill in a tensor. `strides` may be NULL for a contiguous one: they are then computed into
- * `own_strides`, which must hold `ndim` numbers and live as long as the tensor. */
-static inline void lutcc_fill(lutcc_tensor* t, void* data, int code, int bits, int ndim,
-                              int64_t* shape, int64_t* strides, int64_t* own_strides) {
-  int64_t step = 1;
-  int i;
-  memset(t, 0, sizeof *t);
-  t->data = data;
-  t->device_type = 1;
-  t->ndim = ndim;
-  t->code = (uint8_t)code;
-  t->bits = (uint8_t)bits;
-  t->lanes = 1;
-  t->shape = shape;
-  if (strides) {
-    t->strides = strides;
-    return;
+/* How to load. Start from LUTCC_OPTIONS; every NULL and 0 is a default. */
+typedef struct lutcc_options {
+  size_t struct_size; /* sizeof(lutcc_options) */
+  const char* isa;    /* take this variant ("avx2", "avx512", ...); NULL: the best one */
+  const char* max_isa;     /* behave as if the CPU had no more than this level ("none": not even
+                              AVX2); NULL: what the environment's LUTCC_MAX_ISA says */
+  const char* temp_folder; /* where kernels are unpacked; NULL: TMPDIR, or /tmp */
+  /* For models with exact layers alone: */
+  int32_t num_threads;     /* of each call; 0: one */
+  const char* tvm_ffi;     /* path of libtvm_ffi.so; NULL: LUTCC_TVM_FFI, or the linker's search */
+  const char* tvm_runtime; /* path of libtvm_runtime.so; NULL: LUTCC_TVM_RUNTIME, or the search */
+} lutcc_options;
+
+#define LUTCC_OPTIONS {sizeof(lutcc_options), NULL, NULL, NULL, 0, NULL, NULL}
+
+typedef struct lutcc_model lutcc_model;
+
+/* LUTCC_ABI_VERSION of the library; a program may compare it with that of its header. */
+LUTCC_API int32_t lutcc_abi_version(void);
+
+/* Text of the last error in this thread (never NULL): what, where, and how to mend it. */
+LUTCC_API const char* lutcc_error(void);
+
+/* Load an artifact: a model.lutcc file or folder. Format version, sizes, hashes and CPU features
+ * are checked before anything in it is opened. `options` may be NULL. After an error *model is
+ * NULL. */
+LUTCC_API int lutcc_load(const char* path, const lutcc_options* options, lutcc_model** model);
+
+/* Release a model; NULL is allowed. */
+LUTCC_API void lutcc_free(lutcc_model* model);
+
+/* Run the model on the calling thread.
+ *
+ * Inputs are CPU tensors of the model's dtypes and shapes; the batch may be any size, 0 too. Any
+ * strides are allowed; what kernels cannot read in place is copied. Outputs are either tensors of
+ * the caller, of the right shape, with any strides, that overlap no input; or all zero ({0}), and
+ * then the library fills them in, and lutcc_tensor_free releases them. After an error the contents
+ * of outputs are undefined, and those that were all zero are so again. */
+LUTCC_API int lutcc_run(const lutcc_model* model, const lutcc_tensor* inputs, int32_t num_inputs,
+                        lutcc_tensor* outputs, int32_t num_outputs);
+
+/* Release an output that the library allocated, and make it all zero. */
+LUTCC_API void lutcc_tensor_free(lutcc_tensor* tensor);
+
+/* Number of inputs (outputs) of a model; *specs, unless NULL, points to as many descriptions. */
+LUTCC_API int32_t lutcc_inputs(const lutcc_model* model, const lutcc_spec** specs);
+LUTCC_API int32_t lutcc_outputs(const lutcc_model* model, const lutcc_spec** specs);
+
+/* The variant that was chosen ("avx2", ...), and the kind of model: "ir" (look-up kernels alone) or
+ * "relax" (with exact layers). Empty for NULL. */
+LUTCC_API const char* lutcc_isa(const lutcc_model* model);
+LUTCC_API const char* lutcc_kind(const lutcc_model* model);
+
+/* The manifest.json of the artifact, as text. Empty for NULL. */
+LUTCC_API const char* lutcc_manifest(const lutcc_model* model);
+
+/* Return a row-major tensor over `data`. `shape` must live as long as the tensor. */
+static inline lutcc_tensor lutcc_dense(void* data, int code, int bits, int ndim, int64_t* shape) {
+  lutcc_tensor t;
+  memset(&t, 0, sizeof t);
+  t.data = data;
+  t.device_type = 1;
+  t.ndim = ndim;
+  t.dtype.code = (uint8_t)code;
+  t.dtype.bits = (uint8_t)bits;
+  t.dtype.lanes = 1;
+  t.shape = shape;
+  return t;
+}
+
+/* Fill in the shape of an input or output for a value of the model's symbol; return the number of
+ * elements. For specs with one symbol or none. */
+static inline int64_t lutcc_shape(const lutcc_spec* spec, int64_t n, int64_t* shape) {
+  int64_t count = 1;
+  int32_t axis;
+  for (axis = 0; axis < spec->ndim; ++axis) {
+    shape[axis] = spec->symbols[axis] ? spec->sizes[axis] * n : spec->sizes[axis];
+    count *= shape[axis];
   }
-  for (i = ndim - 1; i >= 0; --i) {
-    own_strides[i] = step;
-    step *= shape[i];
-  }
-  t->strides = own_strides;
+  return count;
 }
-
-/* Bytes of workspace for a batch of n rows. */
-static inline int64_t lutcc_workspace_bytes(int64_t fixed, int64_t per_row, int64_t per_thread,
-                                            int64_t n) {
-  return fixed + per_row * n + per_thread + LUTCC_ALIGNMENT;
-}
-
-/* Run a model on one thread. Returns 0, or non-zero after an error was reported through
- * lutcc_last_error(). Two-dimensional inputs may have any positive strides, other tensors are
- * contiguous; inputs and outputs are aligned to their element size. */
-static inline int lutcc_run(lutcc_entry entry, lutcc_tensor* inputs, int num_inputs, void* blob,
-                            int64_t blob_bytes, void* workspace, int64_t workspace_bytes,
-                            lutcc_tensor* outputs, int num_outputs) {
-  lutcc_any args[LUTCC_MAX_TENSORS + 3], result;
-  lutcc_tensor blob_tensor, workspace_tensor;
-  int64_t own_strides[2];
-  int i, k = 0;
-  if (num_inputs < 0 || num_outputs < 0 || num_inputs + num_outputs > LUTCC_MAX_TENSORS) return -1;
-  memset(args, 0, sizeof args);
-  memset(&result, 0, sizeof result);
-  lutcc_fill(&blob_tensor, blob, LUTCC_UINT, 8, 1, &blob_bytes, NULL, &own_strides[0]);
-  lutcc_fill(&workspace_tensor, workspace, LUTCC_UINT, 8, 1, &workspace_bytes, NULL,
-             &own_strides[1]);
-  for (i = 0; i < num_inputs; ++i) args[k++].value.v_ptr = &inputs[i];
-  args[k++].value.v_ptr = &blob_tensor;
-  args[k++].value.v_ptr = &workspace_tensor;
-  for (i = 0; i < num_outputs; ++i) args[k++].value.v_ptr = &outputs[i];
-  for (i = 0; i < k; ++i) args[i].type_index = 7;
-  args[k].type_index = 1;
-  args[k++].value.v_int64 = 1; /* threads */
-  return entry(NULL, args, k, &result);
-}
-
-/* Message of the last error in this thread; empty when there was none. */
-const char* lutcc_last_error(void);
-
-#ifdef LUTCC_IMPLEMENTATION
-static __thread char lutcc_error_text[512];
-
-/* Called by the kernels. */
-__attribute__((visibility("default"))) void TVMFFIErrorSetRaisedFromCStrParts(
-    const char* kind, const char** parts, int32_t num_parts) {
-  int32_t i;
-  size_t used = (size_t)snprintf(lutcc_error_text, sizeof lutcc_error_text, "%s: ", kind);
-  for (i = 0; i < num_parts && used < sizeof lutcc_error_text; ++i) {
-    if (parts[i]) {
-      used += (size_t)snprintf(lutcc_error_text + used, sizeof lutcc_error_text - used, "%s",
-                               parts[i]);
-    }
-  }
-}
-
-const char* lutcc_last_error(void) { return lutcc_error_text; }
-#endif
 
 #ifdef __cplusplus
 }
