@@ -8,6 +8,8 @@ from collections import Counter
 import pytest
 
 os.environ.setdefault("TVM_BIND_THREADS", "0")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: waiting threads would take its time
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: A property of a test that ran on a stand-in, or not at all: what of this machine it is about, and
 #: which of the two. Properties travel with reports, also from other processes.

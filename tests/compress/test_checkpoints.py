@@ -29,7 +29,6 @@ from lutcc.errors import ConvertError, InputError
 from lutcc.nn.codebook import CodebookLayer
 from lutcc.recipes import Codebook
 from tests.compress.llama import Llama, write_checkpoint
-from tests.one_thread import one_thread  # noqa: F401
 
 OPTIONS = Codebook(alpha=4.2, clustering="kmeans")
 

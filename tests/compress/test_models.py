@@ -18,7 +18,6 @@ from lutcc.nn import conversion_codebook
 from lutcc.nn.activation_memory import activation_bits
 from lutcc.nn.codebook import CodebookLayer
 from lutcc.recipes import Codebook
-from tests.one_thread import one_thread  # noqa: F401
 
 OPTIONS = Codebook(alpha=4.2, clustering="kmeans", steps=3)
 

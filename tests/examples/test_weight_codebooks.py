@@ -10,7 +10,6 @@ from torch import nn
 
 from lutcc.train.digit_networks import BasicBlock
 from tests.examples.test_sampled_training import load
-from tests.one_thread import one_thread  # noqa: F401
 
 
 def short_resnet() -> nn.Sequential:

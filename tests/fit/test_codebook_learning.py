@@ -16,7 +16,6 @@ from lutcc.fit.codebook_regions import Regions
 from lutcc.fit.error_compensation import compensate, descend, refit_codebooks, refit_scales
 from lutcc.fit.output_error import Calibration, OutputError
 from lutcc.fit.soft_assignments import first_logits
-from tests.one_thread import one_thread  # noqa: F401
 
 M, K, N = 12, 80, 300
 

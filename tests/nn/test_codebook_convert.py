@@ -19,7 +19,6 @@ from lutcc.nn import CodebookConv2d, CodebookEmbedding, CodebookLinear, Maddness
 from lutcc.nn.conversion import ConversionReport
 from lutcc.nn.paired_rows import RowSample
 from lutcc.recipes import Codebook, Exact, Maddness
-from tests.one_thread import one_thread  # noqa: F401
 
 nn = torch.nn
 

@@ -16,7 +16,6 @@ from lutcc.errors import InputError
 from lutcc.ir.arithmetic import quantize_rows
 from lutcc.ir.codebooks import columns_of, entry_tables, integer_tables
 from lutcc.nn import CodebookConv2d, CodebookEmbedding, CodebookLinear
-from tests.one_thread import one_thread  # noqa: F401
 
 nn, F = torch.nn, torch.nn.functional
 

@@ -19,7 +19,6 @@ from lutcc.nn.reordering import (
     fold_orders,
     permute,
 )
-from tests.one_thread import one_thread  # noqa: F401
 
 
 def ready(model: nn.Module) -> nn.Module:
