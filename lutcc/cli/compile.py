@@ -1,7 +1,9 @@
 """Compile a model into an artifact: kernels for one or several kinds of CPU, tables, manifest.
 
-MODEL is an exported torch program (.pt2), an IR module (.ir, from `lutcc fit`) or an artifact,
-which is compiled again for other targets. TARGET is host, avx2 (x86-64-v3), avx512 (x86-64-v4), a
+MODEL is an exported torch program (.pt2), an IR module (.ir, from `lutcc fit`), an artifact, which
+is compiled again for other targets, a folder in Hugging Face's layout (config.json and
+model.safetensors; needs transformers), or package.module:factory. The last two are converted first
+if there is a recipe, as by `lutcc convert`. TARGET is host, avx2 (x86-64-v3), avx512 (x86-64-v4), a
 CPU that LLVM knows (znver5, sapphirerapids, ...) or several joined by commas; the loader picks the
 best variant for the CPU it runs on. Kernels get what tuning logs found best: the logs of
 --tuning-logs, then those that ship with lutcc.
@@ -12,18 +14,23 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
-from lutcc.cli.arrays import existing_file, output_file
+from lutcc.cli.arrays import output_file
+from lutcc.cli.compile_source import DEFAULT_LENGTH, read_source
 from lutcc.cli.console import Console
-from lutcc.cli.models import describe_specs, kind_of, read_exported, read_module
+from lutcc.cli.models import describe_specs
 
 DEFAULT_LOGS = "tuning_logs"
+MAX_LENGTH = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the model, the output and the target."""
-    parser.add_argument("model", metavar="MODEL", help="MODEL.pt2, KERNEL.ir or an artifact")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="MODEL.pt2, KERNEL.ir, an artifact, a Hugging Face folder, package.module:factory",
+    )
     parser.add_argument("-o", "--output", required=True, metavar="OUT.lutcc")
     parser.add_argument("-t", "--target", default="host", help="(host)")
     parser.add_argument(
@@ -32,28 +39,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=f"folder that 'lutcc tune' wrote to (./{DEFAULT_LOGS}, if it is there)",
     )
+    torch = parser.add_argument_group("of a Hugging Face folder or package.module:factory")
+    torch.add_argument("-r", "--recipe", metavar="RECIPE.toml", help="convert layers first")
+    torch.add_argument(
+        "-c", "--calibration", metavar="X", help="typical inputs: .npy, or .npz by name"
+    )
+    torch.add_argument("-w", "--weights", metavar="W.safetensors", help="state of a factory")
+    torch.add_argument(
+        "--length",
+        type=_length,
+        metavar="N",
+        help=f"tokens of a row of a Hugging Face folder's model; a name leaves it open "
+        f"({DEFAULT_LENGTH})",
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Compile and save."""
-    path = existing_file(args.model, "MODEL")
     output = output_file(args.output)
-    kind = kind_of(path)
+    source = read_source(args, console)
     import lutcc
 
-    model: Any
-    with console.working(f"reading {path}"):
-        if kind == "artifact":
-            model = lutcc.Artifact.read(path).module
-        else:
-            model = read_module(path) if kind == "ir" else read_exported(path)
     logs = args.tuning_logs
     if logs is None and Path(DEFAULT_LOGS).is_dir():
         logs = Path(DEFAULT_LOGS)
     console.progress(f"tuning logs: {f'{logs}, then ' if logs else ''}those that ship with lutcc")
     start = time.perf_counter()
     with console.working(f"compiling for {args.target}"):
-        artifact = lutcc.compile(model, target=args.target, tuning_logs=logs)
+        artifact = lutcc.compile(
+            source.model,
+            source.examples,
+            target=args.target,
+            tuning_logs=logs,
+            **source.options,
+        )
     for note in artifact.extra["tuning_notes"]:
         console.progress(note)
     seconds = time.perf_counter() - start
@@ -68,12 +87,24 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "bytes": artifact.nbytes,
         "seconds": seconds,
         "tuning_logs": None if logs is None else str(logs),
+        "conversion": None if source.report is None else source.report.to_dict(),
         "notes": [*artifact.extra["notes"], *artifact.extra["tuning_notes"]],
     }
     console.result(
         data,
+        *([] if source.report is None else [str(source.report)]),
         f"{saved}: {describe_specs(artifact.inputs)} -> {describe_specs(artifact.outputs)}",
         f"variants: {', '.join(isas)}; {artifact.nbytes:,} bytes; {seconds:.1f} s",
         f"runs here: {artifact.isa or 'no variant fits this CPU'}",
     )
     return 0
+
+
+def _length(text: str) -> int | str:
+    if text.isidentifier() and text.isascii():
+        return text
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_LENGTH:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of tokens: use 1 to {MAX_LENGTH}, or a name for an open length"
+        )
+    return int(text)

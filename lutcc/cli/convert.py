@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     output = output_file(args.output, replaced=False)
     given = read_array(args.calibration, "--calibration", finite=True)
     rows = np.ascontiguousarray(given, dtype=np.float32)
-    _refuse_sampled(recipe)
+    refuse_sampled(recipe)
     import torch
 
     import lutcc
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _refuse_sampled(recipe: Path) -> None:
+def refuse_sampled(recipe: Path) -> None:
     """Refuse method "sampled": what is written is for inference, where it changes nothing."""
     from lutcc.recipes import Sampled, read_recipe
 

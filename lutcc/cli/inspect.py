@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lutcc.cli.arrays import existing_file
 from lutcc.cli.console import Console
-from lutcc.cli.models import kind_of, read_exported, read_module
+from lutcc.cli.models import KINDS, kind_of, read_exported, read_module
 from lutcc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +53,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
         texts = _region_texts(artifact)
     elif kind == "ir":
         modules = {"main": read_module(path)}
+    elif kind == "hf":
+        raise UsageError(
+            f"{args.model!r} is {KINDS[kind]}",
+            where="MODEL",
+            fix=f"compile it, and inspect that: lutcc compile {args.model} -o model.lutcc",
+        )
     else:
         modules = _imported(path)
     data["modules"] = {}

@@ -1,4 +1,4 @@
-"""Tells what a given file is (artifact, IR module, exported torch model) and reads it."""
+"""Tells what a given path is (artifact, IR module, exported or stored torch model); reads it."""
 
 from __future__ import annotations
 
@@ -37,14 +37,16 @@ def kind_of(path: Path) -> Kind:
     Raises
     ------
     UsageError
-        When it is none of the three.
+        When it is none of the four.
     """
     if path.is_dir():
         if (path / "manifest.json").is_file():
             return "artifact"
+        if (path / "config.json").is_file():
+            return "hf"
         raise UsageError(
-            f"{path} is a folder without manifest.json",
-            fix="name an artifact, a .ir or a .pt2 file",
+            f"{path} is a folder without manifest.json (an artifact) or config.json (Hugging Face)",
+            fix="name an artifact, a .ir or a .pt2 file, or a folder of the latter kind",
         )
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -88,7 +90,19 @@ def read_module(path: Path) -> ir.Module:
 
 
 def read_model(path: Path, kind: Kind) -> Any:
-    """Read an artifact's module, an IR module or an exported program: what can be compiled."""
+    """Read an artifact's module, an IR module or an exported program: what can be tuned.
+
+    Raises
+    ------
+    UsageError
+        For a folder in Hugging Face's layout.
+    """
+    if kind == "hf":
+        raise UsageError(
+            f"{str(path)!r} is {KINDS[kind]}, which has no kernels yet",
+            where="MODEL",
+            fix="trace it first, torch.export.export, and torch.export.save it as .pt2",
+        )
     if kind == "artifact":
         import lutcc
 

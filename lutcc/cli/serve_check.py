@@ -61,6 +61,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     output = output_file(args.output) if args.output else None
     rows = ROWS if args.rows is None else rows_of(args.rows)
     from lutcc.runtime import cpu, load
+    from lutcc.runtime.signature import bounds_from
     from lutcc.runtime.soak import soak
     from lutcc.runtime.soak_cases import given_inputs, make_cases, random_inputs
 
@@ -70,7 +71,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.inputs:
         named = given_inputs(artifact.inputs, read_inputs(args.inputs, artifact.inputs))
     else:
-        named = random_inputs(artifact.inputs, rows, args.seed)
+        bounds = bounds_from(artifact.extra)
+        named = random_inputs(artifact.inputs, rows, args.seed, bounds)
     with console.working("calling once with each input"):
         cases, longest = make_cases(artifact, named)
     callers = cpu.allowed_cpus() if args.callers is None else args.callers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from lutcc.errors import LutccError
 from lutcc.runtime.bfloat16 import as_numpy, to_torch
-from lutcc.runtime.signature import TensorSpec, bind, numpy_dtype
+from lutcc.runtime.signature import Bounds, TensorSpec, bind, numpy_dtype
 
 Call = Callable[..., Any]
 Inputs = Sequence[Any]
@@ -37,7 +37,10 @@ class Case:
 
 
 def random_inputs(
-    specs: Sequence[TensorSpec], rows: Sequence[int], seed: int = 0
+    specs: Sequence[TensorSpec],
+    rows: Sequence[int],
+    seed: int = 0,
+    bounds: Mapping[str, Bounds] | None = None,
 ) -> list[tuple[str, list[Inputs]]]:
     """Make random inputs for several batch sizes: two draws for each.
 
@@ -51,6 +54,8 @@ def random_inputs(
     seed
         Of the generator. Floats are normal; integers and booleans are 0 or 1, which are within
         the range of any table and valid as flags.
+    bounds
+        Least and largest size of symbols; sizes beyond are brought within.
 
     Returns
     -------
@@ -68,11 +73,21 @@ def random_inputs(
     cases: list[tuple[str, list[Inputs]]] = []
     for index, count in enumerate(rows if symbols else (0,)):
         other = OTHER_SIZES[index % len(OTHER_SIZES)]
-        sizes = {symbol: count if symbol == batch else other for symbol in symbols}
+        sizes = {
+            symbol: _within(count if symbol == batch else other, (bounds or {}).get(symbol))
+            for symbol in symbols
+        }
+        if _name(sizes) in (name for name, _ in cases):
+            continue
         cases.append(
             (_name(sizes), [[_random(spec, sizes, random) for spec in specs] for _ in range(2)])
         )
     return cases
+
+
+def _within(size: int, bounds: Bounds | None) -> int:
+    least, most = bounds or (1, None)
+    return max(least, size if most is None else min(size, most))
 
 
 def batch_symbol(specs: Sequence[TensorSpec]) -> str | None:

@@ -277,6 +277,9 @@ def test_random_inputs_are_of_the_declared_kind():
             assert draw[0].shape == draw[1].shape == ((1, 16) if "n=1," in name else (9, 7))
             assert set(draw[0].flat) == {0, 1}
     assert not np.array_equal(cases[1][1][0][0], cases[1][1][1][0])
+    bounded = random_inputs(specs, (1, 9, 10), bounds={"n": (2, 4), "s": (8, None)})
+    assert [name for name, _ in bounded] == ["n=2, s=16", "n=4, s=8", "n=4, s=33"]
+    assert len(random_inputs(specs, (1, 9, 10), bounds={"n": (2, 2), "s": (8, 8)})) == 1
     again = random_inputs(specs, (1, 9), seed=3)
     np.testing.assert_array_equal(cases[1][1][0][0], again[1][1][0][0])
 
