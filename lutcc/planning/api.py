@@ -273,9 +273,8 @@ def _finish(
     if isinstance(search.whole, str):
         notes.append(f"the exact model cannot be compiled, layers only: {search.whole}")
     if len(search.tried) > 1:
-        notes.append(
-            f"{len(search.tried) - 1} recipes were too coarse once all layers were converted"
-        )
+        several = "1 recipe was" if len(search.tried) == 2 else f"{len(search.tried) - 1} were"
+        notes.append(f"{several} too coarse once all layers were converted")
     measured = None
     try:
         measured, exact = measurer.check(search.converted)
