@@ -32,6 +32,7 @@ PAGES = (
     "compress",
     "ir-reference",
     "artifact-format",
+    "serving-from-c",
     "how-to-add-an-op",
 )
 

@@ -32,13 +32,18 @@ target_link_libraries(example PRIVATE lutcc::lutcc)
 """
 
 
+def native_sources() -> list[Path]:
+    """Return the sources of the C library, without its header."""
+    return sorted(path for path in NATIVE.iterdir() if path.suffix in (".cpp", ".hpp", ".txt"))
+
+
 def export_c(artifact: Artifact, folder: str | os.PathLike[str]) -> Path:
     """Write an artifact, packed, with the C library's sources; see :meth:`Artifact.export_c`."""
     folder = Path(folder)
     library = folder / "lutcc"
     try:
         library.mkdir(parents=True, exist_ok=True)
-        for source in (HEADER, *sorted(NATIVE.iterdir())):
+        for source in (HEADER, *native_sources()):
             (library / source.name).write_bytes(source.read_bytes())
         (library / "example.cpp").replace(folder / "example.cpp")
         (folder / "CMakeLists.txt").write_text(_PROJECT, encoding="utf-8")

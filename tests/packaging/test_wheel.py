@@ -79,10 +79,12 @@ def test_contents(wheel: Path):
     assert "lutcc/py.typed" in names
     data = {
         f"lutcc/{path.relative_to(ROOT / 'lutcc')}"
-        for kind in ("h", "css", "html", "schema.json")
+        for kind in ("h", "cpp", "hpp", "css", "html", "schema.json")
         for path in (ROOT / "lutcc").rglob(f"*.{kind}")
     }
     assert "lutcc/tuning/record.schema.json" in data
+    assert "lutcc/runtime/native/lutcc.cpp" in data
+    assert "lutcc/runtime/native/CMakeLists.txt" in names
     assert data <= set(names)
     logs = {f"lutcc/{p.relative_to(ROOT)}" for p in (ROOT / "tuning_logs").rglob("*.*")}
     shipped = {name for name in logs if name.endswith((".md", ".jsonl")) and "/." not in name}

@@ -13,7 +13,7 @@ import pytest
 import lutcc
 from lutcc.errors import ArtifactError
 from lutcc.runtime import Artifact, container
-from lutcc.runtime.export import HEADER, NATIVE
+from lutcc.runtime.export import HEADER, NATIVE, native_sources
 from lutcc.runtime.kernel import LookupKernel
 from lutcc.runtime.manifest import digest
 from tests.runtime.native_build import CC, CXX
@@ -60,7 +60,8 @@ def test_export(artifact: Artifact, tmp_path: Path) -> None:
         "lutcc",
         "model.lutcc",
     }
-    sources = {path.name for path in NATIVE.iterdir()} - {"example.cpp"} | {HEADER.name}
+    sources = {path.name for path in native_sources()} - {"example.cpp"} | {HEADER.name}
+    assert {"CMakeLists.txt", "lutcc.cpp", "tvm_abi.hpp"} < sources
     assert {path.name for path in (folder / "lutcc").iterdir()} == sources
     assert artifact.export_c(folder) == folder  # over what is there
 

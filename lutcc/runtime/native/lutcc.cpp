@@ -33,6 +33,9 @@ int guarded(Body body) {
   } catch (const std::exception& problem) {
     error_text = std::string("this is a mistake in lutcc, please report it: ") + problem.what();
     return LUTCC_KERNEL;
+  } catch (...) {
+    error_text = "this is a mistake in lutcc, please report it: an unknown exception";
+    return LUTCC_KERNEL;
   }
 }
 
