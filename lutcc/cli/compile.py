@@ -101,6 +101,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _length(text: str) -> int | str:
+    if text == "n":
+        raise argparse.ArgumentTypeError("'n' is the name of the batch size: use another one")
     if text.isidentifier() and text.isascii():
         return text
     if not text.isdecimal() or not 1 <= int(text) <= MAX_LENGTH:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -53,8 +54,7 @@ def test_a_factory_is_converted_and_compiled(lutcc_command, folder: Path):
     assert done.code == 0, done.err
     methods = {layer["name"]: layer["method"] for layer in done.json["conversion"]["layers"]}
     assert methods == {"0": "maddness"}
-    from compiled_models import small  # pyright: ignore[reportMissingImports]
-
+    small = importlib.import_module("compiled_models").small
     x = np.load("x.npy")
     converted = lutcc.convert(small(), "recipe.toml", torch.from_numpy(x))
     with torch.inference_mode():
@@ -99,6 +99,7 @@ def test_a_factory_of_two_inputs_with_weights(lutcc_command, folder: Path):
         (["m.pt2", "-r", "recipe.toml"], 2, "name package.module:factory or a Hugging Face folder"),
         (["m.pt2", "-r", "recipe.toml"], 2, "calibration) in Python before torch.export.export"),
         (["m.pt2", "--length", "0"], 2, "'0' is no number of tokens"),
+        (["m.pt2", "--length", "n"], 2, "'n' is the name of the batch size"),
         (["empty"], 2, "without manifest.json (an artifact) or config.json (Hugging Face)"),
     ],
 )
@@ -169,6 +170,33 @@ def test_a_folder_is_converted_compiled_and_run(lutcc_command, bert: Path, tmp_p
     attended = few["attention_mask"] > 0
     np.testing.assert_allclose(hidden[attended], converted[attended], atol=0.05)
     assert 1e-4 < np.abs(hidden - exact)[attended].max() < 1  # compressed, and still the model
+
+
+def test_an_open_length(lutcc_command, bert: Path, tmp_path: Path):
+    out, where = tmp_path / "open.lutcc", tmp_path / "given.npz"
+    words = ["-o", out, "-t", "avx2", "--length", "tokens", "--json", "-q"]
+    done = lutcc_command("compile", bert, *words)
+    assert done.code == 0, done.err
+    assert done.json["inputs"][0] == "input_ids: int64[n, tokens]"
+    from lutcc.cli.hugging_face import load_text_model
+
+    model = load_text_model(bert)
+    for rows, length in ((1, 5), (3, POSITIONS)):
+        given = tokens(rows, length)
+        np.savez(where, **given)
+        done = lutcc_command("run", out, where, "-o", tmp_path / "y.npz", "-q")
+        assert done.code == 0, done.err
+        with np.load(tmp_path / "y.npz") as results, torch.inference_mode():
+            hidden = next(r for r in results.values() if r.ndim == 3)
+            expected = model(**{name: torch.from_numpy(array) for name, array in given.items()})
+        attended = given["attention_mask"] > 0
+        exact = expected.last_hidden_state.numpy()
+        np.testing.assert_allclose(hidden[attended], exact[attended], rtol=0, atol=1e-5)
+    checked = lutcc_command("serve-check", out, "--seconds", 0.4, "--callers", 2, "--json", "-q")
+    assert checked.code == 0, checked.err
+    names = [times["name"] for times in checked.json["times"]]
+    assert names == ["n=1, tokens=16", "n=2, tokens=7", f"n=7, tokens={POSITIONS}",
+                     f"n=32, tokens={POSITIONS}", "all"]  # fmt: skip
 
 
 def copy(bert: Path, tmp_path: Path, **config: Any) -> Path:
