@@ -56,7 +56,7 @@ def trace_dynamic(
                 model,
                 tuple(inputs[name] for name in names[: len(args)]),
                 {name: inputs[name] for name in names[len(args) :]},
-                tuple(shapes.values()) if len(args) == len(names) else shapes,
+                as_called(model, list(shapes.values()), list(kwargs)),
                 wrap=False,
             )
         except Exception as error:  # torch.export raises a dozen unrelated classes
@@ -71,6 +71,16 @@ def trace_dynamic(
         where=type(model).__name__,
         fix="pass torch.export.Dim(name, min=..., max=...) in `dynamic`",
     )
+
+
+def as_called(model: torch.nn.Module, of_input: Sequence[Any], keywords: Sequence[str]) -> Any:
+    """Return what belongs to each input in the structure of forward's parameters.
+
+    ``torch.export`` wants dynamic shapes so: those of ``*args`` are a tuple under that name.
+    """
+    positional = of_input[: len(of_input) - len(keywords)]
+    named = dict(zip(keywords, of_input[len(positional) :], strict=True))
+    return dict(inspect.signature(model.forward).bind(*positional, **named).arguments)
 
 
 def _input_names(

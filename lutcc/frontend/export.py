@@ -16,7 +16,7 @@ from lutcc.frontend.checks import (
     refuse_training_and_random,
 )
 from lutcc.frontend.decompositions import decompose
-from lutcc.frontend.dynamic import Dynamic, trace_dynamic, two_of
+from lutcc.frontend.dynamic import Dynamic, as_called, trace_dynamic, two_of
 from lutcc.frontend.symbols import BATCH
 from lutcc.frontend.tracing import first_line, trace
 
@@ -150,18 +150,12 @@ def _trace(
         wide = [
             two_of(t, 0) if id(t) in share and batch < 2 else t for t in (*args, *kwargs.values())
         ]
-        names = list(kwargs)
-        shapes = (
-            {name: dynamic[len(args) + i] for i, name in enumerate(names)}
-            if names and not args
-            else tuple(dynamic)
-        )
         try:
             program = trace(
                 model,
                 tuple(wide[: len(args)]),
-                dict(zip(names, wide[len(args) :], strict=True)),
-                shapes,
+                dict(zip(kwargs, wide[len(args) :], strict=True)),
+                as_called(model, dynamic, list(kwargs)),
                 wrap=False,
             )
         except Exception as error:  # torch.export raises a dozen unrelated classes

@@ -140,13 +140,25 @@ def build_mixed(
         names = [params.names[isa, name] for name in program.params]
         whole = _with_params(program.module, len(imported.inputs), names, params.arrays)
         paths[isa] = Path(out_dir) / f"kernels-{isa}.so"
-        scheduled = schedule_module(fuse_module(whole), isa, choice, open_sizes)
+        scheduled = schedule_module(_fused(whole), isa, choice, open_sizes)
         kernels[isa].extend(scheduled.kernels)
         _build(scheduled.module, targets[isa], paths[isa])
     texts = {r.name: ir.to_text(r.module, elide_constants=True) for r in imported.regions}
     return MixedBuild(
         paths, params.arrays, texts, imported.inputs, imported.outputs, kernels, imported.notes
     )
+
+
+def _fused(module: Any) -> Any:
+    try:
+        return fuse_module(module)
+    except Exception as error:  # TVM raises many classes; all mean that it cannot lower an op
+        last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise CompileError(
+            f"TVM cannot lower the exact layers to loops: {last[0]}",
+            where="an exact layer of a mixed model",
+            fix="compile the parts of the model one by one to find the layer, and replace it",
+        ) from error
 
 
 def _with_params(module: Any, inputs: int, own: Sequence[str], arrays: Mapping[str, Array]) -> Any:

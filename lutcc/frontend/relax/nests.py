@@ -110,12 +110,22 @@ def loop_nest(func: Any, isa: str) -> Nest | None:
     {'rows.reduce': 8, 'rows.map': 8}
     """
     for rule in _RULES:
-        spaces = rule.spaces(func, isa)
+        spaces = _spaces(rule, func, isa)
         default = {k: v for space in spaces.values() for k, v in space.default.items()}
         scheduled = _try(rule, func, isa, default) if spaces else None
         if scheduled is not None:
             return Nest(func, isa, spaces, scheduled, rule)
     return None
+
+
+def _spaces(rule: _Rule, func: Any, isa: str) -> Mapping[str, Space]:
+    """Return a rule's configs; none for a function without blocks (a sort, a scatter)."""
+    from tvm.s_tir import ScheduleError
+
+    try:
+        return rule.spaces(func, isa)
+    except ScheduleError:
+        return {}
 
 
 def _try(rule: _Rule, func: Any, isa: str, config: Config) -> Any | None:

@@ -25,6 +25,7 @@ from lutcc.frontend.checks import op_name, place_of
 from lutcc.frontend.graph import Graph
 from lutcc.frontend.partition import Region
 from lutcc.frontend.relax.kernels import RegionKernel
+from lutcc.frontend.relax.promotion import promote
 from lutcc.frontend.symbols import PRODUCT
 from lutcc.ir.types import Array, Dim, Sym
 
@@ -166,6 +167,7 @@ class _Contracted:
                 self.env[node] = self.env[node.all_input_nodes[0]]
             else:
                 self.env[node] = self.fx.node_copy(node, lambda n: self.env[n])
+                promote(self.env[node])
 
     def _call(self, region: Region) -> None:
         arguments = (*(self.env[n] for n in region.inputs), self.blobs[region.name])
