@@ -181,6 +181,88 @@ int command_layouts(int, char** argv) {
   return 0;
 }
 
+// copies PATH COUNT [odd]: tensors of any layout, of a model that gives its input back.
+int command_copies(int argc, char** argv) {
+  lutcc_model* model = load(argv[2]);
+  const lutcc_spec* spec;
+  if (lutcc_inputs(model, &spec) != 1) std::abort();
+  const size_t size = spec->dtype.bits / 8;
+  std::mt19937 random(3);
+  // Strides of a tensor whose axes lie in any order and direction, with gaps; and its first byte.
+  const auto lay_out = [&](const int64_t* shape, int64_t* strides, std::vector<char>& space) {
+    int64_t step = 1 + static_cast<int64_t>(random() % 2), first = 0;
+    std::vector<int> axes;
+    for (int axis = 0; axis < spec->ndim; ++axis)
+      axes.insert(axes.begin() + random() % (axes.size() + 1), axis);
+    for (const int axis : axes) {
+      const bool back = random() % 2;
+      strides[axis] = back ? -step : step;
+      if (back && shape[axis] > 0) first += step * (shape[axis] - 1);
+      step *= shape[axis] + static_cast<int64_t>(random() % 2);
+    }
+    space.resize(static_cast<size_t>(step + 1) * size + 1);
+    for (char& byte : space) byte = static_cast<char>(random());
+    return space.data() + random() % 2 + static_cast<size_t>(first) * size;
+  };
+  int64_t shape[LUTCC_MAX_NDIM] = {}, from[LUTCC_MAX_NDIM], to[LUTCC_MAX_NDIM];
+  int done = 0;
+  for (; done < std::atoi(argv[3]); ++done) {
+    std::vector<char> source, target;
+    const int64_t count = lutcc_shape(spec, static_cast<int64_t>(random() % 5), shape);
+    if (argc > 4) shape[0] = 3;
+    lutcc_tensor x = lutcc_dense(nullptr, spec->dtype.code, spec->dtype.bits, spec->ndim, shape);
+    lutcc_tensor y = x;
+    x.data = lay_out(shape, from, source);
+    y.data = lay_out(shape, to, target);
+    x.strides = from;
+    y.strides = to;
+    if (lutcc_run(model, &x, 1, &y, 1) != LUTCC_OK) {
+      std::printf("%s\n", lutcc_error());
+      lutcc_free(model);
+      return 1;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      int64_t rest = i, a = 0, b = 0;
+      for (int axis = spec->ndim - 1; axis >= 0; rest /= shape[axis--]) {
+        a += rest % shape[axis] * from[axis];
+        b += rest % shape[axis] * to[axis];
+      }
+      const auto bytes = static_cast<int64_t>(size);
+      if (std::memcmp(static_cast<char*>(x.data) + a * bytes,
+                      static_cast<char*>(y.data) + b * bytes, size) != 0)
+        std::abort();
+    }
+  }
+  std::printf("%d\n", done);
+  lutcc_free(model);
+  return 0;
+}
+
+// unaligned PATH X Y: a large output of the caller, at 16 addresses.
+int command_unaligned(int, char** argv) {
+  lutcc_model* model = load(argv[2]);
+  Bytes x = read_file(argv[3]);
+  const Bytes want = read_file(argv[4]);
+  const lutcc_spec *in, *out;
+  int64_t shape[LUTCC_MAX_NDIM], out_shape[LUTCC_MAX_NDIM];
+  lutcc_inputs(model, &in);
+  lutcc_outputs(model, &out);
+  const auto rows = static_cast<int64_t>(x.size()) / (4 * lutcc_shape(in, 1, shape));
+  lutcc_shape(in, rows, shape);
+  lutcc_shape(out, rows, out_shape);
+  const lutcc_tensor given = lutcc_dense(x.data(), LUTCC_FLOAT, 32, 2, shape);
+  int same = 0;
+  for (size_t skip = 0; skip < 64; skip += 4) {
+    Bytes space(want.size() + 64);
+    lutcc_tensor y = lutcc_dense(space.data() + skip, LUTCC_FLOAT, 32, 2, out_shape);
+    if (lutcc_run(model, &given, 1, &y, 1) != LUTCC_OK) std::abort();
+    same += !std::memcmp(space.data() + skip, want.data(), want.size());
+  }
+  std::printf("%d same\n", same);
+  lutcc_free(model);
+  return 0;
+}
+
 // threads PATH X Y THREADS CALLS: rows of float32, compared with those that Python computed.
 int command_threads(int, char** argv) {
   lutcc_options options = LUTCC_OPTIONS;
@@ -278,7 +360,8 @@ int main(int argc, char** argv) {
     int (*run)(int, char**);
   } commands[] = {{"load", 1, command_load},       {"mistakes", 1, command_mistakes},
                   {"layouts", 1, command_layouts}, {"threads", 5, command_threads},
-                  {"damage", 3, command_damage},   {"sha256", 1, command_sha256}};
+                  {"damage", 3, command_damage},   {"sha256", 1, command_sha256},
+                  {"copies", 2, command_copies},   {"unaligned", 3, command_unaligned}};
   for (const auto& command : commands)
     if (argc >= command.arguments + 2 && !std::strcmp(argv[1], command.name))
       return command.run(argc, argv);

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import json
 import os
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import lutcc
-from lutcc.runtime import Artifact, container, cpu, ffi
-from lutcc.runtime.manifest import digest
+from lutcc.runtime import Artifact, container, cpu
+from lutcc.runtime.signature import DTYPES
 from tests.runtime import native_build, test_relax
+from tests.runtime.native_artifacts import (
+    COPYING,
+    REFUSING,
+    edited,
+    exchanged,
+    rewrite,
+    tvm_libraries,
+)
 from tests.runtime.native_build import Native
 
 LACKS = native_build.lacks()
@@ -60,30 +67,6 @@ def look_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows(n: int, columns: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, columns)).astype(np.float32)
-
-
-def rewrite(path: Path, change: Callable[[dict[str, bytes]], object]) -> Path:
-    """Change the files of a copy of an artifact."""
-    with zipfile.ZipFile(path) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    change(files)
-    target = path.parent / f"changed-{os.urandom(4).hex()}.lutcc"
-    with zipfile.ZipFile(target, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return target
-
-
-def edited(change: Callable[[dict], object]) -> Callable[[dict[str, bytes]], None]:
-    """Return a change of the manifest, which gets a digest that fits."""
-
-    def edit(files: dict[str, bytes]) -> None:
-        body = json.loads(files["manifest.json"])
-        change(body)
-        body["digest"] = digest(body)
-        files["manifest.json"] = json.dumps(body).encode()
-
-    return edit
 
 
 # Running -------------------------------------------------------------------------------------
@@ -132,6 +115,15 @@ def test_eight_threads(native: Native, look_up: Path, tmp_path: Path) -> None:
     assert printed == "1600 calls, 0 wrong"
 
 
+def test_large_outputs_at_any_address(native: Native, look_up: Path, tmp_path: Path) -> None:
+    """Kernels store large outputs past the caches, which needs whole cache lines."""
+    x = rows(7000, 64)
+    assert 7000 * 40 * 4 > 1 << 20
+    x.tofile(tmp_path / "x")
+    lutcc.load(look_up)(x).tofile(tmp_path / "y")
+    assert native.check("unaligned", look_up, tmp_path / "x", tmp_path / "y") == "16 same"
+
+
 def test_sha256(native: Native) -> None:
     """Without the CPU's instructions; with them it is checked by every artifact that loads."""
     data = bytes(7 * i & 255 for i in range(200))
@@ -174,45 +166,34 @@ def test_plugin_whose_symbols_are_local(native: Native, tiny: Path, company: str
     assert "poisoned" in done.stdout
 
 
-REFUSING = """
-void TVMFFIErrorSetRaisedFromCStrParts(const char*, const char**, int);
-int __tvm_ffi_scale(void* self, const void* args, int count, void* result) {
-  const char* parts[] = {"row 3 ", 0, "is too large"};
-  (void)self, (void)args, (void)count, (void)result;
-  TVMFFIErrorSetRaisedFromCStrParts("IndexError", parts, 3);
-  return -1;
-}
-"""
-
-
-def test_numbers_that_a_kernel_refuses(native: Native, tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "refusing.c").write_text(REFUSING)
-    library = tmp_path / "kernels.so"
-    command = [str(native_build.CC), "-shared", "-fPIC", "-o", str(library), "refusing.c"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-
-    def exchange(files: dict[str, bytes]) -> None:
-        for name in ("kernels-avx2.so", "kernels-avx512.so"):
-            files[name] = library.read_bytes()
-            entry = {"size": len(files[name]), "sha256": hashlib.sha256(files[name]).hexdigest()}
-            edited(lambda body, e=entry, n=name: body["files"].update({n: e}))(files)
-
-    done = native.run("example", rewrite(tiny, exchange), 1, data=bytes(64))
+def test_numbers_that_a_kernel_refuses(native: Native, tiny: Path) -> None:
+    path = rewrite(tiny, exchanged(REFUSING, tiny.parent))
+    done = native.run("example", path, 1, data=bytes(64))
     assert done.returncode == 1
     assert b"row 3 is too large\nTo mend it: correct the numbers passed in" in done.stderr
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_rank_and_strides(native: Native, tiny: Path, dtype: str) -> None:
+    """Inputs and outputs whose axes lie in any order and direction, with gaps, at odd bytes."""
+    path = rewrite(tiny, exchanged(COPYING, tiny.parent))
+    for shape in ([], [["n", 1]], [3, ["n", 2]], [["n", 2], 3, 1, 4], [2, 1, 3, 1, ["n", 1]]):
+        tensor = {"shape": shape, "dtype": dtype}
+
+        def change(body: dict, tensor: dict = tensor) -> None:
+            programs = [variant["program"] for variant in body["variants"]]
+            for part in (body, *programs):
+                part["inputs"] = [{"name": "x", **tensor}]
+                part["outputs"] = [{"name": "y", **tensor}]
+
+        ready = rewrite(path, edited(change))
+        assert native.check("copies", ready, 30) == "30"
+        if shape and shape[0] == ["n", 2]:
+            printed = native.run("checks", "copies", ready, 1, "odd").stdout.decode()
+            assert "dimension 0 must be a multiple of 2\nTo mend it: pad or cut" in printed
+
+
 # Exact layers --------------------------------------------------------------------------------
-
-
-def tvm_libraries() -> dict[str, str]:
-    runtime = ffi.runtime_library_path()
-    spec = importlib.util.find_spec("tvm_ffi")
-    assert runtime is not None
-    assert spec is not None
-    assert spec.origin is not None
-    library = Path(spec.origin).parent / "lib" / "libtvm_ffi.so"
-    return {"LUTCC_TVM_FFI": str(library), "LUTCC_TVM_RUNTIME": str(runtime)}
 
 
 def test_exact_layers(native: Native, executable: Path, tmp_path: Path) -> None:
@@ -301,6 +282,26 @@ def test_processors(native: Native, tiny: Path) -> None:
     assert native.check("load", tiny, "-", "avx2") == "0 avx2"
     assert native.check("load", tiny, LUTCC_MAX_ISA="avx2") == "0 avx2"
     assert native.check("load", tiny, LUTCC_MAX_ISA="none").startswith("3 ")
+
+
+def test_levels_are_those_of_python(native: Native, tiny: Path) -> None:
+    for below, level in pairwise(("none", *cpu.ISA_LEVELS)):
+        needs, has = list(cpu.ISA_FEATURES[level]), cpu.ISA_FEATURES.get(below, ())
+
+        def change(body: dict, level: str = level, needs: list[str] = needs) -> None:
+            del body["variants"][0]
+            body["variants"][0].update(isa=level, features=needs)
+            body["variants"][0]["program"].update(isa=level, features=needs)
+            del body["files"]["kernels-avx2.so"], body["files"]["packed-avx2.bin"]
+
+        def both(files: dict[str, bytes], change: Callable[[dict], object] = change) -> None:
+            del files["kernels-avx2.so"], files["packed-avx2.bin"]
+            edited(change)(files)
+
+        path = rewrite(tiny, both)
+        lacks = set(needs) - set(has) | set(cpu.missing(needs))
+        text = f"{level} needs {', '.join(flag for flag in needs if flag in lacks)}\n"
+        refused(native, path, 3, text, f"capped at {below}", options=("-", below))
 
 
 def test_paths_and_temporary_folders(native: Native, tiny: Path, tmp_path: Path) -> None:
