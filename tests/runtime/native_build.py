@@ -6,8 +6,10 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 CMAKE, CXX, CC = shutil.which("cmake"), shutil.which("c++"), shutil.which("cc")
@@ -27,6 +29,7 @@ target_link_libraries(checks PRIVATE lutcc::lutcc Threads::Threads)
 """
 
 
+@cache
 def lacks() -> str | None:
     """Return why the library cannot be built here, or None."""
     if not CMAKE:
@@ -35,7 +38,15 @@ def lacks() -> str | None:
         return "there is no C and C++ compiler"
     text = subprocess.run([CMAKE, "--version"], capture_output=True, text=True, check=False).stdout
     version = tuple(map(int, re.findall(r"\d+", text)[:2]))
-    return None if version >= (3, 21) else "cmake is older than 3.21"
+    if version < (3, 21):
+        return "cmake is older than 3.21"
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "program"
+        command = [CXX, *_FLAGS.split(), "-x", "c++", "-", "-o", str(program)]
+        tried = subprocess.run(command, input=b"int main() {}", capture_output=True, check=False)
+        if not tried.returncode:
+            tried = subprocess.run([str(program)], capture_output=True, check=False)
+    return "programs with AddressSanitizer do not build or run" if tried.returncode else None
 
 
 @dataclass(frozen=True)
