@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -198,7 +199,8 @@ class _Search:
             for options in found
         ]
         self.budget = 0.0
-        self.tried: list[Recipe] = []
+        self.attempts: list[tuple[list[Option], float]] = []
+        self.pace = 1.0  # of the machine when the converted model was timed
         self.chosen: list[Option] = []
         self.drop = Drop(0.0, 0.0, 1.0)
         self.converted = model
@@ -207,9 +209,10 @@ class _Search:
     def exact(self) -> Speed:
         """The exact model; the sum of its layers if it cannot be compiled."""
         if isinstance(self.whole, Speed):
-            return self.whole
+            return Speed(self.whole.seconds * self.pace, self.whole.nbytes)
         options = [layer[0] for layer in self.found]
-        return Speed(sum(o.seconds for o in options), sum(o.nbytes for o in options))
+        seconds = sum(o.seconds for o in options) * self.pace
+        return Speed(seconds, sum(o.nbytes for o in options))
 
     def pick(self, budget: float) -> list[Option]:
         """Return the cheapest recipe by the layers' effects."""
@@ -221,11 +224,16 @@ class _Search:
         return [options[i] for options, i in zip(self.usable, places, strict=True)]
 
     def predicted(self, chosen: list[Option], drop: float | None = None) -> Recipe:
-        """Return what a recipe should take: the exact model, and what layers differ by."""
+        """Return what a recipe should take: the exact model, and what layers differ by.
+
+        But no less than its slowest layer.
+        """
         pairs = [(o, options[0]) for o, options in zip(chosen, self.found, strict=True)]
+        change = self.pace * sum(o.seconds - exact.seconds for o, exact in pairs)
+        slowest = self.pace * max(o.seconds for o in chosen)
         return Recipe(
             tuple(o.label for o in chosen),
-            self.exact.seconds + sum(o.seconds - exact.seconds for o, exact in pairs),
+            max(self.exact.seconds + change, slowest),
             self.exact.nbytes + sum(o.nbytes - exact.nbytes for o, exact in pairs),
             sum(o.damage for o in chosen),
             drop,
@@ -241,10 +249,10 @@ class _Search:
             recipe = dict(zip(self.names, (o.config for o in self.chosen), strict=True))
             self.converted = convert_model(self.model, recipe, self.data.given)
             self.drop = self.judge.drop(self.converted, "check")
-            self.tried.append(self.predicted(self.chosen, self.drop.drop))
+            self.attempts.append((self.chosen, self.drop.drop))
             if self.drop.drop <= max_drop:
                 return
-            spent = self.tried[-1].damage
+            spent = sum(o.damage for o in self.chosen)
             self.budget = spent * min(0.8, max(0.2, max_drop / self.drop.drop))
 
     def front(self) -> list[Recipe]:
@@ -272,28 +280,34 @@ def _finish(
         notes.append("exact layers in bfloat16 and int8 were not tried: recipes have none")
     if isinstance(search.whole, str):
         notes.append(f"the exact model cannot be compiled, layers only: {search.whole}")
-    if len(search.tried) > 1:
-        several = "1 recipe was" if len(search.tried) == 2 else f"{len(search.tried) - 1} were"
+    if len(search.attempts) > 1:
+        several = (
+            "1 recipe was" if len(search.attempts) == 2 else f"{len(search.attempts) - 1} were"
+        )
         notes.append(f"{several} too coarse once all layers were converted")
     measured = None
     try:
-        measured, exact = measurer.check(search.converted)
-        drift = exact / search.exact.seconds
-        if isinstance(search.whole, Speed) and not 1 / _DRIFT < drift < _DRIFT:
+        measured, search.pace = measurer.check(search.converted)
+        if not 1 / _DRIFT < search.pace < _DRIFT:
             notes.append(
-                f"the machine is not quiet: the exact model takes {drift:.2f}x the time that it "
-                "took when layers were timed"
+                f"the machine is not quiet: at last the exact model took {search.pace:.2f}x the "
+                "time it took at first; all times are told at that pace"
             )
     except LutccError as error:
         notes.append(f"the converted model cannot be compiled: {error.what}")
-    recipe, drop = search.tried[-1], search.drop
+    tried = tuple(search.predicted(*attempt) for attempt in search.attempts)
+    recipe, drop = tried[-1], search.drop
+
+    def at_pace(option: Option) -> Option:
+        return dataclasses.replace(option, seconds=option.seconds * search.pace)
+
     return Plan(
         layers=tuple(
             LayerPlan(
                 layer.name,
                 layer.shape,
-                chosen,
-                tuple(options),
+                at_pace(chosen),
+                tuple(map(at_pace, options)),
                 why(options, chosen, search.objective, search.budget, max_drop),
             )
             for layer, chosen, options in zip(layers, search.chosen, search.found, strict=True)
@@ -314,7 +328,7 @@ def _finish(
         predicted_bytes=recipe.nbytes,
         measured_seconds=None if measured is None else measured.seconds,
         measured_bytes=None if measured is None else measured.nbytes,
-        tried=tuple(search.tried),
+        tried=tried,
         front=tuple(search.front()),
         notes=tuple(notes),
         model=search.converted,

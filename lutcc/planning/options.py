@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from lutcc.planning.speed import Speed, compiled, time_in_turns
 from lutcc.runtime import Artifact
 
 EXACT = recipes.Exact()
+_MODEL = "model"  # beside the keys of configs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,15 +113,15 @@ class Measurer:
         wanted = [config for config in configs if not effects[config].problem]
         progress("timing")
         speeds = self._speeds(layer, wanted, swapped)
-        found = [self._timed(Option(EXACT), layer, speeds[_key(EXACT)])]
+        found = [self._with_speed(Option(EXACT), layer, speeds[_key(EXACT)])]
         for config in configs:
             option = effects[config]
             speed = speeds.get(_key(config))
-            found.append(option if speed is None else self._timed(option, layer, speed))
+            found.append(option if speed is None else self._with_speed(option, layer, speed))
         return found
 
     @staticmethod
-    def _timed(option: Option, layer: Layer, speed: Any) -> Option:
+    def _with_speed(option: Option, layer: Layer, speed: Any) -> Option:
         if isinstance(speed, str):
             return dataclasses.replace(option, problem=speed)
         return dataclasses.replace(
@@ -131,33 +132,47 @@ class Measurer:
         """Return what the exact model takes, compiled; why it cannot be compiled as text."""
         kept = self._cache.get("model")
         if kept is None:
-            batch = self._calibration.example
             try:
-                self._whole = compiled(self._model, batch, self._target)
-                kept = dataclasses.asdict(time_in_turns({"": self._whole}, batch)[""])
+                artifact = self._reference()
+                timed = time_in_turns({_MODEL: (artifact, self._calibration.example)})
+                kept = dataclasses.asdict(timed[_MODEL])
             except LutccError as error:
                 kept = error.what
             self._cache.put(kept, "model")
         return kept if isinstance(kept, str) else Speed(**kept)
 
     def check(self, model: torch.nn.Module) -> tuple[Speed, float]:
-        """Return what a converted model takes, and what the exact one took in the same moments.
+        """Return what a converted model takes, and how fast the machine is meanwhile.
 
-        The latter is what :meth:`whole` says if that was not compiled by this process.
+        The latter is the exact model's time over that of :meth:`whole`: 1, if it cannot be
+        compiled.
 
         Raises
         ------
         LutccError
-            If it cannot be compiled.
+            If the model cannot be compiled.
         """
-        batch = self._calibration.example
-        artifacts = {"": compiled(model, batch, self._target)}
-        if self._whole is not None:
-            artifacts["exact"] = self._whole
-        times = time_in_turns(artifacts, batch)
-        known = self.whole()
-        before = known.seconds if isinstance(known, Speed) else 0.0
-        return times[""], times["exact"].seconds if "exact" in times else before
+        artifact = compiled(model, self._calibration.example, self._target)
+        found, pace = self._timed({"": (artifact, self._calibration.example)})
+        return found[""], pace
+
+    def _reference(self) -> Artifact:
+        if self._whole is None:
+            self._whole = compiled(self._model, self._calibration.example, self._target)
+        return self._whole
+
+    def _timed(self, given: Mapping[str, tuple[Artifact, Batch]]) -> tuple[dict[str, Speed], float]:
+        """Time artifacts in turns with the exact model, which tells slow moments from fast ones.
+
+        Returns
+        -------
+        Speeds, and the exact model's time over that of :meth:`whole`; 1, if it cannot be compiled.
+        """
+        whole = self.whole()
+        if isinstance(whole, str):
+            return time_in_turns(given), 1.0
+        found = time_in_turns({**given, _MODEL: (self._reference(), self._calibration.example)})
+        return found, found.pop(_MODEL).seconds / whole.seconds
 
     def _effect(
         self,
@@ -211,7 +226,7 @@ class Measurer:
     ) -> dict[str, Any]:
         """Return the speed of the exact layer and of each config; why there is none as text.
 
-        Layers of one shape are timed once.
+        Layers of one shape are timed once. Seconds are those at the pace of :meth:`whole`.
         """
         assert layer.inputs is not None
         kept: dict[str, Any] = self._cache.get("speed", layer.key) or {}
@@ -231,14 +246,11 @@ class Measurer:
                 if config == EXACT:
                     raise
                 problems[_key(config)] = error.what
-        found = {n: dataclasses.asdict(s) for n, s in time_in_turns(artifacts, batch).items()}
-        before = kept.get(_key(EXACT))
-        if (
-            before is not None
-        ):  # others were timed beside that one: a slow moment now must not count
-            ratio = before["seconds"] / found[_key(EXACT)]["seconds"]
-            for speed in found.values():
-                speed["seconds"] *= ratio
+        speeds, pace = self._timed({name: (a, batch) for name, a in artifacts.items()})
+        found = {
+            name: {"seconds": speed.seconds / pace, "nbytes": speed.nbytes}
+            for name, speed in speeds.items()
+        }
         kept |= {**found, **problems}
         self._cache.put(kept, "speed", layer.key)
         return kept

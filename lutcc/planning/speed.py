@@ -15,8 +15,9 @@ from lutcc.convert_model import Batch
 from lutcc.errors import TargetError
 from lutcc.runtime import Artifact
 
-#: Length of a turn in seconds, and turns of each candidate.
-SECONDS, ROUNDS = 0.01, 12
+#: Length of a turn in seconds, and turns of each candidate: many short ones, so that all meet the
+#: same slow and fast moments.
+SECONDS, ROUNDS = 0.003, 40
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,18 +67,17 @@ def compiled(module: torch.nn.Module, batch: Batch, target: str) -> Artifact:
     return compile_model(module.eval(), kwargs or args, target=target)
 
 
-def time_in_turns(artifacts: Mapping[str, Artifact], batch: Batch) -> dict[str, Speed]:
-    """Time artifacts of one signature in turns, on the arrays of a batch."""
-    args, kwargs = batch
+def time_in_turns(given: Mapping[str, tuple[Artifact, Batch]]) -> dict[str, Speed]:
+    """Time artifacts in turns, each on the arrays of its batch."""
     calls = {}
-    for name, artifact in artifacts.items():
+    for name, (artifact, (args, kwargs)) in given.items():
         values = [kwargs[spec.name] for spec in artifact.inputs] if kwargs else args
         arrays = [v.detach().cpu().contiguous().numpy() for v in values if _tensor(v)]
         calls[name] = partial(burst, partial(artifact, *arrays))
     times = interleave(calls, seconds=SECONDS, rounds=ROUNDS)
     return {
         name: Speed(times[name].best, sum(a.nbytes for a in artifact.constants().values()))
-        for name, artifact in artifacts.items()
+        for name, (artifact, _) in given.items()
     }
 
 

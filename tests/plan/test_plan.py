@@ -105,18 +105,23 @@ def test_another_budget_measures_nothing_again(made: Made, mlp, rows, monkeypatc
     real = measuring.compiled
     monkeypatch.setattr(measuring, "compiled", lambda *a: compiled.append(a) or real(*a))
     plan = lutcc.plan(mlp, rows, max_drop=0, candidates=CANDIDATES, cache=made.cache)
-    assert len(compiled) == 1  # the converted model
+    assert len(compiled) == 2  # the converted model, and the exact one beside which it is timed
     assert plan.drop == 0
     assert [layer.chosen.config for layer in plan.layers] == [EXACT, EXACT]
-    assert plan.predicted_seconds == plan.exact_seconds == made.plan.exact_seconds
+    assert plan.predicted_seconds == plan.exact_seconds > 0
     for new, old in zip(plan.layers, made.plan.layers, strict=True):
-        assert new.options == old.options
+        for one, other in zip(new.options, old.options, strict=True):
+            paced = dataclasses.replace(one, seconds=other.seconds)
+            assert paced == other
+            ratio = one.seconds / new.exact.seconds
+            assert ratio == pytest.approx(other.seconds / old.exact.seconds)
         assert "exact" in new.reason or "beyond the budget" in new.reason
 
 
-def test_an_interrupted_plan_goes_on(mlp, rows, tmp_path, monkeypatch):
-    cache = tmp_path / "r.plan.json"
-    config = recipes.Maddness(ncodebooks=12)
+def test_an_interrupted_plan_goes_on(rows, tmp_path, monkeypatch):
+    """Stopped in its second candidate, it fits no first one again."""
+    model, cache = torch.nn.Linear(64, 10).eval(), tmp_path / "r.plan.json"
+    lookups, codebook = CANDIDATES
     real, told = measuring.convert_model, []
 
     def stop(*args, **kwargs):
@@ -127,18 +132,23 @@ def test_an_interrupted_plan_goes_on(mlp, rows, tmp_path, monkeypatch):
 
     monkeypatch.setattr(measuring, "convert_model", stop)
     with pytest.raises(KeyboardInterrupt):
-        lutcc.plan(mlp, rows, max_drop=0.3, candidates=[config], cache=cache)
-    assert told == [{"0": config}]
+        lutcc.plan(model, rows, max_drop=0.3, candidates=CANDIDATES, cache=cache)
+    assert told == [{"": lookups}]
     kept = json.loads(cache.read_text())["found"]
-    assert {key.split("\n")[0] for key in kept} == {"model", "effect", "speed"}
+    assert [key.split("\n")[0] for key in kept] == ["model", "effect"]
 
-    again = []
-    monkeypatch.setattr(
-        measuring, "convert_model", lambda *a, **k: again.append(a[1]) or real(*a, **k)
-    )
-    plan = lutcc.plan(mlp, rows, max_drop=0.3, candidates=[config], cache=cache)
-    assert again == [{"2": config}]
-    assert len(plan.layers) == 2
+    def again(*args, **kwargs):
+        told.append(args[1])
+        return real(*args, **kwargs)
+
+    told.clear()
+    monkeypatch.setattr(measuring, "convert_model", again)
+    plan = lutcc.plan(model, rows, max_drop=0.3, candidates=CANDIDATES, cache=cache)
+    assert told[0] == {"": codebook}
+    assert told[1:] == [{"": lookups}]  # to compile it: an effect is kept, the module is not
+    assert plan.recipe.keys() == {""}
+    kept = json.loads(cache.read_text())["found"]
+    assert [key.split("\n")[0] for key in kept] == ["model", "effect", "effect", "speed"]
 
 
 def test_measurements_of_another_plan_are_refused(made: Made, mlp, rows):
