@@ -50,6 +50,9 @@ from lutcc.schedules.x86.product_weights import Weights
 VECTORS = 4
 #: Bytes of an expanded panel: half of the L1 cache.
 PANEL_BYTES = 16 << 10
+#: Bytes of a panel that lies in the blob: a part of the L2 cache. To add up sums of several blocks
+#: of columns costs more than to read a panel from there, by up to a quarter.
+DIRECT_BYTES = 192 << 10
 #: Panels that are done one after the other with a block of columns of x, which L2 holds.
 TOGETHER = 8
 #: Rows of x of a block, and bytes that their numbers take at most.
@@ -65,10 +68,13 @@ class Cut:
     ----------
     granules, layout
         The arithmetic; how W is packed.
+    direct
+        Whether panels lie in the blob; matters to blocks of columns only.
     """
 
     granules: Granules
     layout: RowLayout
+    direct: bool = False
 
     @property
     def tile_rows(self) -> int:
@@ -96,7 +102,7 @@ class Cut:
     def blocks(self) -> int:
         """Blocks of columns."""
         whole = self.layout.steps * self.step_granules * VECTORS * self.layout.vector_bytes
-        return -(-whole // PANEL_BYTES)
+        return -(-whole // (DIRECT_BYTES if self.direct else PANEL_BYTES))
 
     @property
     def block_steps(self) -> int:

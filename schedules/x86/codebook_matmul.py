@@ -177,7 +177,8 @@ class Product:
             product.emit(thread_loop, private, size)
 
         def many() -> None:
-            cut = codebook_many.Cut(shared.granules, shared.layout)
+            direct = self.weights.packed.direct
+            cut = codebook_many.Cut(shared.granules, shared.layout, direct)
             capacity = _capacity(self.op, shared.granules, shared.layout, self.few)
             product = codebook_many.Many(
                 cut, self.weights, shared, capacity, self.source, self.target

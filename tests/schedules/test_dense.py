@@ -70,7 +70,8 @@ def test_any_shape(monkeypatch: pytest.MonkeyPatch, isa: str, compute: str) -> N
     """Outputs and columns that fill nothing; a row, primes, whole tiles; several blocks."""
     if isa == "avx512_bf16" and compute != "bfloat16":
         pytest.skip("kernels are those of the level below")
-    monkeypatch.setattr(codebook_many, "PANEL_BYTES", 4096)
+    for limit in ("PANEL_BYTES", "DIRECT_BYTES"):
+        monkeypatch.setattr(codebook_many, limit, 4096)
     monkeypatch.setattr(codebook_many, "BLOCK_ROWS", 12)
     outputs, columns = {"int8": (37, 150), "bfloat16": (21, 70), "float32": (9, 45)}[compute]
     module = dense_module(compute, outputs, columns, activation="relu", scaled=compute != "int8")
