@@ -142,9 +142,10 @@ def example_tokens(model: nn.Module, length: int, seed: int = 0) -> dict[str, to
     Raises
     ------
     UsageError
-        When the model has not so many positions.
+        When the model has not so many positions, or fails on so many tokens.
     """
     config: Any = model.config
+    size = config.get_text_config().vocab_size
     most = getattr(config, "max_position_embeddings", None)
     if most is not None and length > most:
         raise UsageError(
@@ -153,8 +154,20 @@ def example_tokens(model: nn.Module, length: int, seed: int = 0) -> dict[str, to
             fix=f"use 1 to {most}",
         )
     random = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, config.get_text_config().vocab_size, (2, length), generator=random)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    ids = torch.randint(0, size, (2, length), generator=random)
+    pad = getattr(config, "pad_token_id", None)
+    if pad is not None:  # some models give padding no position of its own
+        ids[ids == pad] = (pad + 1) % size
+    made = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    try:
+        with torch.inference_mode():
+            model(**made)
+    except Exception as error:  # such as an IndexError of the table of positions
+        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise UsageError(
+            f"the model fails on {length} tokens: {first[0]}", where="--length", fix="use fewer"
+        ) from error
+    return made
 
 
 def calibration_batches(

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lutcc
+from lutcc.errors import UsageError
 from tests.cli.support import Files
 
 FACTORY = """
@@ -270,12 +271,16 @@ def test_without_transformers(lutcc_command, bert: Path, monkeypatch: pytest.Mon
 def test_examples_are_attended_tokens(bert: Path):
     from lutcc.cli.hugging_face import calibration_batches, example_tokens, load_text_model
 
-    model = load_text_model(bert)
+    model: Any = load_text_model(bert)
     assert not model.training
     made = example_tokens(model, POSITIONS)
     assert made["input_ids"].shape == made["attention_mask"].shape == (2, POSITIONS)
     assert 0 <= made["input_ids"].min() < made["input_ids"].max() < VOCABULARY
     assert made["attention_mask"].all()
+    assert (made["input_ids"] != 0).all()  # padding
+    model.config.max_position_embeddings = 2 * POSITIONS  # some models count otherwise
+    with pytest.raises(UsageError, match=f"the model fails on {POSITIONS + 1} tokens"):
+        example_tokens(model, POSITIONS + 1)
     ids = torch.arange(20).reshape(5, 4)
     batches = calibration_batches(model, {"input_ids": ids}, "here", rows=2)
     assert [len(batch["input_ids"]) for batch in batches] == [2, 2, 1]
