@@ -20,6 +20,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 PAGES = (
     "index",
     "concepts",
+    "models",
     "cli",
     "plan",
     "tuning",

@@ -185,6 +185,35 @@ def _instance_norm(
 # images and sequences
 
 
+@_rule(aten.conv3d.default)
+def _conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Any:
+    """Sum convolutions of images, one for each depth of the kernel."""
+    if x.dim() != 5:
+        return NotImplemented
+    (step, *steps), (pad, *pads), (spread, *spreads) = (
+        list(v) * (3 // len(v)) for v in (stride, padding, dilation)
+    )
+    x = torch.nn.functional.pad(x, (0, 0, 0, 0, pad, pad)) if pad else x
+    depth = (x.shape[2] - spread * (weight.shape[2] - 1) - 1) // step + 1
+    total: Any = None
+    for k in range(weight.shape[2]):
+        start = k * spread
+        part = x[:, :, start : start + (depth - 1) * step + 1 : step].movedim(2, 1)
+        images = part.reshape(x.shape[0] * depth, *part.shape[2:])
+        own = bias if total is None else None
+        one = torch.conv2d(images, weight[:, :, k], own, steps, pads, spreads, groups)
+        total = one if total is None else total + one
+    return total.reshape(x.shape[0], depth, *total.shape[1:]).movedim(1, 2)
+
+
 @_rule(aten.avg_pool2d.default)
 def _avg_pool2d(
     x: Tensor,

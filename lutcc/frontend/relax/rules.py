@@ -259,3 +259,21 @@ def _inside(index: Any, size: Any) -> Any:
     index, size = index.astype("int64"), tirx.Cast("int64", size)
     whole = tirx.Select(index < 0, index + size, index)
     return tirx.max(tirx.min(whole, size - 1), tirx.const(0, "int64"))
+
+
+@rule("div.Tensor_mode")
+def _div(node: Node, importer: Any) -> Any:
+    """Divide and round; TVM's own rule takes a number for an int32."""
+    x, y, mode = importer.env[node.args[0]], node.args[1], node.kwargs.get("rounding_mode")
+    dtype = x.ty.dtype.dtype
+    divisor = importer.env[y] if isinstance(y, Node) else relax.const(y, dtype)
+    emit = importer.block_builder.emit
+    if mode is None or "float" in str(dtype):
+        quotient = emit(relax.op.divide(x, divisor))
+        rounded = {"floor": relax.op.floor, "trunc": relax.op.trunc}
+        return quotient if mode is None else emit(rounded[str(mode)](quotient))
+    if mode == "floor":
+        return emit(relax.op.floor_divide(x, divisor))
+    size = relax.op.floor_divide(relax.op.abs(x), relax.op.abs(divisor))
+    sign = relax.op.multiply(relax.op.sign(x), relax.op.sign(divisor))
+    return emit(relax.op.multiply(emit(size), emit(sign)))
