@@ -178,22 +178,22 @@ def run(
         Without a GPU.
     """
     require_gpu()
-    out = sys.stdout.write if out is None else out
+    write = out or sys.stdout.write
     torch.manual_seed(0)
-    out(f"{describe()}\n\n")
-    out(f"Median of {rounds} calls (20th-80th percentile), L2 empty before each.\n\n")
+    write(f"{describe()}\n\n")
+    write(f"Median of {rounds} calls (20th-80th percentile), L2 empty before each.\n\n")
     if "lookup" in parts:
         dtypes = (torch.bfloat16, torch.float32)
         transforms = [bench_transform(n, t, batch, rounds) for t in dtypes for n in TRANSFORMS]
         text = transform_table(transforms)
-        out(f"Hadamard transform of {batch} rows against a copy of the same bytes:\n\n{text}\n")
+        write(f"Hadamard transform of {batch} rows against a copy of the same bytes:\n\n{text}\n")
         layers = [bench_layer(*layer, batch, rounds) for layer in LAYERS]
         text = layer_table(layers)
-        out(f"LookupFFN (BH4) of {batch} rows against a dense block, bfloat16:\n\n{text}\n")
+        write(f"LookupFFN (BH4) of {batch} rows against a dense block, bfloat16:\n\n{text}\n")
     if "sampled" in parts:
-        gpu_sampled.run(rounds, out)
+        gpu_sampled.run(rounds, write)
     if "codebook" in parts:
-        gpu_codebook.run(rounds, out)
+        gpu_codebook.run(rounds, write)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -64,8 +64,9 @@ class Regions:
 
     def to(self, device: torch.device) -> Regions:
         """Return the same on another device."""
-        maps = (part.to(device) for part in (self.books, self.factors, self.segment))
-        return Regions(*maps, self.scaled)
+        return Regions(
+            self.books.to(device), self.factors.to(device), self.segment.to(device), self.scaled
+        )
 
     def tables(self, codebooks: Tensor, scales: Tensor) -> Tensor:
         """Return (M, S, L): what each index means in each segment of each row."""
