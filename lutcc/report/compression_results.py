@@ -121,6 +121,7 @@ def results_picture(rows: Sequence[CompressionResult], path: Path) -> None:
                     bits, lost = zip(*points, strict=True)
                     axis.plot(bits, lost, "o-", ms=3.5, lw=1.2, color=colours[method], label=method)
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.set_title(model, loc="left")
             axis.set_xlabel("bits a weight, as stored")
             axis.set_ylabel(f"1 - {measure}" if measure in _UP_TO_ONE else measure)
