@@ -144,7 +144,8 @@ def _own(
             if compute == "int8" and pair is None and len(usable) > 1:
                 both, _ = compare.add_artifact("two cores", path, cores=usable[-2:])
                 pair = [Subject("one core", subject.worker, subject.name), both]
-        subjects.append(compare.add_read(f"read {bits} bits", _INPUT, sizes[str(bits)]))
+        nbytes, read = sizes[str(bits)], f"lutcc {bits} bits int8"
+        subjects.append(compare.add_read(f"read {bits} bits", _INPUT, nbytes, of=read))
     return subjects, pair, sizes
 
 

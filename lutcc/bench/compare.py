@@ -199,9 +199,9 @@ class Comparison:
         self._worker("torch").ask("product", name=name, input=input, **request)
         return Subject(label, "torch", name)
 
-    def add_read(self, label: str, input: str, nbytes: int) -> Subject:
-        """Prepare a loop that reads ``nbytes`` once."""
-        self._worker("lutcc").ask("read", name=label, input=input, nbytes=nbytes)
+    def add_read(self, label: str, input: str, nbytes: int, of: str) -> Subject:
+        """Prepare a loop that reads ``nbytes`` of what an artifact, which was added, reads."""
+        self._worker("lutcc").ask("read", name=label, input=input, nbytes=nbytes, of=of)
         return Subject(label, "lutcc", label)
 
     def add_blocked(

@@ -106,7 +106,9 @@ def _own(
         subjects.append(compare.add_artifact(f"lutcc {compute}", path)[0])
         if shape.rows == 1:
             nbytes = int(module.constants["weight"].nbytes)
-            subjects.append(compare.add_read(f"read {compute}", _INPUT, nbytes))
+            subjects.append(
+                compare.add_read(f"read {compute}", _INPUT, nbytes, of=f"lutcc {compute}")
+            )
     return subjects
 
 

@@ -7,7 +7,7 @@
     {"do": "dense", "name": N, "path": P, "precision": "fp32"}   -> {}
     {"do": "product", "name": N, "input": X, "candidate": {...}, "shape": {...}, "seed": 0} -> {}
     {"do": "input", "name": X, "path": P, "batch": null}         -> {}
-    {"do": "read", "name": N, "input": X, "nbytes": 4096}        -> {}
+    {"do": "read", "name": N, "input": X, "nbytes": 1, "of": A}  -> {}
     {"do": "blocked", "name": N, "input": X, "columns": 4096, "outputs": 4096, "block": 32,
      "seed": 0}                                                  -> {}
     {"do": "cold", "name": N, "input": X}                        -> {"ns": [...]}
@@ -96,12 +96,13 @@ class Bench:
         self._inputs[name] = [x[i : i + size] for i in range(0, len(x) - size + 1, size)]
         return {}
 
-    def read(self, name: str, input: str, nbytes: int) -> dict[str, Any]:
-        """Prepare a loop that reads so many bytes once."""
+    def read(self, name: str, input: str, nbytes: int, of: str) -> dict[str, Any]:
+        """Prepare a loop that reads so many bytes of an artifact's packed constants once."""
         from lutcc.bench.limits import read_once
         from lutcc.runtime import cpu
 
-        self._calls[name, input] = read_once(cpu.best_isa() or "avx2", nbytes)
+        memory = self._artifacts[of].kernel.blob
+        self._calls[name, input] = read_once(cpu.best_isa() or "avx2", nbytes, memory)
         return {}
 
     def blocked(

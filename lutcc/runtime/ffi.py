@@ -33,6 +33,7 @@ _runtime_library: ctypes.CDLL | None = None
 
 #: Buffers handed to kernels start on a cache line.
 ALIGNMENT = 64
+HUGE_PAGE = 2 << 20
 
 
 class _TorchHider:
@@ -174,9 +175,13 @@ def open_module(path: Path) -> Any:
 
 
 def aligned_empty(nbytes: int) -> np.ndarray:
-    """Return an uninitialised uint8 array of ``nbytes`` that starts on a cache line."""
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    """Return an uninitialised uint8 array of ``nbytes`` that starts on a cache line.
+
+    A large one starts on a huge page, as ``lutcc.schedules.x86.pack.aligned_empty`` says.
+    """
+    alignment = HUGE_PAGE if nbytes >= 2 * HUGE_PAGE else ALIGNMENT
+    raw = np.empty(nbytes + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
     return raw[start : start + nbytes]
 
 
