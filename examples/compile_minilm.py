@@ -1,0 +1,249 @@
+"""Compile all-MiniLM-L6-v2 in three precisions and time it beside torch and onnxruntime.
+
+One artifact per precision serves any batch and any length: exact float32, bfloat16 and int8
+(``lutcc.recipes.Exact``; no calibration). Says how far each is from torch's float32, and how long
+batches take on one core, in turns. A loss is printed as a loss.
+
+Writes the artifacts and results.json.
+
+Run: python examples/compile_minilm.py                    (some minutes: torch.compile compiles too)
+     python examples/compile_minilm.py --tiny --quick     (a small random BERT: see that it runs)
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+import lutcc
+from lutcc.bench.machine import describe, one_line
+from lutcc.bench.readme import markdown_table
+from lutcc.bench.timing import Timing, burst, interleave, pin_to_core
+from lutcc.data import minilm
+from lutcc.data.minilm import pooled
+from lutcc.recipes import Exact
+
+SHAPES = ((1, 16), (1, 128), (32, 128))
+#: Precision, and what it is compared with.
+PRECISIONS: dict[str, Any] = {"float32": None, "bfloat16": "bfloat16", "int8": "int8"}
+
+Tokens = tuple[torch.Tensor, torch.Tensor]
+
+
+class Encoder(nn.Module):
+    """The hidden states alone, of positional arguments, as all frameworks take them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return (N, L, D)."""
+        return self.model(input_ids, attention_mask).last_hidden_state
+
+
+def load(args: argparse.Namespace) -> tuple[Encoder, int]:
+    """Return the model and the size of its vocabulary."""
+    if not args.tiny:
+        model = minilm.load(args.weights).model
+        encoder = Encoder(model)
+        encoder.eval()
+        return encoder, 30522
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=200, intermediate_size=64, **sizes)
+    encoder = Encoder(BertModel(config, add_pooling_layer=False))
+    encoder.eval()
+    return encoder, 200
+
+
+def tokens(rows: int, length: int, vocabulary: int) -> Tokens:
+    """Return random tokens; the second half of the rows is padded at the end."""
+    draw = torch.Generator().manual_seed(rows * length)
+    ids = torch.randint(vocabulary // 10, vocabulary, (rows, length), generator=draw)
+    mask = torch.ones_like(ids)
+    mask[(rows + 1) // 2 :, length - length // 4 :] = 0
+    return ids, mask
+
+
+def distance(found: torch.Tensor, exact: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
+    """Return the largest difference where there are tokens, and the least cosine of a row."""
+    gap = ((found - exact).abs() * mask[..., None]).max()
+    cosine = (pooled(found, mask) * pooled(exact, mask)).sum(-1).min()
+    return float(gap), float(cosine)
+
+
+def compile_all(
+    model: nn.Module, vocabulary: int, args: argparse.Namespace, console: Console
+) -> tuple[dict[str, lutcc.Artifact], list[dict[str, Any]]]:
+    """Compile each precision; return the artifacts, and what is told of each."""
+    example = tokens(2, 16, vocabulary)
+    check = tokens(3, 21, vocabulary)
+    with torch.inference_mode():
+        exact = model(*check)
+    artifacts, told = {}, []
+    for name in args.precisions:
+        compute = PRECISIONS[name]
+        started = time.perf_counter()
+        chosen = lutcc.convert(model, {"*": Exact(compute=compute)}) if compute else model
+        artifact = lutcc.compile(chosen, example, dynamic={0: "n", 1: "length"})
+        seconds = time.perf_counter() - started
+        path = args.output / f"{name}.lutcc"
+        artifact.save(path)
+        artifacts[name] = lutcc.load(path)
+        artifacts[name].num_threads = 1
+        gap, cosine = distance(artifacts[name](*check), exact, check[1])
+        row = {"precision": name, "compile_s": round(seconds, 1), "bytes": path.stat().st_size}
+        told.append(row | {"difference": gap, "cosine": cosine})
+        console.print(f"{name}: compiled in {seconds:.1f} s, differs by {gap:.2g}")
+    return artifacts, told
+
+
+def peers(model: nn.Module, args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Return what a user has otherwise, by name: callables of tokens."""
+    found: dict[str, Any] = {"torch, float32": model}
+    if not args.quick:
+        half = copy.deepcopy(model).to(torch.bfloat16)
+        found["torch, bfloat16"] = half
+        found["torch.compile, float32"] = torch.compile(model, dynamic=True)
+        found["torch.compile, bfloat16"] = torch.compile(half, dynamic=True)
+    try:
+        found |= onnx_sessions(model, args)
+    except Exception as error:  # whatever the exporter lacks here
+        console.print(f"onnxruntime is left out: {str(error).splitlines()[0]}")
+    return found
+
+
+def onnx_sessions(model: nn.Module, args: argparse.Namespace) -> dict[str, Callable[..., Any]]:
+    """Return onnxruntime's float32 and int8 (dynamic quantisation), on one thread."""
+    import onnxruntime
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    plain, small = args.output / "model.onnx", args.output / "model-int8.onnx"
+    sizes = {0: "n", 1: "length"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, tokens(2, 16, 100), str(plain), input_names=["ids", "mask"],
+            output_names=["states"], dynamic_axes={"ids": sizes, "mask": sizes, "states": sizes},
+            dynamo=False,
+        )  # fmt: skip
+    quantize_dynamic(plain, small, weight_type=QuantType.QInt8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+
+    def caller(path: Path) -> Callable[..., Any]:
+        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        return lambda ids, mask: session.run(None, {"ids": ids.numpy(), "mask": mask.numpy()})
+
+    return {"onnxruntime, float32": caller(plain), "onnxruntime, int8": caller(small)}
+
+
+def measure(
+    artifacts: dict[str, lutcc.Artifact],
+    others: dict[str, Any],
+    vocabulary: int,
+    args: argparse.Namespace,
+) -> dict[tuple[int, int], dict[str, Timing]]:
+    """Time all on each shape, in turns."""
+    named = {f"lutcc, {name}": artifact for name, artifact in artifacts.items()} | others
+    times = {}
+    for shape in SHAPES[:1] if args.quick else SHAPES:
+        given = tokens(*shape, vocabulary)
+        calls = {
+            name: partial(burst, partial(call, *given), least=1) for name, call in named.items()
+        }
+        with torch.inference_mode():
+            times[shape] = interleave(calls, seconds=0.05, rounds=2 if args.quick else 8)
+    return times
+
+
+def speed_table(times: dict[tuple[int, int], dict[str, Timing]]) -> str:
+    """Return the times, and lutcc's against the fastest other of the same precision."""
+    shapes = list(times)
+    rows = []
+    for name in next(iter(times.values())):
+        cells = [name]
+        for shape in shapes:
+            timing = times[shape][name]
+            text = f"{timing.best * 1e3:.2f} ({timing.median * 1e3:.2f})"
+            if name.startswith("lutcc"):
+                text += f", {verdict(times[shape], name)}"
+            cells.append(text)
+        rows.append(cells)
+    return markdown_table(["ms, best (median)", *(f"{n} x {length}" for n, length in shapes)], rows)
+
+
+def verdict(times: dict[str, Timing], name: str) -> str:
+    """Return how lutcc does against the fastest other of its precision."""
+    precision = name.rpartition(", ")[2]
+    rivals = {
+        other: timing
+        for other, timing in times.items()
+        if other.endswith(precision) and not other.startswith("lutcc")
+    }
+    if not rivals:
+        return "alone"
+    ratio = min(t.best for t in rivals.values()) / times[name].best
+    return f"{ratio:.2f}x" if ratio >= 1 else f"a loss, {1 / ratio:.2f}x slower"
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Compile, compare, time."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("out/compile_minilm"))
+    parser.add_argument("--weights", type=Path, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--tiny", action="store_true", help="a small random BERT instead")
+    parser.add_argument("--quick", action="store_true", help="one shape, fewer rivals")
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    model, vocabulary = load(args)
+    artifacts, told = compile_all(model, vocabulary, args, console)
+    if not args.quick:
+        pin_to_core()
+        torch.set_num_threads(1)
+    times = measure(artifacts, peers(model, args, console), vocabulary, args)
+    about = [
+        [
+            str(row["precision"]),
+            f"{row['compile_s']} s",
+            f"{row['bytes'] / 1e6:.1f} MB",
+            f"{row['difference']:.2g}",
+            f"{row['cosine']:.5f}",
+        ]
+        for row in told
+    ]
+    header = ["precision", "compiled in", "artifact", "largest difference", "least cosine"]
+    text = f"{markdown_table(header, about)}\n\n{speed_table(times)}\n\n{one_line(describe())}."
+    print(text)
+    found = {
+        "precisions": told,
+        "times": {
+            f"{n}x{length}": {name: [t.best, t.median] for name, t in by_name.items()}
+            for (n, length), by_name in times.items()
+        },
+    }
+    (args.output / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return {**found, "text": text}
+
+
+if __name__ == "__main__":
+    np.set_printoptions(precision=4)
+    main()
