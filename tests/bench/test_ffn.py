@@ -170,7 +170,8 @@ def test_everything_is_measured() -> None:
         assert row["isa"] == cpu.best_isa()
         found = [row["tables"][t]["error"] for t in TABLES]
         assert found[0] == 0
-        assert 1e-4 < found[1] < 0.01 < 0.2
+        # projections in bfloat16, where the CPU multiplies them, change the signs of a few
+        assert 1e-4 < found[1] < (0.15 if cpu.best_isa() == "avx512_bf16" else 0.01)
         assert found[1] < found[2] < 0.2
     assert rows[0]["two_cores"] is None
     many = two_cores(core)

@@ -101,7 +101,10 @@ def test_bench_sections(lutcc_command, tmp_path: Path, arguments):
     assert done.json["machine"]["cpu"]
     assert list(done.json["sections"]) == arguments[:1]
     rows = done.json["sections"][arguments[0]]
-    assert {row["isa"] for row in rows if row["isa"]} == set(cpu.supported_isas())
+    expected = set(cpu.supported_isas())
+    if arguments[0] == "limits":  # those of look-ups, to which bfloat16 products add nothing
+        expected.discard("avx512_bf16")
+    assert {row["isa"] for row in rows if row["isa"]} == expected
     assert all(row["rate"] > 0 and row["best"] <= row["median"] for row in rows)
 
 

@@ -238,7 +238,7 @@ USES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "constant": (lambda y: (y * torch.arange(12.0)).sum(1), "it meets"),
     "index": (lambda y: y[:, torch.tensor([3, 1, 2])], "by number"),
     "argmax": (lambda y: y.argmax(1).float(), "argmax depends on the order"),
-    "max": (lambda y: y.max(1).values, "aten.max"),
+    "max": (lambda y: y.max(1).indices.float(), "argmax depends on the order"),
     "pad": (lambda y: F.pad(y, (1, 1)).mean(1), "padding"),
     "sum": (lambda y: (y * y).sum(1) + y.softmax(1).amax(1), ""),
     "heads": (lambda y: y.view(-1, 3, 4).transpose(1, 2).logsumexp(1), ""),
