@@ -7,6 +7,7 @@ batches take on one core, in turns. A loss is printed as a loss.
 Writes the artifacts and results.json.
 
 Run: python examples/compile_minilm.py                    (some minutes: torch.compile compiles too)
+     python examples/compile_minilm.py --docs README.md
      python examples/compile_minilm.py --tiny --quick     (a small random BERT: see that it runs)
 """
 
@@ -29,7 +30,7 @@ from torch import nn
 
 import lutcc
 from lutcc.bench.machine import describe, one_line
-from lutcc.bench.readme import markdown_table
+from lutcc.bench.readme import markdown_table, replace_block
 from lutcc.bench.timing import Timing, burst, interleave, pin_to_core
 from lutcc.data import minilm
 from lutcc.data.minilm import pooled
@@ -209,6 +210,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=Path, default=Path("out/compile_minilm"))
     parser.add_argument("--weights", type=Path, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="write the tables into it")
     parser.add_argument("--tiny", action="store_true", help="a small random BERT instead")
     parser.add_argument("--quick", action="store_true", help="one shape, fewer rivals")
     args = parser.parse_args(argv)
@@ -233,6 +235,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     header = ["precision", "compiled in", "artifact", "largest difference", "least cosine"]
     text = f"{markdown_table(header, about)}\n\n{speed_table(times)}\n\n{one_line(describe())}."
     print(text)
+    if args.docs is not None:
+        page = replace_block(args.docs.read_text(encoding="utf-8"), "minilm", text)
+        args.docs.write_text(page, encoding="utf-8")
     found = {
         "precisions": told,
         "times": {
