@@ -63,6 +63,7 @@ def test_links_of_the_other_documents():
 EXAMPLES = {"maddness_matmul.py": 0.9, "compile_mlp.py": 0.7}
 #: Tested in tests/examples.
 OTHERS = {
+    "compile_minilm.py",
     "distributed_sampling.py",
     "figure1_sampling_error.py",
     "figure4_projections.py",
