@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lutcc.errors import ConvertError, RecipeError
 from lutcc.fit import WeightCodebooks
 from lutcc.nn import CodebookConv2d, CodebookEmbedding, CodebookLinear, MaddnessLinear
 from lutcc.nn.conversion import ConversionReport
-from lutcc.nn.paired_rows import RowSample
+from lutcc.nn.paired_rows import RowSample, record_inputs
 from lutcc.recipes import Codebook, Exact, Maddness
 
 nn = torch.nn
@@ -295,3 +296,17 @@ def test_single_layers(kind: str) -> None:
         assert layer.zero_padding
     assert layer.footprint().alpha >= 4.5
     assert (layer(x) - exact(x)).norm() < 0.3 * exact(x).norm()
+
+
+def test_nothing_after_a_layer_runs_once_its_calls_are_counted() -> None:
+    first, last = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    later: list[int] = []
+    last.register_forward_hook(lambda *_: later.append(1))
+    batches = torch.randn(5, 3, 4)
+    run = [partial(lambda x: last(first(first(x))), x) for x in batches]
+    sample = record_inputs(first, run, 100, 0)
+    assert sample.counts == [3] * 10, "both calls of each batch"
+    assert len(later) == 1, "the first batch tells how many there are"
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(sample.rows[:3]), batches[0])
+        torch.testing.assert_close(torch.from_numpy(sample.rows[-3:]), first(batches[-1]))
