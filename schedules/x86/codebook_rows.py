@@ -143,6 +143,15 @@ class PreparedRows:
                 result = halves(value)
             self.values.store(row * self.columns + k * LANES, result, LANES)
 
+    def start(self, row: Expr, step: Expr) -> Expr:
+        """Return the number of the first value of a row at a step of the weights."""
+        return row * self.columns + step * self.layout.step_columns
+
+    def column(self, step: Expr, number: Expr) -> Expr:
+        """Return how far after :meth:`start` of ``step`` the step ``number`` steps later lies."""
+        del step
+        return number * self.layout.step_columns
+
     def parts(self, start: Expr) -> list[Expr]:
         """Load what is multiplied together, for all lanes.
 
