@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from lutcc.errors import CompileError
 from lutcc.ir.module import Function, Operation
@@ -16,17 +16,12 @@ from lutcc.schedules.x86 import (
     sampled_matmul,
     sparse_add,
 )
-from lutcc.schedules.x86.config import (
-    CodebookConfig,
-    DenseConfig,
-    FixedConfig,
-    ProductConfig,
-    default_product,
-)
+from lutcc.schedules.x86.config import DenseConfig, FixedConfig, ProductConfig
 from lutcc.schedules.x86.context import Scratch
 from lutcc.schedules.x86.emit import Expr, i64
 from lutcc.schedules.x86.isa import Isa
 
+Config: TypeAlias = ProductConfig | DenseConfig | FixedConfig
 SCHEDULES: Mapping[str, Any] = {
     "sampled_matmul": sampled_matmul,
     "sampled_conv2d": sampled_conv2d,
@@ -68,16 +63,10 @@ class Products:
     isa: Isa
     values: Mapping[str, Mapping[str, Any]]
 
-    def config(self, op: Operation) -> ProductConfig | CodebookConfig | DenseConfig | FixedConfig:
+    def config(self, op: Operation) -> Config:
         """Return the config of a product."""
         given = self.values.get(product_name(op), {}).get(part_name(op), {})
-        if op.opcode == "codebook_matmul":
-            return codebook_matmul.default_config(op, self.isa).updated(given)
-        if op.opcode == "dense":
-            return dense.default_config(op, self.isa).updated(given)
-        if op.opcode in ("codebook_dequantize", "sparse_add"):
-            return FixedConfig().updated(given)
-        return default_product(self.isa).updated(given)
+        return default_config(op, self.isa).updated(given)
 
     def source(self, op: Operation) -> str:
         """Return where the config came from."""
@@ -115,8 +104,14 @@ def product_name(op: Operation) -> str:
 
 
 def part_name(op: Operation) -> str:
-    """Return the name of the part of a product's config."""
-    return {"codebook_matmul": "codebook", "dense": "dense"}.get(op.opcode, "product")
+    """Return the name of the part of a product's config: ``PART`` of its schedule."""
+    return getattr(SCHEDULES[op.opcode], "PART", "product")
+
+
+def default_config(op: Operation, isa: Isa) -> Config:
+    """Return the hand-picked config of a product: ``default_config(op, isa)`` of its schedule."""
+    choose = getattr(SCHEDULES[op.opcode], "default_config", None)
+    return FixedConfig() if choose is None else choose(op, isa)
 
 
 def check_constants(main: Function) -> None:

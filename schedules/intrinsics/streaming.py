@@ -108,7 +108,7 @@ def keep(vector: Any, lanes: int) -> Any:
 
 
 def rounded(vector: Any, lanes: int) -> Any:
-    """Return a float32 vector of 8 or 16 lanes that LLVM takes for unknown.
+    """Return a float32 vector of 4, 8 or 16 lanes that LLVM takes for unknown.
 
     LLVM fuses a product and the sum that takes it, which then is not rounded in between.
     """
@@ -116,5 +116,8 @@ def rounded(vector: Any, lanes: int) -> Any:
 
     if lanes == 8:
         return tir.call_extern("float32x8", "lutcc_rounded_256", vector)
+    if lanes < 8:
+        twice = tir.Shuffle([vector] * (8 // lanes), list(range(8)))
+        return tir.Shuffle([rounded(twice, 8)], list(range(lanes)))
     halves = [tir.Shuffle([vector], list(range(first, first + 8))) for first in (0, 8)]
     return tir.Shuffle([rounded(half, 8) for half in halves], list(range(16)))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from lutcc.schedules.x86 import edges
 from lutcc.schedules.x86.codebook_rows import PAIR_COLUMNS, PreparedRows
+from lutcc.schedules.x86.config import MOST_FEW
 from lutcc.schedules.x86.context import External, Scratch
 from lutcc.schedules.x86.emit import (
     LANES,
@@ -43,7 +44,7 @@ from lutcc.schedules.x86.panels import ThreadLoop, share
 from lutcc.schedules.x86.product_weights import Weights
 
 #: Rows that are done together at most.
-MOST_ROWS = 8
+MOST_ROWS = MOST_FEW
 #: Numbers of rows that have code of their own; others are done as the next larger one.
 VARIANTS = (1, 2, 4, 8)
 #: Multiply-adds that must be under way for both units to be busy.

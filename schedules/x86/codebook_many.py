@@ -1,11 +1,11 @@
 """Products of many rows: dot products with panels of weights in the L1 cache.
 
-A *panel* is 4 row vectors of W, 8 rows on AVX2 and 16 on AVX-512, over a block of columns, one row
-of W in each 16-byte lane. Dense weights lie like that in the blob; others are expanded once, as
-they lie. A panel is multiplied with all rows of x of a block before the next one is: a *granule*,
-16 bytes of a row of x (16 integers, 8 bfloat16 or 4 floats), is broadcast to all lanes. A sum so
-has its parts in the 4 words of a lane, which are added at the end. Nothing is transposed, neither W
-nor x.
+A *panel* is 4 row vectors of W (or 2), 8 rows on AVX2 and 16 on AVX-512, over a block of columns,
+one row of W in each 16-byte lane. Dense weights lie like that in the blob; others are expanded
+once, as they lie. A panel is multiplied with all rows of x of a block before the next one is: a
+*granule*, 16 bytes of a row of x (16 integers, 8 bfloat16 or 4 floats), is broadcast to all lanes.
+A sum so has its parts in the 4 words of a lane, which are added at the end. Nothing is transposed,
+neither W nor x.
 
 Count, float32 on AVX2, of 3 rows of x: 12 multiply-adds and 7 loads, 6 cycles on two ports. int8,
 of 2 rows and 2 granules: 24 multiplications (two ``vpmaddubsw``, whose results are added in 16
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from lutcc.schedules.x86 import edges
 from lutcc.schedules.x86.codebook_rows import PAIR_COLUMNS, PreparedRows
+from lutcc.schedules.x86.config import DenseConfig
 from lutcc.schedules.x86.context import External, Scratch
 from lutcc.schedules.x86.emit import (
     Expr,
@@ -46,18 +47,32 @@ from lutcc.schedules.x86.pack_rows import RowLayout
 from lutcc.schedules.x86.panels import ThreadLoop, ceiling, share
 from lutcc.schedules.x86.product_weights import Weights
 
-#: Row vectors of a panel.
-VECTORS = 4
-#: Bytes of an expanded panel: half of the L1 cache.
-PANEL_BYTES = 16 << 10
-#: Bytes of a panel that lies in the blob: a part of the L2 cache. To add up sums of several blocks
-#: of columns costs more than to read a panel from there, by up to a quarter.
-DIRECT_BYTES = 192 << 10
-#: Panels that are done one after the other with a block of columns of x, which L2 holds.
-TOGETHER = 8
-#: Rows of x of a block, and bytes that their numbers take at most.
-BLOCK_ROWS = 120
+#: Bytes that the numbers of the rows of a block take at most.
 BLOCK_BYTES = 4 << 20
+
+
+def default_panels(granules: Granules, *, direct: bool) -> dict[str, int]:
+    """Return the hand-picked fields of a config that matter to many rows.
+
+    An expanded panel takes half of the L1 cache. Of one that lies in the blob all columns are done
+    at once, as far as a part of L2 holds it: to add up sums of several blocks of columns costs more
+    than to read a panel from there, by up to a quarter.
+
+    Parameters
+    ----------
+    granules
+        The arithmetic.
+    direct
+        Whether panels lie in the blob.
+    """
+    rows = 6 if granules.isa.has_avx512 else 2 if granules.kind == "pairs" else 3
+    return {
+        "vectors": 4,
+        "tile_rows": rows,
+        "block_rows": 120,
+        "together": 8,
+        "panel_bytes": 192 << 10 if direct else 16 << 10,
+    }
 
 
 @dataclass(frozen=True)
@@ -68,25 +83,28 @@ class Cut:
     ----------
     granules, layout
         The arithmetic; how W is packed.
-    direct
-        Whether panels lie in the blob; matters to blocks of columns only.
+    config
+        Sizes of panels, tiles and blocks.
     """
 
     granules: Granules
     layout: RowLayout
-    direct: bool = False
+    config: DenseConfig
 
     @property
     def tile_rows(self) -> int:
         """Rows of x of a register tile."""
-        if self.granules.isa.has_avx512:
-            return 6
-        return 2 if self.granules.kind == "pairs" else 3
+        return self.config.tile_rows
+
+    @property
+    def vectors(self) -> int:
+        """Row vectors of a panel."""
+        return self.config.vectors
 
     @property
     def width(self) -> int:
-        """Outputs of a panel: 8 or 16."""
-        return VECTORS * self.layout.lanes
+        """Outputs of a panel: 4 to 16."""
+        return self.vectors * self.layout.lanes
 
     @property
     def panels(self) -> int:
@@ -101,8 +119,8 @@ class Cut:
     @property
     def blocks(self) -> int:
         """Blocks of columns."""
-        whole = self.layout.steps * self.step_granules * VECTORS * self.layout.vector_bytes
-        return -(-whole // (DIRECT_BYTES if self.direct else PANEL_BYTES))
+        step = self.step_granules * self.vectors * self.layout.vector_bytes
+        return -(-self.layout.steps // max(1, self.config.panel_bytes // step))
 
     @property
     def block_steps(self) -> int:
@@ -112,7 +130,7 @@ class Cut:
     def block_rows(self, rows: int | None) -> int:
         """Rows of x of a block, in whole tiles; ``rows`` is N where it is known."""
         row_bytes = self.layout.steps * self.step_granules * 16
-        most = max(1, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes))
+        most = max(1, min(self.config.block_rows, BLOCK_BYTES // row_bytes))
         most = most if rows is None else min(most, rows)
         return -(-most // self.tile_rows) * self.tile_rows
 
@@ -152,10 +170,10 @@ class Many:
                     row = bind(begin + r)
                     self.x.prepare(self.source, bind(first + row), row, line)
             with thread_loop() as (thread, threads):
-                _Block(self, first, now, private(thread)).emit(thread, threads)
+                Block(self, first, now, private(thread)).emit(thread, threads)
 
 
-class _Block:
+class Block:
     """What a thread does with a block of rows of x."""
 
     def __init__(self, many: Many, first_row: Expr, rows: Expr, scratch: Scratch) -> None:
@@ -168,10 +186,11 @@ class _Block:
         self.panel: View | None = None
         if not self.packed.direct:
             granules = self.cut.block_steps * self.cut.step_granules
-            self.panel = scratch.take(granules * VECTORS * self.vector, "uint8")
+            self.panel = scratch.take(granules * self.cut.vectors * self.vector, "uint8")
         self.partial: View | None = None
         if self.cut.blocks > 1:
-            self.partial = scratch.take(TOGETHER * many.capacity * self.cut.width, self.kind)
+            sums = self.cut.config.together * many.capacity * self.cut.width
+            self.partial = scratch.take(sums, self.kind)
 
     def emit(self, thread: Expr, threads: Expr) -> None:
         """Share out the panels of W, or, where they are few, the rows of x."""
@@ -179,13 +198,14 @@ class _Block:
         tiles = bind(ceiling(self.rows, cut.tile_rows))
         first_panel, panels = i64(0), i64(cut.panels)
         first_tile = i64(0)
-        if cut.panels < TOGETHER:
+        if cut.panels < cut.config.together:
             first_tile, tiles = share(tiles, thread, threads)
         else:
             first_panel, panels = share(panels, thread, threads)
-        with loop(ceiling(panels, TOGETHER)) as group:
-            first = bind(first_panel + group * TOGETHER)
-            now = bind(minimum(i64(TOGETHER), first_panel + panels - first))
+        together = cut.config.together
+        with loop(ceiling(panels, together)) as group:
+            first = bind(first_panel + group * together)
+            now = bind(minimum(i64(together), first_panel + panels - first))
             with loop(cut.blocks) as block, loop(now) as p:
                 step = bind(block * cut.block_steps)
                 steps = bind(minimum(i64(cut.block_steps), self.layout.steps - step))
@@ -198,9 +218,9 @@ class _Block:
 
     def _expand(self, target: View, panel: Expr, first: Expr, steps: Expr) -> None:
         """Expand the weights of a panel: [granule][vector]."""
-        packed, layout = self.packed, self.layout
-        for vector in range(VECTORS):
-            number = bind(minimum(panel * VECTORS + vector, i64(layout.tiles * layout.tile - 1)))
+        packed, layout, vectors = self.packed, self.layout, self.cut.vectors
+        for vector in range(vectors):
+            number = bind(minimum(panel * vectors + vector, i64(layout.tiles * layout.tile - 1)))
             tile = bind(number // i64(layout.tile))
             inside = bind(number - tile * layout.tile)
             only = self._tables(tile, inside, i64(0)) if layout.tables == 1 else None
@@ -209,7 +229,7 @@ class _Block:
                 tables = only or self._tables(tile, inside, step)
                 found = packed.granules(packed.packed(tile, step, inside), tables)
                 for g, value in enumerate([reinterpret(self.bytes, value) for value in found]):
-                    place = bind((s * self.cut.step_granules + g) * VECTORS + vector)
+                    place = bind((s * self.cut.step_granules + g) * vectors + vector)
                     target.store(place * self.vector, value, self.vector)
 
     def _tables(self, tile: Expr, vector: Expr, step: Expr) -> list[list[Expr]]:
@@ -227,13 +247,10 @@ class _Block:
     ) -> None:
         """Multiply a tile of rows of x with the panel."""
         cut, width, capacity = self.cut, self.cut.width, self.many.capacity
-        acc = registers(cut.tile_rows * VECTORS, self.kind, self.words)
-        for k in range(cut.tile_rows * VECTORS):
+        acc = registers(cut.tile_rows * cut.vectors, self.kind, self.words)
+        for k in range(cut.tile_rows * cut.vectors):
             acc.set(k, self._zeros(self.words))
-        starts = [
-            bind((row + r) * self.many.x.columns + step * self.layout.step_columns)
-            for r in range(cut.tile_rows)
-        ]
+        starts = [bind(self.many.x.start(bind(row + r), step)) for r in range(cut.tile_rows)]
         self._terms(acc, starts, panel, step, steps)
         sums = [self._sums(acc, r) for r in range(cut.tile_rows)]
         partial = self.partial
@@ -263,19 +280,22 @@ class _Block:
         together, columns = cut.granules.together, cut.granules.columns
         expanded = self.panel
         if expanded is not None:
-            with loop(bind(steps * (cut.step_granules // together))) as n:
-                first, column = bind(n * together), bind(n * (together * columns))
+            with loop(steps) as s:
+                base = bind(self.many.x.column(step, s))
+                with loop(cut.step_granules // together) as n:
+                    first = bind(s * cut.step_granules + n * together)
+                    column = bind(base + n * (together * columns))
 
-                def load(vector_number: int, k: int) -> Expr:
-                    place = (first + k) * VECTORS + vector_number
-                    return expanded.load(place * vector, vector)
+                    def load(vector_number: int, k: int) -> Expr:
+                        place = (first + k) * cut.vectors + vector_number
+                        return expanded.load(place * vector, vector)
 
-                self._step(acc, [bind(start + column) for start in starts], load)
+                    self._step(acc, [bind(start + column) for start in starts], load)
             return
         layout = self.layout
         with loop(steps) as s:
             base = bind((panel * layout.steps + step + s) * layout.step_bytes)
-            column = bind(s * layout.step_columns)
+            column = bind(self.many.x.column(step, s))
             for g in range(cut.step_granules):
 
                 def load_packed(vector_number: int, k: int, g: int = g) -> Expr:
@@ -287,12 +307,12 @@ class _Block:
 
     def _step(self, acc: Registers, starts: list[Expr], load: Callable[[int, int], Expr]) -> None:
         """Add what is multiplied together of each row of x times the panel's."""
-        granules = self.cut.granules
+        granules, vectors = self.cut.granules, self.cut.vectors
         rows = [self.many.x.parts(start) for start in starts]
-        for c in range(VECTORS):
+        for c in range(vectors):
             weights = [bind(load(c, k)) for k in range(granules.together)]
             for r, parts in enumerate(rows):
-                slot = r * VECTORS + c
+                slot = r * vectors + c
                 acc.set(slot, granules.added(acc.get(slot), weights, parts, keep=True))
 
     def _sums(self, acc: Registers, row: int) -> Expr:
@@ -313,10 +333,12 @@ class _Block:
                 parts.append(bind(shuffle([a, b], picks)))
             return bind(parts[0] + parts[1])
 
-        vectors = [acc.get(row * VECTORS + c) for c in range(VECTORS)]
-        whole = folded(folded(*vectors[:2]), folded(*vectors[2:]))
-        order = [i % lanes * 4 + i // lanes for i in range(VECTORS * lanes)]
-        return bind(shuffle([whole], order))
+        count = self.cut.vectors
+        found = [acc.get(row * count + c) for c in range(count)]
+        for _ in range(2):  # a single vector is folded with itself: half of what comes is idle
+            found = [folded(a, b) for a, b in zip(found[::2], found[1::2] or found, strict=True)]
+        order = [i % lanes * 4 + i // lanes for i in range(count * lanes)]
+        return bind(shuffle(found, order))
 
     def _finish(self, panel: Expr, row: Expr, sums: list[Expr]) -> None:
         """Turn sums into results and store those that exist."""

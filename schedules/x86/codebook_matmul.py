@@ -18,7 +18,7 @@ from lutcc.ir.module import Operation
 from lutcc.schedules.x86 import codebook_few, codebook_many
 from lutcc.schedules.x86.codebook_decode import PackedWeights
 from lutcc.schedules.x86.codebook_rows import PreparedRows
-from lutcc.schedules.x86.config import CodebookConfig, default_codebook
+from lutcc.schedules.x86.config import MOST_FEW, CodebookConfig, DenseConfig
 from lutcc.schedules.x86.context import Constant, External, Scratch
 from lutcc.schedules.x86.emit import Expr, branch, i64
 from lutcc.schedules.x86.granules import Granules
@@ -30,8 +30,8 @@ from lutcc.schedules.x86.product_weights import Weights
 
 #: Operands that are packed into the blob.
 PACKED = (1, 2, 3, 4, 5)
-#: Up to so many rows look their weights up in registers.
-FEW = codebook_few.MOST_ROWS
+#: The part of a product's record that holds its config.
+PART = "codebook"
 
 
 def layout_of(op: Operation, isa: Isa, config: CodebookConfig) -> CodebookLayout:
@@ -54,20 +54,23 @@ def layout_of(op: Operation, isa: Isa, config: CodebookConfig) -> CodebookLayout
 
 def default_config(op: Operation, isa: Isa) -> CodebookConfig:
     """Return the hand-picked config."""
-    return default_codebook(isa, str(op.attr("compute")))
+    compute = str(op.attr("compute"))
+    panels = codebook_many.default_panels(Granules.of_codebooks(isa, compute), direct=False)
+    tile = 4 if compute == "int8" and isa.has_avx512 else 2
+    return CodebookConfig(few=MOST_FEW, prefetch=8192, tile=tile, **panels)
 
 
 def take_shared(op: Operation, isa: Isa, config: CodebookConfig, scratch: Scratch) -> PreparedRows:
     """Assign the shared part of the workspace."""
     granules = Granules.of_codebooks(isa, str(op.attr("compute")))
-    return take_rows(op, granules, layout_of(op, isa, config), FEW, scratch)
+    return take_rows(op, granules, layout_of(op, isa, config), config, scratch)
 
 
 def take_rows(
-    op: Operation, granules: Granules, layout: RowLayout, few: int, scratch: Scratch
+    op: Operation, granules: Granules, layout: RowLayout, config: DenseConfig, scratch: Scratch
 ) -> PreparedRows:
     """Assign room for as many rows as are prepared at a time."""
-    return PreparedRows.take(granules, layout, _capacity(op, granules, layout, few), scratch)
+    return PreparedRows.take(granules, layout, _capacity(op, granules, layout, config), scratch)
 
 
 def _rows(op: Operation) -> int | None:
@@ -76,12 +79,13 @@ def _rows(op: Operation) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _capacity(op: Operation, granules: Granules, layout: RowLayout, few: int) -> int:
-    """Return how many rows of x are prepared at a time at most."""
+def _capacity(op: Operation, granules: Granules, layout: RowLayout, config: DenseConfig) -> int:
+    """Return how many rows of x are prepared at a time at most, by either schedule."""
     rows = _rows(op)
-    if rows is not None and rows <= few:
-        return codebook_few.MOST_ROWS
-    return codebook_many.Cut(granules, layout).block_rows(rows)
+    if rows is not None and rows <= config.few:
+        return MOST_FEW
+    block = codebook_many.Cut(granules, layout, config).block_rows(rows)
+    return block if rows is not None else max(block, config.few)
 
 
 def pack(op: Operation, x: PreparedRows, operands: list[Any]) -> Weights:
@@ -135,7 +139,7 @@ def emit(
         Opens a loop over threads; the scratch of one.
     """
     weights = pack(op, shared, operands)
-    product = Product(op, weights, shared, operands[0], target, FEW, config.prefetch)
+    product = Product(op, weights, shared, operands[0], target, config)
     product.emit(rows, thread_loop, private)
 
 
@@ -151,10 +155,8 @@ class Product:
         W, and room for rows of x.
     source, target
         x and the result.
-    few
-        Up to so many rows the weights of each are loaded from memory for all of them at once.
-    prefetch
-        See :class:`lutcc.schedules.x86.codebook_few.Few`.
+    config
+        Which schedule serves how many rows, and how they cut.
     """
 
     op: Operation
@@ -162,33 +164,34 @@ class Product:
     shared: PreparedRows
     source: External
     target: External
-    few: int
-    prefetch: int
+    config: DenseConfig
 
     def emit(self, rows: Expr, thread_loop: ThreadLoop, private: Callable[[Expr], Scratch]) -> None:
         """Emit it, for ``rows`` rows."""
-        size, shared = _rows(self.op), self.shared
+        size, shared, config = _rows(self.op), self.shared, self.config
 
         def few() -> None:
             shared.fill(self.source, i64(0), rows)
             product = codebook_few.Few(
-                shared, self.weights, self.prefetch, self.target, i64(0), rows
+                shared, self.weights, config.prefetch, self.target, i64(0), rows
             )
             product.emit(thread_loop, private, size)
 
         def many() -> None:
-            direct = self.weights.packed.direct
-            cut = codebook_many.Cut(shared.granules, shared.layout, direct)
-            capacity = _capacity(self.op, shared.granules, shared.layout, self.few)
+            cut = codebook_many.Cut(shared.granules, shared.layout, config)
+            capacity = cut.block_rows(size)
             product = codebook_many.Many(
                 cut, self.weights, shared, capacity, self.source, self.target
             )
             product.emit(rows, thread_loop, private)
 
         if size is not None:
-            (few if size <= self.few else many)()
+            (few if size <= config.few else many)()
             return
-        with branch(rows <= i64(self.few)) as (below, above):
+        if not config.few:
+            many()
+            return
+        with branch(rows <= i64(config.few)) as (below, above):
             with below:
                 few()
             with above:

@@ -165,28 +165,9 @@ class ProductConfig:
         return replace(self, **values)
 
 
-@dataclass(frozen=True, slots=True)
-class CodebookConfig:
-    """How a product with codebook weights is cut, see :mod:`lutcc.schedules.x86.codebook_few`.
-
-    Attributes
-    ----------
-    tile
-        Vectors of rows of W that are done together: 1, 2 or 4.
-    prefetch
-        How many bytes ahead indices are asked for; 0 leaves it to the hardware.
-    """
-
-    tile: int
-    prefetch: int
-
-    to_json = ProductConfig.to_json
-    updated = ProductConfig.updated
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DenseConfig:
-    """How a dense product is cut, see :mod:`lutcc.schedules.x86.dense`.
+    """How rows are multiplied with weights that lie packed, see :mod:`lutcc.schedules.x86.dense`.
 
     Attributes
     ----------
@@ -194,13 +175,58 @@ class DenseConfig:
         Up to so many rows stream the weights: 0 to 8.
     prefetch
         How many bytes ahead weights are asked for; 0 leaves it to the hardware.
+    vectors
+        Row vectors of a panel of weights: 2 or 4.
+    tile_rows
+        Rows of x of a register tile, each with a sum for each of the panel's vectors.
+    block_rows
+        Rows of x that are prepared together, at most.
+    together
+        Panels that are done one after the other with a block of columns of x.
+    panel_bytes
+        What a block of columns of a panel takes at most: all columns are one block where they fit.
     """
 
     few: int
     prefetch: int
+    vectors: int
+    tile_rows: int
+    block_rows: int
+    together: int
+    panel_bytes: int
+
+    def __post_init__(self) -> None:
+        limits = {
+            "few": (0, MOST_FEW), "prefetch": (0, 1 << 30), "tile_rows": (1, 32),
+            "block_rows": (1, 1 << 20), "together": (1, 1 << 20), "panel_bytes": (1, 1 << 30),
+        }  # fmt: skip
+        for name, (least, most) in limits.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise CompileError(
+                    f"{name} = {value!r} in the config of a product", fix=f"use {least} to {most}"
+                )
+        if self.vectors not in (2, 4):
+            raise CompileError(
+                f"vectors = {self.vectors!r} in the config of a product", fix="use 2 or 4"
+            )
 
     to_json = ProductConfig.to_json
     updated = ProductConfig.updated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodebookConfig(DenseConfig):
+    """The same for weights that are looked up.
+
+    Attributes
+    ----------
+    tile
+        Vectors of rows of W whose indices lie side by side, and are done together where rows of x
+        are few: 1, 2 or 4.
+    """
+
+    tile: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +300,8 @@ class KernelConfigs:
         return replace(result, source=source)
 
 
+#: Rows that stream the weights together at most.
+MOST_FEW = 8
 _L2_BYTES = 2 << 20
 _PIECE_BYTES = 128 << 10
 _PARTS = ("stage", "accumulate", "linear", "rows", "encode", "gather")
@@ -315,11 +343,6 @@ def default_product(isa: Isa) -> ProductConfig:
     if isa.has_avx512:
         return ProductConfig(14, 2, 10, 256)
     return ProductConfig(6, 1, 12, 512)
-
-
-def default_codebook(isa: Isa, compute: str) -> CodebookConfig:
-    """Return the hand-picked config of a product with codebook weights."""
-    return CodebookConfig(4 if compute == "int8" and isa.has_avx512 else 2, 8192)
 
 
 def default_gather(itemsize: int, entries: int) -> GatherConfig:

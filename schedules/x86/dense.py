@@ -1,9 +1,10 @@
 """``dense``: the schedules of codebook products, with weights that need no look-up.
 
 Weights lie in the blob in the order in which they are multiplied: 16 bytes of each row of W in a
-vector, 4 vectors side by side. Few rows stream them (:mod:`lutcc.schedules.x86.codebook_few`), many
-rows multiply panels of them in place (:mod:`lutcc.schedules.x86.codebook_many`). Where the level
-lacks the products of the weights' type, weights are widened in registers, or into a panel.
+vector, the vectors of a panel side by side. Few rows stream them
+(:mod:`lutcc.schedules.x86.codebook_few`), many rows multiply panels of them in place
+(:mod:`lutcc.schedules.x86.codebook_many`). Where the level lacks the products of the weights' type,
+weights are widened in registers, or into a panel.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from lutcc.ir.module import Operation
-from lutcc.schedules.x86 import codebook_matmul
-from lutcc.schedules.x86.codebook_many import VECTORS
+from lutcc.schedules.x86 import codebook_many, codebook_matmul
 from lutcc.schedules.x86.codebook_rows import PreparedRows
 from lutcc.schedules.x86.config import DenseConfig
 from lutcc.schedules.x86.context import Constant, External, Scratch
@@ -29,6 +29,8 @@ from lutcc.schedules.x86.product_weights import Weights
 
 #: Operands that are packed into the blob.
 PACKED = (1, 2, 3)
+#: The part of a product's record that holds its config.
+PART = "dense"
 #: Up to so many rows stream the weights. More are faster by panels, which need not be expanded.
 FEW_512, FEW_256 = 4, 2
 
@@ -52,13 +54,7 @@ class DenseWeights:
     @property
     def direct(self) -> bool:
         """Whether weights lie as they are multiplied."""
-        return not self._halves
-
-    @property
-    def _halves(self) -> bool:
-        """Whether weights have half the bits of what is multiplied."""
-        size = {"words": 2, "bfloats": 2, "floats": 4}.get(self.arithmetic.kind, 1)
-        return size > self.layout.itemsize
+        return not halves(self.arithmetic)
 
     def packed(self, tile: Expr, step: Expr | int, vector: int) -> list[Expr]:
         """Load the packed vectors of a step of row vector ``vector`` of a row tile."""
@@ -77,7 +73,7 @@ class DenseWeights:
         """Yield the weights of a step, a granule of each lane after the other."""
         del tables
         for vector in packed:
-            if not self._halves:
+            if self.direct:
                 yield vector
             elif self.layout.itemsize == 2:
                 yield from widened(reinterpret(f"uint16x{self.layout.lanes * 8}", vector))
@@ -85,26 +81,34 @@ class DenseWeights:
                 yield from widened(vector)
 
 
-def layout_of(op: Operation, granules: Granules) -> DenseLayout:
+_ITEMSIZE = {"int8": 1, "bfloat16": 2, "float32": 4}
+
+
+def halves(granules: Granules) -> bool:
+    """Tell whether weights have half the bits of what is multiplied."""
+    size = {"words": 2, "bfloats": 2, "floats": 4}.get(granules.kind, 1)
+    return size > _ITEMSIZE[granules.form]
+
+
+def layout_of(op: Operation, granules: Granules, config: DenseConfig) -> DenseLayout:
     """Return how the op's weights are packed."""
     rows, columns = op.operands[1].type.static_shape
-    itemsize = {"int8": 1, "bfloat16": 2, "float32": 4}[granules.form]
-    return DenseLayout(
-        itemsize, rows, columns, granules.isa.vector_bytes // 16, VECTORS, granules.offset
-    )
+    itemsize, lanes = _ITEMSIZE[granules.form], granules.isa.vector_bytes // 16
+    return DenseLayout(itemsize, rows, columns, lanes, config.vectors, granules.offset)
 
 
 def default_config(op: Operation, isa: Isa) -> DenseConfig:
     """Return the hand-picked config."""
-    del op
-    return DenseConfig(FEW_512 if isa.has_avx512 else FEW_256, 8192)
+    granules = Granules.of_dense(isa, str(op.attr("compute")))
+    panels = codebook_many.default_panels(granules, direct=not halves(granules))
+    return DenseConfig(few=FEW_512 if isa.has_avx512 else FEW_256, prefetch=8192, **panels)
 
 
 def take_shared(op: Operation, isa: Isa, config: DenseConfig, scratch: Scratch) -> PreparedRows:
     """Assign the shared part of the workspace."""
     granules = Granules.of_dense(isa, str(op.attr("compute")))
-    layout = layout_of(op, granules)
-    return codebook_matmul.take_rows(op, granules, layout, config.few, scratch)
+    layout = layout_of(op, granules, config)
+    return codebook_matmul.take_rows(op, granules, layout, config, scratch)
 
 
 def pack(op: Operation, x: PreparedRows, operands: list[Any]) -> Weights:
@@ -135,7 +139,5 @@ def emit(
 ) -> None:
     """Emit the product; see :func:`lutcc.schedules.x86.codebook_matmul.emit`."""
     weights = pack(op, shared, operands)
-    product = codebook_matmul.Product(
-        op, weights, shared, operands[0], target, config.few, config.prefetch
-    )
+    product = codebook_matmul.Product(op, weights, shared, operands[0], target, config)
     product.emit(rows, thread_loop, private)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lutcc.ir.module import Operation
-from lutcc.schedules.x86.config import ProductConfig
+from lutcc.schedules.x86.config import ProductConfig, default_product
 from lutcc.schedules.x86.context import Scratch
 from lutcc.schedules.x86.emit import (
     LANES,
@@ -91,6 +91,12 @@ class Shared:
     factors: View
     bias: View
     weights: View
+
+
+def default_config(op: Operation, isa: Isa) -> ProductConfig:
+    """Return the hand-picked config."""
+    del op
+    return default_product(isa)
 
 
 def take_shared(op: Operation, isa: Isa, config: ProductConfig, scratch: Scratch) -> Shared:

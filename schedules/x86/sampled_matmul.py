@@ -18,7 +18,7 @@ from typing import Any
 from lutcc.ir.module import Operation
 from lutcc.schedules.x86 import edges
 from lutcc.schedules.x86.bfloat16 import narrowed
-from lutcc.schedules.x86.config import ProductConfig
+from lutcc.schedules.x86.config import ProductConfig, default_product
 from lutcc.schedules.x86.context import External, Scratch
 from lutcc.schedules.x86.emit import (
     LANES,
@@ -82,6 +82,12 @@ class Shared:
     most: int
     pairs: bool
     together: int
+
+
+def default_config(op: Operation, isa: Isa) -> ProductConfig:
+    """Return the hand-picked config."""
+    del op
+    return default_product(isa)
 
 
 def take_shared(op: Operation, isa: Isa, config: ProductConfig, scratch: Scratch) -> Shared:

@@ -77,6 +77,14 @@ def built(
     return lowered, call
 
 
+def product_configs(module: ir.Module, **fields: int) -> dict[str, dict[str, Any]]:
+    """Return configs for ``built`` in which the module's products have other fields."""
+    from lutcc.codegen.products import part_name, product_name, products_of
+
+    products = products_of(module.main)
+    return {product_name(op): {part_name(op): fields} for op in products}
+
+
 def _tensor(x: np.ndarray) -> Any:
     """Return the same memory as a tensor; DLPack knows bfloat16, but not NumPy's."""
     if x.dtype != ml_dtypes.bfloat16:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from lutcc import ir
-from lutcc.schedules.x86 import codebook_many, codebook_matmul
+from lutcc.schedules.x86.config import MOST_FEW
 from tests.schedules.codebook_modules import Weights
-from tests.schedules.harness import ALL_ISA_PARAMS, built
+from tests.schedules.harness import ALL_ISA_PARAMS, built, product_configs
 
 F32 = np.float32
 #: Every packing; segments inside a step and beyond it; columns and rows that fill nothing.
@@ -19,9 +21,9 @@ CASES = {
 }
 
 
-def many_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def many_only(module: ir.Module, **fields: int) -> dict[str, Any]:
     """Leave out the code of few rows, which takes most of the compiler's time."""
-    monkeypatch.setattr(codebook_matmul, "FEW", 0)
+    return product_configs(module, few=0, **fields)
 
 
 def rows_of_x(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
@@ -41,13 +43,11 @@ def assert_close(got: np.ndarray, want: np.ndarray, x: np.ndarray, compute: str)
 
 @pytest.mark.parametrize("isa", ALL_ISA_PARAMS)
 @pytest.mark.parametrize(("bits", "compute"), [(4, "int8"), (3, "bfloat16"), (2, "float32")])
-def test_any_shape(monkeypatch: pytest.MonkeyPatch, isa: str, bits: int, compute: str) -> None:
-    many_only(monkeypatch)
-    monkeypatch.setattr(codebook_many, "PANEL_BYTES", 2048)  # several blocks of columns
-    monkeypatch.setattr(codebook_many, "BLOCK_ROWS", 12)
+def test_any_shape(isa: str, bits: int, compute: str) -> None:
     case = CASES[bits]
     module, rng = case.matmul(compute, reordered=bits == 3), np.random.default_rng(bits)
-    _, call = built(module, isa)
+    # several blocks of columns
+    _, call = built(module, isa, many_only(module, panel_bytes=2048, block_rows=12))
     for rows in (1, 7, 12, 29):
         x = rows_of_x(rng, rows, case.columns)
         (got,), (want,) = call(x), ir.interpret(module, [x])
@@ -56,11 +56,10 @@ def test_any_shape(monkeypatch: pytest.MonkeyPatch, isa: str, bits: int, compute
 
 @pytest.mark.isa("avx2")
 @pytest.mark.parametrize("bits", [2, 3])
-def test_integers_of_other_packings_are_exact(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
-    many_only(monkeypatch)
+def test_integers_of_other_packings_are_exact(bits: int) -> None:
     case = CASES[bits]
     module, rng = case.matmul("int8"), np.random.default_rng(bits)
-    _, call = built(module, "avx2", threads=3)
+    _, call = built(module, "avx2", many_only(module), threads=3)
     for rows in (1, 40):
         x = rows_of_x(rng, rows, case.columns)
         x[-1, 3] = np.nan
@@ -68,11 +67,10 @@ def test_integers_of_other_packings_are_exact(monkeypatch: pytest.MonkeyPatch, b
 
 
 @pytest.mark.isa("avx2")
-def test_threads_share_panels_and_columns_may_be_strided(monkeypatch: pytest.MonkeyPatch) -> None:
-    many_only(monkeypatch)
+def test_threads_share_panels_and_columns_may_be_strided() -> None:
     case = Weights(8 * 9 + 3, 64, bits=4, codebooks=1, scales=1)
     module, rng = case.matmul("float32"), np.random.default_rng(5)
-    _, call = built(module, "avx2", threads=2)
+    _, call = built(module, "avx2", many_only(module), threads=2)
     wide = rows_of_x(rng, 2 * 23, 2 * case.columns)
     for x in (wide[::2, ::2], wide[:23, : case.columns], np.asfortranarray(wide[:5, :64])):
         assert_close(call(x)[0], ir.interpret(module, [x])[0], x, "float32")
@@ -83,6 +81,6 @@ def test_few_and_many_rows_meet() -> None:
     case = Weights(17, 40, bits=4, codebooks=17, scales=1)
     module, rng = case.matmul("int8"), np.random.default_rng(6)
     _, call = built(module, "avx2")
-    x = rows_of_x(rng, codebook_matmul.FEW + 1, case.columns)
-    for rows in (codebook_matmul.FEW, codebook_matmul.FEW + 1):
+    x = rows_of_x(rng, MOST_FEW + 1, case.columns)
+    for rows in (MOST_FEW, MOST_FEW + 1):
         np.testing.assert_array_equal(call(x[:rows])[0], ir.interpret(module, [x[:rows]])[0])

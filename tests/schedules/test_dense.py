@@ -9,9 +9,8 @@ import pytest
 from lutcc import ir
 from lutcc.errors import CompileError
 from lutcc.ir.arithmetic import quantize_rows
-from lutcc.schedules.x86 import codebook_many
 from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
-from tests.schedules.harness import ALL_ISA_PARAMS, N, built
+from tests.schedules.harness import ALL_ISA_PARAMS, N, built, product_configs
 
 F32 = np.float32
 
@@ -66,16 +65,13 @@ def check(module: ir.Module, x: np.ndarray, got: np.ndarray) -> None:
 
 @pytest.mark.parametrize("isa", ALL_ISA_PARAMS)
 @pytest.mark.parametrize("compute", ["int8", "bfloat16", "float32"])
-def test_any_shape(monkeypatch: pytest.MonkeyPatch, isa: str, compute: str) -> None:
+def test_any_shape(isa: str, compute: str) -> None:
     """Outputs and columns that fill nothing; a row, primes, whole tiles; several blocks."""
     if isa == "avx512_bf16" and compute != "bfloat16":
         pytest.skip("kernels are those of the level below")
-    for limit in ("PANEL_BYTES", "DIRECT_BYTES"):
-        monkeypatch.setattr(codebook_many, limit, 4096)
-    monkeypatch.setattr(codebook_many, "BLOCK_ROWS", 12)
     outputs, columns = {"int8": (37, 150), "bfloat16": (21, 70), "float32": (9, 45)}[compute]
     module = dense_module(compute, outputs, columns, activation="relu", scaled=compute != "int8")
-    _, call = built(module, isa)
+    _, call = built(module, isa, product_configs(module, panel_bytes=4096, block_rows=12))
     for rows in (1, 2, 3, 4, 5, 13, 29):
         x = rows_of_x(rows, columns)
         check(module, x, call(x)[0])
