@@ -13,46 +13,22 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+from lutcc.schedules.intrinsics.polynomials import (
+    ERF_MAX,
+    ERF_P,
+    ERF_Q,
+    EXP,
+    EXP_MAX,
+    EXP_MIN,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2_E,
+    TANH_MAX,
+    TANH_P,
+    TANH_Q,
+)
+
 _numbers = itertools.count()
-_LOG2_E = 1.44269504088896341
-_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
-# Cephes expf: exp(r) = 1 + r + r^2 P(r) for |r| <= ln(2)/2
-_EXP = (
-    1.9875691500e-4,
-    1.3981999507e-3,
-    8.3334519073e-3,
-    4.1665795894e-2,
-    1.6666665459e-1,
-    5.0000001201e-1,
-)
-_EXP_MAX, _EXP_MIN = 89.0, -104.0  # beyond these: infinity and 0
-# rational minimax approximations of Eigen: odd numerator, even denominator
-_ERF_P = (
-    -2.72614225801306e-10,
-    2.77068142495902e-08,
-    -2.10102402082508e-06,
-    -5.69250639462346e-05,
-    -7.34990630326855e-04,
-    -2.95459980854025e-03,
-    -1.60960333262415e-02,
-)
-_ERF_Q = (
-    -1.45660718464996e-05,
-    -2.13374055278905e-04,
-    -1.68282697438203e-03,
-    -7.37332916720468e-03,
-    -1.42647390514189e-02,
-)
-_TANH_P = (
-    -2.76076847742355e-16,
-    2.00018790482477e-13,
-    -8.60467152213735e-11,
-    5.12229709037114e-08,
-    1.48572235717979e-05,
-    6.37261928875436e-04,
-    4.89352455891786e-03,
-)
-_TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 
 
 def legalizers() -> dict[str, Callable[[Any, Any], Any]]:
@@ -99,28 +75,28 @@ def exp(x: Any) -> Any:
     from tvm import tirx
 
     def of_bounded(bounded: Any) -> Any:
-        rounded = tirx.floor(bounded * _f32(_LOG2_E) + _f32(0.5))
+        rounded = tirx.floor(bounded * _f32(LOG2_E) + _f32(0.5))
         return _named(rounded, lambda power: of_power(bounded, power))
 
     def of_power(bounded: Any, power: Any) -> Any:
-        r = bounded - power * _f32(_LN2_HIGH) - power * _f32(_LN2_LOW)
-        value = _named(r, lambda v: _horner(_EXP, v) * v * v + v + _f32(1.0))
+        r = bounded - power * _f32(LN2_HIGH) - power * _f32(LN2_LOW)
+        value = _named(r, lambda v: _horner(EXP, v) * v * v + v + _f32(1.0))
         whole = tirx.Cast("int32", power)
         # two steps, so that 2^128 and denormal results come out right
         half = tirx.shift_right(whole, tirx.const(1, "int32"))
         return value * _power_of_two(half) * _power_of_two(whole - half)
 
-    return _named(_bound(x, _EXP_MIN, _EXP_MAX), of_bounded)
+    return _named(_bound(x, EXP_MIN, EXP_MAX), of_bounded)
 
 
 def erf(x: Any) -> Any:
     """Return the error function."""
-    return _named(_bound(x, -4.0, 4.0), lambda v: _ratio(_ERF_P, _ERF_Q, v))
+    return _named(_bound(x, -ERF_MAX, ERF_MAX), lambda v: _ratio(ERF_P, ERF_Q, v))
 
 
 def tanh(x: Any) -> Any:
     """Return the hyperbolic tangent."""
-    return _named(_bound(x, -9.0, 9.0), lambda v: _ratio(_TANH_P, _TANH_Q, v))
+    return _named(_bound(x, -TANH_MAX, TANH_MAX), lambda v: _ratio(TANH_P, TANH_Q, v))
 
 
 def sigmoid(x: Any) -> Any:
