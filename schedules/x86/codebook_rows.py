@@ -167,14 +167,16 @@ class PreparedRows:
         """
         granules = self.granules
         count = granules.columns
+        lanes = self.layout.lanes
         parts = [
-            self._broadcast(self.values, start + k * count, count) for k in range(granules.together)
+            broadcast(self.values, start + k * count, count, lanes)
+            for k in range(granules.together)
         ]
         if granules.kind == "pairs":
-            parts.append(self._broadcast(self.offsets, start // i64(4), 8))
+            parts.append(broadcast(self.offsets, start // i64(4), 8, lanes))
         return parts
 
-    def _broadcast(self, view: View, at: Expr, count: int) -> Expr:
-        """Load 16 bytes for all lanes."""
-        lanes = self.layout.lanes
-        return bind(shuffle([view.load(at, count)] * lanes, [*range(count)] * lanes))
+
+def broadcast(view: View, at: Expr, count: int, lanes: int) -> Expr:
+    """Load 16 bytes, ``count`` numbers, for all lanes."""
+    return bind(shuffle([view.load(at, count)] * lanes, [*range(count)] * lanes))

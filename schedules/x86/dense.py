@@ -81,19 +81,19 @@ class DenseWeights:
                 yield from widened(vector)
 
 
-_ITEMSIZE = {"int8": 1, "bfloat16": 2, "float32": 4}
+ITEMSIZE = {"int8": 1, "bfloat16": 2, "float32": 4}
 
 
 def halves(granules: Granules) -> bool:
     """Tell whether weights have half the bits of what is multiplied."""
     size = {"words": 2, "bfloats": 2, "floats": 4}.get(granules.kind, 1)
-    return size > _ITEMSIZE[granules.form]
+    return size > ITEMSIZE[granules.form]
 
 
 def layout_of(op: Operation, granules: Granules, config: DenseConfig) -> DenseLayout:
     """Return how the op's weights are packed."""
     rows, columns = op.operands[1].type.static_shape
-    itemsize, lanes = _ITEMSIZE[granules.form], granules.isa.vector_bytes // 16
+    itemsize, lanes = ITEMSIZE[granules.form], granules.isa.vector_bytes // 16
     return DenseLayout(itemsize, rows, columns, lanes, config.vectors, granules.offset)
 
 

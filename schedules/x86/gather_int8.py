@@ -17,6 +17,7 @@ from lutcc.schedules.x86.context import Row, StageContext
 from lutcc.schedules.x86.emit import (
     LANES,
     Expr,
+    View,
     bind,
     both,
     cast,
@@ -54,10 +55,14 @@ class Quantiser:
 
     def apply(self, scores: Expr) -> Expr:
         """Return 16 weights as uint8 (of the two's complement)."""
+        return cast("uint8x16", self.integers(scores))
+
+    def integers(self, scores: Expr) -> Expr:
+        """Return 16 weights as int32."""
         factor = splat(self.inverse)
         rounded = rint(scores * factor)
         usable = select(factor > splat(0.0), rounded, splat(0.0))
-        return cast("uint8x16", cast("int32x16", usable))
+        return cast("int32x16", usable)
 
 
 def quantiser(scores: Row, count: int) -> Quantiser:
@@ -65,11 +70,18 @@ def quantiser(scores: Row, count: int) -> Quantiser:
     padded = round_up(count, CHUNK)
     for lane in range(count, padded):
         scores.view.store(lane, const(0.0, "float32"))
+    return quantiser_of(largest_bits(scores.view, padded))
+
+
+def largest_bits(values: View, count: int) -> Expr:
+    """Return the largest magnitude of ``count`` numbers, a multiple of 16, as the bits it has.
+
+    Magnitudes compare as integers; NaN is above infinity, so it wins.
+    """
     largest = registers(1, "int32", LANES)
     largest.set(0, splat(0, "int32"))
-    with loop(padded // CHUNK) as k:
-        # Magnitudes compare as integers; NaN is above infinity, so it wins.
-        bits = reinterpret("int32x16", scores.view.load(k * CHUNK, LANES))
+    with loop(count // CHUNK) as k:
+        bits = reinterpret("int32x16", values.load(k * CHUNK, LANES))
         bits = bind(bits & splat(0x7FFFFFFF, "int32"))
         most = largest.get(0)
         largest.set(0, select(bits > most, bits, most))
@@ -79,7 +91,12 @@ def quantiser(scores: Row, count: int) -> Quantiser:
         value = bind(select(other > value, other, value))
     lanes = local(LANES, "int32")
     lanes.store(0, value, LANES)
-    most = bind(reinterpret("float32", lanes.load(0)))
+    return lanes.load(0)
+
+
+def quantiser_of(bits: Expr) -> Quantiser:
+    """Return what turns numbers into integers whose largest magnitude has these bits."""
+    most = bind(reinterpret("float32", bits))
     inverse = bind(const(127.0, "float32") / most)
     limit = const(_FLOAT_MAX, "float32")
     finite = both(most <= limit, inverse <= limit)

@@ -7,6 +7,7 @@ to all lanes. Each lane of a sum has four words, whose sum is the dot product.
 kind      columns  instructions
 ========= ======== =============================================================================
 dpbusd    16       ``vpdpbusd``: weights unsigned, by an offset that is taken off at the end
+shifted   16       ``vpdpbusd``: x unsigned, by an offset whose sum is the same for all rows of x
 pairs     16       of two granules, weights 0 .. 128: two ``vpmaddubsw``, whose sum less 64 times
                    that of its four integers of x fits 16 bits, then one ``vpmaddwd``
 words     8        ``vpmaddwd`` of 16-bit integers: of weights in -127 .. 127 ``vpmaddubsw`` would
@@ -67,10 +68,19 @@ class Granules:
             return cls(isa, form, "dpbusd", 128) if isa.has_vbmi_vnni else cls(isa, form, "words")
         return cls(isa, form, _float_kind(isa, form))
 
+    @classmethod
+    def of_conv2d(cls, isa: Isa, form: str) -> Granules:
+        """Return the arithmetic of windows of images."""
+        if form == "int8":
+            return cls(isa, form, "shifted" if isa.has_vbmi_vnni else "words")
+        return cls(isa, form, _float_kind(isa, form))
+
     @property
     def columns(self) -> int:
         """Columns of a granule."""
-        return {"dpbusd": 16, "pairs": 16, "words": 8, "bfloats": 8, "floats": 4}[self.kind]
+        return {"dpbusd": 16, "shifted": 16, "pairs": 16, "words": 8, "bfloats": 8, "floats": 4}[
+            self.kind
+        ]
 
     @property
     def together(self) -> int:
@@ -95,7 +105,7 @@ class Granules:
     @property
     def values(self) -> str:
         """Type of the numbers of x."""
-        kinds = {"words": "int16", "bfloats": "uint16", "floats": "float32"}
+        kinds = {"words": "int16", "bfloats": "uint16", "floats": "float32", "shifted": "uint8"}
         return kinds.get(self.kind, "int8")
 
     def added(
@@ -122,6 +132,8 @@ class Granules:
             return dot_pairs(acc, parts[0], weights[0])
         if self.kind == "dpbusd":
             return bind(x86.VPDPBUSD_512(acc, weights[0], parts[0]))
+        if self.kind == "shifted":
+            return bind(x86.VPDPBUSD_512(acc, parts[0], reinterpret("int8x64", weights[0])))
         word_pairs = x86.PMADDWD_512 if wide else x86.PMADDWD_256
         if self.kind == "words":
             words = reinterpret(f"int16x{lanes * 2}", weights[0])

@@ -21,6 +21,7 @@ from lutcc.schedules.x86.pack_codebooks import (
     pack_codebook_tables,
     pack_codebook_units,
 )
+from lutcc.schedules.x86.pack_conv2d import pack_conv2d, pack_conv2d_shifts, pack_depthwise
 from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
 
 CHUNK = 16
@@ -260,6 +261,9 @@ PACKERS: dict[str, Callable[..., Array]] = {
     "codebook_entries": pack_codebook_entries,
     "longest_first": pack_longest_first,
     "dense": pack_dense,
+    "conv2d": pack_conv2d,
+    "conv2d_shifts": pack_conv2d_shifts,
+    "depthwise": pack_depthwise,
 }
 
 

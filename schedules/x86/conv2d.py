@@ -1,0 +1,318 @@
+"""``conv2d``: windows of images times packed weights, by the schedule of products of many rows.
+
+No patches are written: images are converted once, with their padding, channels last
+(:mod:`lutcc.schedules.x86.images`), and a window is a row of x whose steps lie here and there
+(:mod:`lutcc.schedules.x86.windows`). The weights of an output lie tap after tap, in the panels of
+:mod:`lutcc.schedules.x86.codebook_many`.
+
+Count, 3x3 over 64 channels of 56x56 pixels to as many, float32: 231 MFLOP, 0.8 MB in, 0.8 MB out,
+147 KB of weights. The panel of 16 outputs takes 37 KB, and the windows of 200 pixels some 80 KB:
+both come from L2 or nearer, 256 bytes of weights and 96 of x for 24 multiply-adds of 16 numbers.
+int8 reads x once more, for its scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lutcc.ir.module import Operation
+from lutcc.ir.types import Sym
+from lutcc.schedules.x86 import codebook_many, depthwise
+from lutcc.schedules.x86.codebook_many import Block, Cut, Many
+from lutcc.schedules.x86.config import DenseConfig
+from lutcc.schedules.x86.context import Constant, External, Scratch
+from lutcc.schedules.x86.dense import ITEMSIZE, DenseWeights, halves
+from lutcc.schedules.x86.emit import ITEMSIZE as BYTES
+from lutcc.schedules.x86.emit import Expr, View, bind, i64, loop, minimum
+from lutcc.schedules.x86.granules import Granules
+from lutcc.schedules.x86.images import SHIFT, Geometry, Images
+from lutcc.schedules.x86.isa import Isa
+from lutcc.schedules.x86.pack import round_up
+from lutcc.schedules.x86.pack_dense import STEP_COLUMNS, DenseLayout
+from lutcc.schedules.x86.panels import ThreadLoop, ceiling, share
+from lutcc.schedules.x86.product_weights import Weights
+from lutcc.schedules.x86.windows import Windows, in_place
+
+#: Operands that are packed into the blob.
+PACKED = (1, 2, 3)
+#: The part of a product's record that holds its config.
+PART = "dense"
+#: Windows of a block. Those read in place overlap, so that more of them fit into L2.
+BLOCK_ROWS = 240
+#: Bytes of gathered windows, and of images that are converted together where they are small.
+GATHERED_BYTES, IMAGES_BYTES = 256 << 10, 1 << 20
+
+
+@dataclass(frozen=True)
+class ShiftedWeights(Weights):
+    """Weights of a product whose x is unsigned by an offset.
+
+    Attributes
+    ----------
+    shifts
+        What the sums of each output are too small by; None where x is not shifted.
+    """
+
+    shifts: View | None = None
+
+    def of_group(self, group: Expr, output: Expr) -> ShiftedWeights:
+        """Return the weights of a group whose first output is ``output``."""
+
+        def later(view: View | None) -> View | None:
+            return None if view is None else view.at(output)
+
+        packed = self.packed
+        indices = packed.indices.at(bind(group * packed.layout.index_nbytes))
+        return replace(
+            self,
+            packed=replace(packed, indices=indices),  # type: ignore[type-var]
+            units=later(self.units),
+            bias=self.bias.at(output),
+            shifts=later(self.shifts),
+        )
+
+    def results(self, x: Any, row: Expr | int, column: Expr, value: Expr, width: int) -> Expr:
+        """Turn sums into results, see :meth:`Weights.results`."""
+        if self.shifts is not None:
+            value = bind(value + self.shifts.load(column, width))
+        return super().results(x, row, column, value, width)
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How a convolution is cut.
+
+    Attributes
+    ----------
+    shape, granules, config
+        What is computed, with which arithmetic and sizes.
+    images
+        How many are converted together.
+    """
+
+    shape: Geometry
+    granules: Granules
+    config: DenseConfig
+    images: int
+
+    @classmethod
+    def of(cls, op: Operation, isa: Isa, config: DenseConfig) -> Cutting:
+        """Return the cutting of an operation."""
+        shape, form = Geometry.of(op), str(op.attr("compute"))
+        granules = Granules.of_conv2d(isa, form)
+        if depthwise.applies(shape, form):
+            granules = depthwise.arithmetic(isa, form)
+        return cls(
+            shape, granules, config, _images_together(op, shape, granules, config.block_rows)
+        )
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output has a channel of its own."""
+        return depthwise.applies(self.shape, self.granules.form)
+
+    @property
+    def copied(self) -> bool:
+        """Whether images are copied before they are multiplied."""
+        plain = self.granules.form == "float32" and self.shape.padding == (0, 0)
+        direct = depthwise.in_place(self.shape) if self.depthwise else in_place(self.shape)
+        return not (plain and direct)
+
+    @property
+    def layout(self) -> DenseLayout:
+        """How the weights of a group are packed."""
+        shape, granules = self.shape, self.granules
+        return DenseLayout(
+            ITEMSIZE[granules.form],
+            shape.group_outputs,
+            round_up(shape.terms, STEP_COLUMNS),
+            granules.isa.vector_bytes // 16,
+            self.config.vectors,
+            0,
+        )
+
+    @property
+    def cut(self) -> Cut:
+        """How the product of a group is cut."""
+        return Cut(self.granules, self.layout, self.config)
+
+    @property
+    def windows(self) -> int:
+        """Windows of a block, in whole tiles."""
+        rows, tile = self.images * self.shape.pixels, self.config.tile_rows
+        most = self.config.block_rows
+        if not in_place(self.shape):
+            row = Windows.row_numbers(self.layout) * BYTES[self.granules.values]
+            most = max(tile, min(most, GATHERED_BYTES // row))
+        return round_up(-(-rows // -(-rows // most)), tile)
+
+
+def _images_together(op: Operation, shape: Geometry, granules: Granules, rows: int) -> int:
+    """Return how many images are done together: enough for a block, if they are small."""
+    enough = -(-rows // shape.pixels)
+    most = max(1, min(enough, IMAGES_BYTES // (shape.numbers * BYTES[granules.values])))
+    images = op.operands[0].type.shape[0]
+    return most if isinstance(images, Sym) else max(1, min(most, images))
+
+
+def default_config(op: Operation, isa: Isa) -> DenseConfig:
+    """Return the hand-picked config: of two sizes of tiles, the one that leaves fewer rows idle."""
+    shape, granules = Geometry.of(op), Granules.of_conv2d(isa, str(op.attr("compute")))
+    fields = codebook_many.default_panels(granules, direct=not halves(granules))
+    rows = _images_together(op, shape, granules, BLOCK_ROWS) * shape.pixels
+    tile = fields["tile_rows"]
+    smaller = tile - 1
+    if round_up(rows, smaller) * 1.03 < round_up(rows, tile):
+        tile = smaller
+    fields |= {"tile_rows": tile, "block_rows": BLOCK_ROWS}
+    return DenseConfig(few=0, prefetch=0, **fields)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all threads read, in the workspace; windows are None where none are needed."""
+
+    cutting: Cutting
+    images: Images
+    windows: Windows | None
+
+
+def take_shared(op: Operation, isa: Isa, config: DenseConfig, scratch: Scratch) -> Shared:
+    """Assign the shared part of the workspace."""
+    cutting = Cutting.of(op, isa, config)
+    shape, granules = cutting.shape, cutting.granules
+    images = Images.take(shape, granules, cutting.images, cutting.copied, scratch)
+    if cutting.depthwise:
+        return Shared(cutting, images, None)
+    windows = Windows.take(shape, granules, cutting.layout, images.values, cutting.windows, scratch)
+    return Shared(cutting, images, windows)
+
+
+def emit(
+    op: Operation,
+    config: DenseConfig,
+    operands: list[Any],
+    target: View,
+    images: Expr,
+    shared: Shared,
+    thread_loop: ThreadLoop,
+    private: Callable[[Expr], Scratch],
+) -> None:
+    """Emit the convolution of ``images`` images; ``operands`` begin with x, row-major."""
+    del config
+    x, *constants = operands
+    cutting, shape = shared.cutting, shared.cutting.shape
+    weights = _pack(op, cutting, constants)
+    with loop(ceiling(images, cutting.images)) as b:
+        first = bind(b * cutting.images)
+        now = bind(minimum(i64(cutting.images), images - first))
+        shared.images.fill(x, first, now, thread_loop)
+        source = shared.images.values
+        if source is None:
+            source = x.at(bind(first * shape.numbers))
+        here = target.at(bind(first * (shape.pixels * shape.outputs)))
+        if shared.windows is None:
+            depthwise.emit(weights, shared.images, source, here, now, thread_loop)
+        else:
+            windows = shared.windows
+            if in_place(shape):
+                blob = constants[0].blob
+                places = blob.add("ints", "int32", [], values=windows.steps())
+                windows = replace(windows, values=source, places=places)
+            product = Convolution(cutting, weights, shared.images, source, windows, here)
+            product.emit(bind(now * shape.pixels), thread_loop, private)
+
+
+def _pack(op: Operation, cutting: Cutting, constants: list[Any]) -> ShiftedWeights:
+    """Pack the constants of the op."""
+    weight, units, bias = constants
+    shape, granules = cutting.shape, cutting.granules
+    length = round_up(shape.outputs + 16, 64)  # panels of a group's last outputs read past them
+    shifts = None
+    if cutting.depthwise:
+        packed: Any = depthwise.pack(shape, granules, weight)
+    else:
+        layout = cutting.layout
+        interleaved = 16 // layout.itemsize if halves(granules) else 1
+        params = {"groups": shape.groups, "interleaved": interleaved, **layout.to_json()}
+        indices = Constant.pack("conv2d", "uint8", [weight], **params)
+        packed = DenseWeights(layout, granules, indices)
+        if granules.kind == "shifted":
+            shifts = Constant.pack("conv2d_shifts", "int32", [weight], length=length, shift=-SHIFT)
+    ones = not granules.integers and bool((np.asarray(units.array) == 1).all())
+    return ShiftedWeights(
+        packed,
+        None if ones else Constant.pack("vector", "float32", [units], multiple=length),
+        Constant.pack("vector", "float32", [bias], multiple=length),
+        None,
+        relu=op.attr("activation") == "relu",
+        shifts=shifts,
+    )
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The product of the windows of some images.
+
+    Attributes
+    ----------
+    cutting, weights
+        How it is cut; what windows are multiplied with.
+    images, source
+        What is known of the images; their numbers.
+    windows
+        Room for those of a block.
+    target
+        The result of the first image, and what follows.
+    """
+
+    cutting: Cutting
+    weights: ShiftedWeights
+    images: Images
+    source: View
+    windows: Windows
+    target: View
+
+    def emit(self, rows: Expr, thread_loop: ThreadLoop, private: Callable[[Expr], Scratch]) -> None:
+        """Emit it, a block of windows after the other, and in it a group after the other."""
+        capacity, groups = self.cutting.windows, self.cutting.shape.groups
+        with loop(ceiling(rows, capacity)) as b:
+            first = bind(b * capacity)
+            now = bind(minimum(i64(capacity), rows - first))
+            with thread_loop() as (thread, threads):
+                begin, own = share(i64(capacity), thread, threads)
+                self.windows.list(self.images, first, begin, own, bind(rows - 1))
+            with loop(groups) as group:
+                self._group(group, first, now, thread_loop, private)
+
+    def _group(
+        self,
+        group: Expr,
+        first: Expr,
+        rows: Expr,
+        thread_loop: ThreadLoop,
+        private: Callable[[Expr], Scratch],
+    ) -> None:
+        """Multiply a block of windows with the weights of a group."""
+        cutting, shape = self.cutting, self.cutting.shape
+        windows = replace(self.windows, first_channel=bind(group * shape.group_channels))
+        if windows.places is None:
+            with thread_loop() as (thread, threads):
+                windows.gather(self.source, *share(i64(cutting.windows), thread, threads))
+        output = bind(group * shape.group_outputs)
+        view = self.target.at(output)
+        target = External(view, shape.outputs, "float32", i64(shape.outputs), i64(1))
+        product = Many(
+            cutting.cut,
+            self.weights.of_group(group, output),
+            windows,
+            cutting.windows,
+            target,
+            target,
+        )
+        with thread_loop() as (thread, threads):
+            Block(product, first, rows, private(thread)).emit(thread, threads)
