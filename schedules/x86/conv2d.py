@@ -43,6 +43,8 @@ PACKED = (1, 2, 3)
 PART = "dense"
 #: Windows of a block. Those read in place overlap, so that more of them fit into L2.
 BLOCK_ROWS = 240
+#: By bytes of a weight, the columns of a step: of gathered windows, those that waste the least.
+STEPS = {1: (32, 16), 2: (32, 24, 16, 8), 4: (32, 24, 16, 8)}
 #: Bytes of gathered windows, and of images that are converted together where they are small.
 GATHERED_BYTES, IMAGES_BYTES = 256 << 10, 1 << 20
 
@@ -126,13 +128,18 @@ class Cutting:
     def layout(self) -> DenseLayout:
         """How the weights of a group are packed."""
         shape, granules = self.shape, self.granules
+        itemsize = ITEMSIZE[granules.form]
+        step = min(STEPS[itemsize], key=lambda step: (round_up(shape.terms, step), -step))
+        if in_place(shape):
+            step = STEP_COLUMNS
         return DenseLayout(
-            ITEMSIZE[granules.form],
+            itemsize,
             shape.group_outputs,
-            round_up(shape.terms, STEP_COLUMNS),
+            round_up(shape.terms, step),
             granules.isa.vector_bytes // 16,
             self.config.vectors,
             0,
+            step,
         )
 
     @property

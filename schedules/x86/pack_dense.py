@@ -1,7 +1,8 @@
 """How dense weights lie in the blob: in the order in which they are multiplied. NumPy alone.
 
-A step is 32 columns: 2 packed vectors of int8 (columns 0 .. 15 of each row of a row vector, then 16
-.. 31), 4 of bfloat16, 8 of float32. Rows and columns are padded with zeros.
+A step is 32 columns, unless a layout says otherwise: 2 packed vectors of int8 (columns 0 .. 15 of
+each row of a row vector, then 16 .. 31), 4 of bfloat16, 8 of float32. Rows and columns are padded
+with zeros.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class DenseLayout(RowLayout):
         As of :class:`RowLayout`.
     offset
         What is added to integers: 0, or 128, which makes them unsigned.
+    step
+        Columns of a step, which fill whole vectors.
 
     Examples
     --------
@@ -48,16 +51,17 @@ class DenseLayout(RowLayout):
     lanes: int
     tile: int
     offset: int
+    step: int = STEP_COLUMNS
 
     @property
     def step_columns(self) -> int:
         """Columns of a step."""
-        return STEP_COLUMNS
+        return self.step
 
     @property
     def step_vectors(self) -> int:
         """Packed vectors of a step of one row vector."""
-        return STEP_COLUMNS * self.itemsize // _LANE
+        return self.step * self.itemsize // _LANE
 
     def to_json(self) -> dict[str, int]:
         """Return the fields."""
@@ -76,7 +80,7 @@ def pack_dense(weight: Array, **sizes: int) -> Array:
     packed = np.empty((*shape, each), dtype)
     for first, last in layout.pieces():
         rows = slice(first * layout.tile_rows, last * layout.tile_rows)
-        padded = np.zeros(((last - first) * layout.tile_rows, layout.steps * STEP_COLUMNS), dtype)
+        padded = np.zeros(((last - first) * layout.tile_rows, layout.steps * layout.step), dtype)
         found = _items(weight[rows], layout)
         padded[: len(found), : layout.columns] = found
         parts = (-1, layout.tile, layout.lanes, layout.steps, layout.step_vectors, each)

@@ -83,7 +83,7 @@ class Windows:
     @staticmethod
     def row_numbers(layout: DenseLayout) -> int:
         """Return the distance of gathered windows, each with room behind it."""
-        return layout.steps * STEP_COLUMNS + LANES
+        return layout.steps * layout.step + LANES
 
     def steps(self) -> list[int]:
         """Return how far from the beginning of a window each step lies in the images."""
@@ -131,7 +131,7 @@ class Windows:
                 with loop(-(-length // LANES)) as k:
                     value = source.load(there + (k * LANES + start), LANES)
                     target.store(k * LANES + place, value, LANES)
-            end = self.layout.steps * STEP_COLUMNS
+            end = self.layout.steps * self.layout.step
             for at in range(shape.terms, end, LANES):
                 target.store(at, zero_of(self.granules), LANES)
 
@@ -147,13 +147,13 @@ class Windows:
     def start(self, row: Expr, step: Expr) -> Expr:
         """Return the number of the first value of a window, or of one of its steps."""
         if self.places is None:
-            return row * self.row_numbers(self.layout) + step * STEP_COLUMNS
+            return row * self.row_numbers(self.layout) + step * self.layout.step
         return cast("int64", self.begins.load(row)) + self.first_channel
 
     def column(self, step: Expr, number: Expr) -> Expr:
         """Return how far after :meth:`start` of ``step`` the step ``number`` steps later lies."""
         if self.places is None:
-            return number * STEP_COLUMNS
+            return number * self.layout.step
         return cast("int64", self.places.load(step + number))
 
     def parts(self, start: Expr) -> list[Expr]:
