@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from lutcc.cli.arrays import existing_file, output_file, read_array
-from lutcc.errors import ArtifactError, InputError, LutccError, UsageError, suggest
+from lutcc.errors import ArtifactError, InputError, UsageError, suggest
+from lutcc.runtime.files import write_whole
 
 if TYPE_CHECKING:
     from lutcc.runtime import TensorSpec
@@ -200,48 +198,6 @@ def write_outputs(paths: Sequence[Path], arrays: Mapping[str, np.ndarray]) -> No
         write_whole({paths[0]: write(arrays)})
         return
     write_whole({p: _npy_writer(a) for p, a in zip(paths, arrays.values(), strict=False)})
-
-
-def write_whole(writers: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
-    """Write files that appear all together when each of them is whole, or not at all.
-
-    Parameters
-    ----------
-    writers
-        For each path, what writes its contents to an open file.
-
-    Raises
-    ------
-    LutccError
-        When one cannot be written; what was at the paths before is still there.
-    """
-    from lutcc.runtime.container import umask
-
-    parts: dict[Path, str] = {}
-    path = Path()
-    try:
-        for path, write in writers.items():
-            handle, parts[path] = tempfile.mkstemp(
-                prefix=f".{path.name}.", suffix=".part", dir=path.parent
-            )
-            with os.fdopen(handle, "wb") as stream:
-                write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(parts[path], 0o666 & ~umask())
-        for path in writers:
-            os.replace(parts[path], path)
-            del parts[path]
-    except OSError as error:
-        raise LutccError(
-            f"cannot be written: {error.strerror or error}",
-            where=str(path),
-            fix="name a path in a folder that may be written, with space left",
-        ) from error
-    finally:
-        for part in parts.values():
-            with contextlib.suppress(OSError):
-                os.unlink(part)
 
 
 def _npy_writer(array: np.ndarray) -> Callable[[IO[bytes]], None]:

@@ -14,12 +14,13 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from lutcc.cli.archives import read_inputs, write_whole
+from lutcc.cli.archives import read_inputs
 from lutcc.cli.arrays import output_file
 from lutcc.cli.console import Console
 from lutcc.cli.run import artifact_file
 from lutcc.cli.tune import rows_of
 from lutcc.errors import UsageError
+from lutcc.runtime.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     }
     if output is not None:
         text = json.dumps(data, indent=2, allow_nan=False) + "\n"
-        write_whole({output: lambda stream: stream.write(text.encode())})
+        write_text(output, text)
     console.result(
         data,
         f"variant {artifact.isa}, {artifact.num_threads} threads a call, {callers} callers",

@@ -12,6 +12,7 @@ import numpy as np
 from lutcc.errors import ArtifactError, CpuMismatchError, TargetError, suggest
 from lutcc.runtime import constants as stored
 from lutcc.runtime import container, cpu
+from lutcc.runtime.files import cannot_write
 from lutcc.runtime.kernel import LookupKernel, ThreadChoice
 from lutcc.runtime.manifest import CONSTANTS, MODULE, Manifest, Variant
 from lutcc.runtime.signature import TensorSpec, bounds_from, open_sizes
@@ -414,13 +415,17 @@ class Artifact:
         Raises
         ------
         ArtifactError
-            When the path cannot be written or holds something that is no artifact.
+            When the path cannot be written (no permission, no space, no memory) or holds something
+            that is no artifact; what was there is still there then.
         """
         bundle: tuple[Manifest, Mapping[str, bytes]] = self._manifest, self._contents
         if packed:
             from lutcc.runtime.bundle import with_packed
 
-            bundle = with_packed(*bundle)
+            try:
+                bundle = with_packed(*bundle)
+            except MemoryError as error:
+                raise cannot_write(Path(path), error, ArtifactError) from error
         _write(path, *bundle, container=container)
         return Path(path)
 

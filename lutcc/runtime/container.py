@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import stat
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from lutcc.errors import ArtifactError
+from lutcc.runtime.files import cannot_write, write_folder, write_whole
 from lutcc.runtime.manifest import MANIFEST, MAX_MANIFEST_BYTES, FileEntry, Manifest, read_manifest
 
 _AGAIN = "copy it again, or make it again with lutcc.compile and save"
@@ -212,17 +210,10 @@ def write(
     if container not in ("zip", "folder"):
         raise ArtifactError(f"container={container!r}", fix="use 'zip' or 'folder'")
     files = {MANIFEST: manifest.to_bytes(), **dict(sorted(contents.items()))}
-    try:
-        if container == "zip":
-            _write_zip(path, files)
-        else:
-            _write_folder(path, files)
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot be written: {error.strerror or error}",
-            where=str(path),
-            fix="name a path in an existing folder that may be written, with space left",
-        ) from error
+    if container == "zip":
+        _write_zip(path, files)
+    else:
+        _write_folder(path, files)
 
 
 def _write_zip(path: Path, files: Mapping[str, bytes]) -> None:
@@ -232,22 +223,16 @@ def _write_zip(path: Path, files: Mapping[str, bytes]) -> None:
             where=str(path),
             fix="name another path, or pass container='folder'",
         )
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                for file_name, data in files.items():
-                    info = zipfile.ZipInfo(file_name, _EPOCH)
-                    info.external_attr = (stat.S_IFREG | 0o644) << 16
-                    archive.writestr(info, data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & ~umask())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    write_whole({path: lambda s: _zipped(s, files)}, error=ArtifactError, nbytes=_total(files))
+
+
+def _zipped(stream: IO[bytes], files: Mapping[str, bytes]) -> None:
+    """Write files as a zip, uncompressed; equal files give equal bytes."""
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in files.items():
+            info = zipfile.ZipInfo(name, _EPOCH)
+            info.external_attr = (stat.S_IFREG | 0o644) << 16
+            archive.writestr(info, data)
 
 
 def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
@@ -263,33 +248,11 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
             where=str(path),
             fix="name a new folder; only an artifact is overwritten",
         )
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
-        fresh, old = staging / "new", staging / "old"
-        fresh.mkdir()
-        for name, data in files.items():
-            with (fresh / name).open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-        if path.exists():
-            os.rename(path, old)
-            try:
-                os.rename(fresh, path)
-            except BaseException:
-                os.rename(old, path)
-                raise
-        else:
-            os.rename(fresh, path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        write_folder(path, files)
+    except (OSError, MemoryError) as error:
+        raise cannot_write(path, error, ArtifactError, _total(files)) from error
 
 
-def umask() -> int:
-    """Return the process's file-creation mask without changing it where the system tells it."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        line = next(line for line in status.splitlines() if line.startswith("Umask:"))
-        return int(line.split()[1], 8)
-    except (OSError, StopIteration, ValueError):
-        return 0o022
+def _total(files: Mapping[str, bytes]) -> int:
+    return sum(len(data) for data in files.values())

@@ -16,7 +16,7 @@ import lutcc
 from lutcc import ir
 from lutcc.cli import archives
 from lutcc.errors import InputError, LutccError, UsageError
-from lutcc.runtime import TensorSpec
+from lutcc.runtime import TensorSpec, files
 from lutcc.runtime.bfloat16 import as_numpy
 
 X = np.arange(24, dtype=np.float32).reshape(3, 8)
@@ -226,7 +226,7 @@ def test_a_folder_that_turns_out_unwritable(here: Path, monkeypatch: pytest.Monk
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(archives.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
     with pytest.raises(LutccError, match=r"y\.npz: cannot be written: Permission denied"):
         archives.write_outputs([Path("y.npz")], EXPECTED)
     assert not Path("y.npz").exists()
