@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -83,47 +84,59 @@ def _check(
     floats(_OP, "x", x)
     matrix(_OP, "weight", weight, (*FLOATS, torch.int8))
     require(
-        compute in COMPUTE,
-        _OP,
-        f"compute={compute!r} is unknown",
-        "use 'float32', 'bfloat16' or 'int8'",
-    )
-    require(
         x.ndim >= 1 and x.shape[-1] == weight.shape[1] and weight.shape[1] >= 1,
         _OP,
         f"x of shape {tuple(x.shape)} does not fit weights of shape {tuple(weight.shape)}",
         "the last dimensions must be equal, and at least 1",
     )
+    check_weights(_OP, x, weight, units, bias, compute)
+
+
+def check_weights(
+    op: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    units: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    compute: str,
+) -> None:
+    """Raise InputError unless weights (M, ...) can be multiplied so, and units and bias fit."""
+    require(
+        compute in COMPUTE,
+        op,
+        f"compute={compute!r} is unknown",
+        "use 'float32', 'bfloat16' or 'int8'",
+    )
     integers = weight.dtype is torch.int8
     absent = " without units" if units is None else ""
     require(
         not integers or (compute == "int8" and units is not None),
-        _OP,
+        op,
         f"int8 weights cannot be used with compute={compute!r}{absent}",
         "pass compute='int8' and the units of the weights' rows",
     )
     require(
         weight.dtype is not torch.float64 or x.dtype is torch.float64,
-        _OP,
+        op,
         f"weight is float64, but x is {x.dtype}",
         "weight.float()",
     )
     require(
-        compute != "int8" or weight.shape[1] <= MAX_INT8_COLUMNS,
-        _OP,
-        f"K = {weight.shape[1]} columns may overflow the int32 sums of compute='int8'",
+        compute != "int8" or math.prod(weight.shape[1:]) <= MAX_INT8_COLUMNS,
+        op,
+        f"K = {math.prod(weight.shape[1:])} columns may overflow the int32 sums of compute='int8'",
         "use compute='float32'",
     )
     if units is not None:
-        floats(_OP, "units", units)
+        floats(op, "units", units)
         require(
             units.ndim == 1 and units.shape[0] == weight.shape[0],
-            _OP,
+            op,
             f"units must be ({weight.shape[0]},), got {tuple(units.shape)}",
             "pass one number per output, or None",
         )
-    check_bias(_OP, bias, weight.shape[0], x.dtype)
-    check_devices(_OP, x, weight=weight, units=units, bias=bias)
+    check_bias(op, bias, weight.shape[0], x.dtype)
+    check_devices(op, x, weight=weight, units=units, bias=bias)
 
 
 def _fake(
@@ -146,7 +159,7 @@ def _cpu(
     rounded_here = compute == "int8" and weight.dtype is not torch.int8
     if is_recorded() or rounded_here or x.dtype is torch.float64:
         return _torch(x, weight, units, bias, compute)
-    ones, zeros = _defaults(weight.shape[0])
+    ones, zeros = defaults(weight.shape[0])
     tables = (weight, ones if units is None else units, zeros if bias is None else bias)
     kept: dict[int, str] = {1: "float32", 2: "float32"}
     if weight.dtype is torch.float16:
@@ -163,7 +176,8 @@ def _cpu(
 
 
 @lru_cache(maxsize=64)  # kernels know their tables by identity
-def _defaults(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def defaults(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the units and the bias of so many outputs that have none."""
     with torch.inference_mode(False):
         return torch.ones(rows), torch.zeros(rows)
 

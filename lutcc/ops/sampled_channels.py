@@ -32,6 +32,19 @@ def check_convolution(
         f"x is {x.dtype}, but weight is {weight.dtype}",
         f"weight.to({x.dtype})",
     )
+    check_windows(op, x, weight, stride, padding, dilation, groups)
+
+
+def check_windows(
+    op: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> None:
+    """Raise InputError unless weight of these sizes convolves x, whatever their dtypes are."""
     require(
         x.ndim == 4 and weight.ndim == 4,
         op,
