@@ -71,11 +71,11 @@ def existing_file(text: str, what: str) -> Path:
     return path
 
 
-def output_file(text: str, what: str = "--output", *, replaced: bool = True) -> Path:
+def output_file(text: str, what: str = "--output") -> Path:
     """Return a path that can be written, checked before the work whose result goes there.
 
-    ``replaced``: a new file or artifact folder takes its place (else it is written into, so that
-    the folder need not be writable when the file is there).
+    A new file or artifact folder takes its place, so its folder must be writable; only what is no
+    file (``/dev/stdout``) is written into.
 
     Raises
     ------
@@ -91,10 +91,8 @@ def output_file(text: str, what: str = "--output", *, replaced: bool = True) -> 
             where=what,
             fix="name another path" if folder.exists() else f"mkdir -p {folder}",
         )
-    inside = path.exists() and not replaced
-    if inside and path.is_dir():
-        raise UsageError(f"{text!r} is a folder", where=what, fix="name a file")
-    _writable(path if inside else folder, text, what)
+    special = path.exists() and not (path.is_file() or path.is_dir())
+    _writable(path if special else folder, text, what)
     return path
 
 

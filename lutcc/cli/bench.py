@@ -22,6 +22,7 @@ from lutcc.bench.options import BenchOptions
 from lutcc.cli.arrays import output_file
 from lutcc.cli.console import Console
 from lutcc.errors import UsageError, suggest
+from lutcc.runtime.files import write_text
 
 SECTIONS = ("limits", "kernels", "layers", "ffn", "sampled", "codebook", "dense")
 Section = tuple[Any, list[Table]]
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for name in args.sections:
         if name not in SECTIONS:
             raise UsageError(f"no section {name!r}", where="bench", fix=suggest(name, SECTIONS))
-    output = output_file(args.output, replaced=False) if args.output else None
+    output = output_file(args.output) if args.output else None
     from lutcc.bench.machine import describe, one_line
     from lutcc.bench.timing import pin_to_core
     from lutcc.runtime import cpu, set_num_threads
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         data["sections"][section] = rows
         shown += tables
     if output is not None:
-        output.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        write_text(output, json.dumps(data, indent=2) + "\n")
     console.result(data, *shown)
     return 0
 

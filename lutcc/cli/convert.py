@@ -18,6 +18,7 @@ import numpy as np
 from lutcc.cli.arrays import existing_file, output_file, read_array
 from lutcc.cli.console import Console
 from lutcc.errors import ConvertError
+from lutcc.runtime.files import write_whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Convert, report what became of each layer, export."""
     recipe = existing_file(args.recipe, "--recipe")
-    output = output_file(args.output, replaced=False)
+    output = output_file(args.output)
     given = read_array(args.calibration, "--calibration", finite=True)
     rows = np.ascontiguousarray(given, dtype=np.float32)
     refuse_sampled(recipe)
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         after = converted(calibration)
     with console.working("exporting"):
         exported = export_program(converted, (calibration[:2],))
-        torch.export.save(exported.program, output)
+        write_whole({output: lambda stream: torch.export.save(exported.program, stream)})
     seconds = time.perf_counter() - start
     report = cast(ConversionReport, converted.conversion_report)
     deviation = float((before - before.mean(0)).square().sum())

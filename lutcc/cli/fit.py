@@ -16,6 +16,7 @@ from rich.table import Table
 from lutcc.cli.arrays import output_file, read_array
 from lutcc.cli.console import Console
 from lutcc.errors import InputError, UsageError
+from lutcc.runtime.files import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     ):
         if value < least:
             raise UsageError(f"{value} is too few", where=option, fix=f"{least} or more")
-    output = output_file(args.output, replaced=False)
+    output = output_file(args.output)
     A = read_array(args.A, "A", ndim=2, finite=True)
     B = read_array(args.B, "B", ndim=2, finite=True)
     B = B.T if args.transpose else B
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         estimator.fit(train, B, bias)
     seconds = time.perf_counter() - start
     module = estimator.to_ir()
-    output.write_text(ir.to_text(module), encoding="utf-8")
+    write_text(output, ir.to_text(module))
 
     errors = {"train": _error(estimator, train, B, bias, activation)}
     if held_out:

@@ -24,6 +24,7 @@ from rich.text import Text
 from lutcc.cli.arrays import output_file
 from lutcc.cli.console import Console
 from lutcc.cli.options import shared_options
+from lutcc.runtime.files import write_text
 
 if TYPE_CHECKING:
     from lutcc.tuning.logfile import Problem
@@ -317,7 +318,7 @@ def _export(args: argparse.Namespace, console: Console) -> int:
     if path is None:
         console.document(data, text)
         return 0
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     what = "config" if args.format == "best" else "record"
     console.result({"output": str(path), "count": len(data)}, f"{path}: {_count(data, what)}")
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lutcc.cli.console import Console
 from lutcc.cli.report_files import writable
 from lutcc.errors import UsageError
+from lutcc.runtime.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if page_path is not None:
         made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         sources = [args.path, *([args.before] if args.before else [])]
-        page_path.write_text(page(report, sources=sources, made=made), encoding="utf-8")
+        write_text(page_path, page(report, sources=sources, made=made))
         data["files"].append(str(page_path))
     if png_path is not None:
         from lutcc.report.footprint_figures import summary_png

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lutcc.cli.console import Console
 from lutcc.cli.report_files import writable
 from lutcc.errors import LogError, UsageError
+from lutcc.runtime.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
         made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         text = page(tasks, sources=[str(p) for p in paths], made=made, within=args.within)
-        page_path.write_text(text, encoding="utf-8")
+        write_text(page_path, text)
         data["files"].append(str(page_path))
     if png_path is not None:
         from lutcc.report.training_figures import summary_png

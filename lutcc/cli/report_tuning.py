@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lutcc.cli.console import Console
 from lutcc.cli.report_files import writable
 from lutcc.errors import InputError, suggest
+from lutcc.runtime.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
         made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         text = page(targets, sources=[str(log) for log in args.logs], made=made)
-        page_path.write_text(text, encoding="utf-8")
+        write_text(page_path, text)
         data["files"].append(str(page_path))
     if png_path is not None:
         from lutcc.report.tuning_figures import summary_png

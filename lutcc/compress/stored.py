@@ -8,12 +8,11 @@ A weight ``fc.weight`` (M, ...) that is written with codebooks is stored as ``fc
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from lutcc.codebook_weights import REFERENCE_BITS, CodebookWeights, Footprint
 from lutcc.errors import InputError
+from lutcc.runtime.files import write_whole
 
 FORMAT, VERSION = "lutcc-codebooks", 1
 FILE = "model.safetensors"
@@ -275,8 +275,8 @@ def join(parts: Iterable[Path], target: Path, metadata: Mapping[str, str]) -> No
         position += last - first
     text = json.dumps(head).encode()
     text += b" " * (-len(text) % 8)
-    unfinished = target.with_name(target.name + ".unfinished")
-    with unfinished.open("wb") as out:
+
+    def write(out: IO[bytes]) -> None:
         out.write(struct.pack("<Q", len(text)) + text)
         for _, entry, path, start in sources:
             first, last = entry["data_offsets"]
@@ -289,9 +289,8 @@ def join(parts: Iterable[Path], target: Path, metadata: Mapping[str, str]) -> No
                         raise InputError("is cut off", where=str(path), fix="start afresh")
                     out.write(block)
                     left -= len(block)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(unfinished, target)
+
+    write_whole({target: write}, nbytes=8 + len(text) + position)
 
 
 def _header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:

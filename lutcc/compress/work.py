@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from lutcc.codebook_weights import CodebookWeights
 from lutcc.compress.stored import TensorRecord, parts_of, prefix_of
-from lutcc.errors import InputError
+from lutcc.errors import InputError, LutccError
+from lutcc.runtime.files import cannot_write
 
 _OPTIONS = "options.json"
 
@@ -134,10 +135,21 @@ class WorkFolder:
         shutil.rmtree(self.path)
 
 
-def _replace(path: Path, write: Any) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     unfinished = path.with_name(path.name + ".unfinished")
-    write(unfinished)
-    os.replace(unfinished, path)
+    try:
+        write(unfinished)
+        os.replace(unfinished, path)
+    except (OSError, MemoryError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+    except SafetensorError as error:  # says nothing but what the system said
+        unfinished.unlink(missing_ok=True)
+        raise LutccError(
+            f"cannot be written: {error}",
+            where=str(path),
+            fix="free some space, or name an output elsewhere; finished layers are kept",
+        ) from error
 
 
 def _read_options(path: Path) -> dict[str, Any] | None:

@@ -60,7 +60,12 @@ def write_whole(
     with contextlib.ExitStack() as held:
         path = Path()
         try:
-            for path, write in writers.items():
+            for given, write in writers.items():
+                path = Path(os.path.realpath(given))  # what a link points to, not the link
+                if path.exists() and not path.is_file():  # /dev/stdout, a pipe
+                    with path.open("wb") as stream:
+                        write(stream)
+                    continue
                 remove_abandoned(path)
                 handle, parts[path] = _unfinished(path)
                 held.callback(os.close, handle)  # holds the lock until all are in place
@@ -69,10 +74,11 @@ def write_whole(
                     stream.flush()
                     os.fsync(handle)
                 os.fchmod(handle, 0o666 & ~umask())
-            for path in writers:
+            folders = {path.parent for path in parts}
+            for path in list(parts):
                 os.replace(parts[path], path)
                 del parts[path]
-            for folder in {path.parent for path in writers}:
+            for folder in folders:
                 _sync_folder(folder)
         except (OSError, MemoryError) as problem:
             raise cannot_write(path, problem, error, nbytes) from problem

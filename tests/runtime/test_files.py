@@ -193,3 +193,18 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
         files.write_text(tmp_path / "nowhere" / "a.txt", "text")
     assert "existing folder" in (raised.value.fix or "")
     assert os.listdir(tmp_path) == []
+
+
+def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "real")
+    for data in ("first", "second"):
+        files.write_text(tmp_path / "link", data)
+        assert (tmp_path / "there" / "real").read_text() == data
+    assert (tmp_path / "link").is_symlink()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        files.write_text(pipe, "through")
+        assert reader.communicate()[0] == b"through"
+    assert pipe.is_fifo()
