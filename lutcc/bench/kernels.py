@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lutcc import ir
+from lutcc.bench.attention_kernels import bench_attention
 from lutcc.bench.codebook_kernels import (
     bench_codebook_dequantize,
     bench_codebook_matmul,
@@ -312,6 +313,7 @@ BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[Row]]] = {
     "nearest_encode": bench_nearest_encode,
     "linear": bench_linear,
     "dense": bench_dense,
+    "attention": bench_attention,
     "hadamard": bench_hadamard,
     "block_diagonal_matmul": bench_block_diagonal_matmul,
     "sign_hash": bench_sign_hash,
@@ -325,6 +327,9 @@ BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[Row]]] = {
     "quantize": _moving("quantize", (N, 256), [_VECTOR, _VECTOR]),
     "affine": _moving("affine", (N, 256), [_VECTOR, _VECTOR]),
     "relu": _moving("relu", (N, 256), []),
+    "activation": _moving("activation", (N, 256), [], kind="gelu"),
+    "layer_norm": _moving("layer_norm", (N, 256), [_VECTOR, _VECTOR]),
+    "softmax": _moving("softmax", (N, 256), []),
     "add": _moving("add", (N, 256), []),
     "im2col": _moving("im2col", (N, 16, 28, 28), [], "float32", **_CONV),
     "rows_to_nchw": _moving("rows_to_nchw", (ir.Sym("n", 64), 64), [], oh=8, ow=8),

@@ -17,6 +17,7 @@ from lutcc.codegen.products import (
     PACKED,
     SCHEDULES,
     STRIDED,
+    TENSORS,
     Products,
     check_constants,
     packed_alone,
@@ -34,6 +35,7 @@ from lutcc.schedules.x86.context import (
     External,
     Scratch,
     StageContext,
+    Tensor,
     Workspace,
 )
 from lutcc.schedules.x86.emit import (
@@ -120,7 +122,7 @@ class EntryEmitter:
         if not self.own_workspace:
             self.threads = builder.arg("threads", tir.Var("threads", "int64"))
         self.batch: Expr = i64(1)
-        self.batch_bound = self.batch_name is None
+        self.sizes: dict[str, Expr] = {}
         matched_inputs = [
             self._match(v, h, strided=True) for v, h in zip(main.params, handles, strict=True)
         ]
@@ -216,12 +218,14 @@ class EntryEmitter:
     def _dim(self, dim: int | Sym) -> Expr:
         if not isinstance(dim, Sym):
             return i64(int(dim))
-        if not self.batch_bound:
-            self.batch_bound = True
+        if dim.name not in self.sizes:
             variable = tir.Var(dim.name, "int64")
-            self.batch = variable if dim.factor == 1 else tir.floordiv(variable, i64(dim.factor))
+            size = variable if dim.factor == 1 else tir.floordiv(variable, i64(dim.factor))
+            self.sizes[dim.name] = size
+            if dim.name == self.batch_name:
+                self.batch = size
             return variable
-        return self.batch * dim.factor
+        return self.sizes[dim.name] * dim.factor
 
     def _bytes_per_row(self, value: Value) -> int:
         factor = 1
@@ -368,6 +372,7 @@ class EntryEmitter:
             elif plan.elementwise_only(function):
                 ctx = context(thread, begin, i64(1))
                 elementwise.emit(ctx, function, begin, end, inputs, outputs)
+                remember(ctx)
             elif plan.rows_only(function) or configs.stage.row_threshold >= plan.ALWAYS:
                 by_rows()
             elif configs.stage.row_threshold <= 0:
@@ -391,6 +396,9 @@ class EntryEmitter:
         for i, value in enumerate(op.operands):
             if i in PACKED.get(op.opcode, ()):
                 operands.append(self._constant(value))
+            elif op.opcode in TENSORS:
+                sizes = tuple(self._dim(d) for d in value.type.shape)
+                operands.append(Tensor(self._view(value), sizes))
             else:
                 operands.append(self._external(value) if i in strided else self._view(value))
         result = op.results[0]

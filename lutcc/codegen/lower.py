@@ -152,15 +152,18 @@ def stage_functions(module: Module) -> list[Function]:
 
 
 def _batch_symbol(main: Function) -> str | None:
+    from lutcc.codegen.products import TENSORS
+
     symbols = main.symbols
-    if len(symbols) > 1:
+    if len(symbols) > 1 and any(op.opcode not in ("constant", *TENSORS) for op in main.body):
         raise CompileError(
             f"the module has {len(symbols)} symbolic dimensions ({', '.join(symbols)}), "
-            "kernels are made for one",
+            f"which only {', '.join(TENSORS)} may have",
             where="@main",
             fix="make all but the batch dimension numbers",
         )
-    return symbols[0] if symbols else None
+    leading = [d.name for v in main.params for d in v.type.shape if isinstance(d, Sym)]
+    return leading[0] if leading else None
 
 
 def _spec(value: Value) -> TensorSpec:

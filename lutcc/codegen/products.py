@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 from lutcc.errors import CompileError
 from lutcc.ir.module import Function, Operation
 from lutcc.schedules.x86 import (
+    attention,
     codebook_dequantize,
     codebook_matmul,
+    conv2d,
     dense,
     sampled_conv2d,
     sampled_matmul,
@@ -29,7 +31,11 @@ SCHEDULES: Mapping[str, Any] = {
     "codebook_dequantize": codebook_dequantize,
     "sparse_add": sparse_add,
     "dense": dense,
+    "conv2d": conv2d,
+    "attention": attention,
 }
+#: Products of tensors of any rank, whose sizes may all be open.
+TENSORS = ("attention",)
 #: Operands read through any strides.
 STRIDED: Mapping[str, tuple[int, ...]] = {
     "sampled_matmul": (0, 1),
@@ -38,6 +44,8 @@ STRIDED: Mapping[str, tuple[int, ...]] = {
     "codebook_dequantize": (0,),
     "sparse_add": (0, 1),
     "dense": (0,),
+    "conv2d": (),
+    "attention": (),
 }
 #: Operands that must be constants, which the schedule packs.
 PACKED: Mapping[str, tuple[int, ...]] = {
@@ -45,6 +53,7 @@ PACKED: Mapping[str, tuple[int, ...]] = {
     "codebook_dequantize": codebook_dequantize.PACKED,
     "sparse_add": sparse_add.PACKED,
     "dense": dense.PACKED,
+    "conv2d": conv2d.PACKED,
 }
 
 

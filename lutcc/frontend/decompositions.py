@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 import lutcc.ops  # noqa: F401  registers torch.ops.lutcc
 from lutcc.frontend.attention import attention
+from lutcc.frontend.simplify import simplify
 from lutcc.frontend.tracing import quiet_torch
 
 aten = torch.ops.aten
@@ -34,7 +35,7 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
         table.pop(op, None)
     table.update(_RULES)
     with quiet_torch():
-        return program.run_decompositions(table)
+        return simplify(program.run_decompositions(table))
 
 
 def _rule(*ops: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

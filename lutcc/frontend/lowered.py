@@ -42,8 +42,9 @@ class RegionBuilder:
     :func:`lutcc.frontend.lower_ops.lower_node`, results taken with :meth:`result`.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, open_sizes: bool = False) -> None:
         self.graph = graph
+        self.open_sizes = open_sizes
         self.builder = ir.Builder("main")
         self.env: dict[Node, Lowered | tuple[Lowered | None, ...]] = {}
         self._constants: dict[tuple[str, int, str], ir.Value] = {}
@@ -54,13 +55,17 @@ class RegionBuilder:
     def input(self, node: Node, shape: tuple[Dim, ...] | None = None) -> None:
         """Declare ``node`` as a parameter, stored under ``shape`` (the node's own if None).
 
-        A tensor with several open sizes is always stored as rows, and their product is one size.
+        A tensor with several open sizes is stored as rows, and their product is one size, unless
+        the region takes several (``open_sizes``).
         """
         logical = self.graph.shape(node)
         dtype = self.graph.dtype(node)
         if dtype not in ("float32", "uint8", "int32", "bool", "int8", "int64"):
             raise NotExpressible(f"an input of dtype {dtype}")
-        stored = as_rows(logical) if len(_symbols(logical)) > 1 else shape or logical
+        if self.open_sizes:
+            stored = logical
+        else:
+            stored = as_rows(logical) if len(_symbols(logical)) > 1 else shape or logical
         value = self.builder.param(self.name(node.name), ir.TensorType(stored, dtype))
         self.env[node] = Lowered(value, logical)
 

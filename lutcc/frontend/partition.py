@@ -12,6 +12,7 @@ from lutcc.frontend.checks import op_name
 from lutcc.frontend.graph import Graph, NotExpressible
 from lutcc.frontend.lower_ops import is_anchor, lower_node
 from lutcc.frontend.lowered import RegionBuilder, as_rows
+from lutcc.frontend.rules_attention import stands_alone
 from lutcc.ir.types import Dim, Sym
 
 _MOVEMENT = (
@@ -56,9 +57,13 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the IR can express of a graph, the reasons for the rest, and the IR of the whole."""
+    """What the IR can express of a graph, the reasons for the rest, and the IR of the whole.
+
+    Those ``alone`` make a region each: their kernels take several open sizes.
+    """
 
     expressible: frozenset[Node]
+    alone: frozenset[Node]
     reasons: Mapping[Node, NotExpressible]
     whole: RegionBuilder
 
@@ -68,17 +73,22 @@ def probe(graph: Graph) -> Probe:
     region = RegionBuilder(graph)
     for node in graph.input_nodes:
         _declare(region, node)
-    expressible, reasons = set[Node](), dict[Node, NotExpressible]()
+    expressible, alone, reasons = set[Node](), set[Node](), dict[Node, NotExpressible]()
     for node in graph.nodes:
         if node not in graph.used or not graph.is_tensor_op(node):
             continue
         try:
-            lower_node(region, node)
+            if stands_alone(graph, node):
+                _build(graph, "trial", frozenset({node}), frozenset({node}))
+                alone.add(node)
+                _declare(region, node)
+            else:
+                lower_node(region, node)
             expressible.add(node)
         except NotExpressible as reason:
             reasons[node] = reason
             _declare(region, node)
-    return Probe(frozenset(expressible), reasons, region)
+    return Probe(frozenset(expressible), frozenset(alone), reasons, region)
 
 
 def _declare(region: RegionBuilder, node: Node) -> None:
@@ -96,9 +106,9 @@ def find_regions(graph: Graph, found: Probe) -> tuple[Region, ...]:
     expressible = set(found.expressible)
     while True:
         regions: list[Region] = []
-        for nodes in group(graph, expressible):
+        for nodes in group(graph, expressible, found.alone):
             try:
-                regions.append(_build(graph, f"region{len(regions)}", nodes))
+                regions.append(_build(graph, f"region{len(regions)}", nodes, found.alone))
             except NotExpressible:
                 # expressible only beside nodes that fell to another region
                 expressible -= nodes
@@ -107,9 +117,11 @@ def find_regions(graph: Graph, found: Probe) -> tuple[Region, ...]:
             return tuple(regions)
 
 
-def group(graph: Graph, expressible: Iterable[Node]) -> list[frozenset[Node]]:
+def group(
+    graph: Graph, expressible: Iterable[Node], alone: frozenset[Node] = frozenset()
+) -> list[frozenset[Node]]:
     """Return the groups of nodes that become regions, in the graph's order."""
-    groups = _Groups(graph, frozenset(expressible))
+    groups = _Groups(graph, frozenset(expressible), alone)
     for node in graph.nodes:
         if node in groups.expressible:
             groups.place(node)
@@ -120,11 +132,15 @@ def group(graph: Graph, expressible: Iterable[Node]) -> list[frozenset[Node]]:
 
 
 class _Groups:
-    """Groups grow along edges, and only where no path leaves a group and comes back."""
+    """Groups grow along edges, and only where no path leaves a group and comes back.
 
-    def __init__(self, graph: Graph, expressible: frozenset[Node]) -> None:
+    Those ``alone`` are groups that do not grow.
+    """
+
+    def __init__(self, graph: Graph, expressible: frozenset[Node], alone: frozenset[Node]) -> None:
         self.graph = graph
         self.expressible = expressible
+        self.alone = alone
         self.members: dict[int, set[Node]] = {}
         self.of: dict[Node, int] = {}
 
@@ -138,7 +154,8 @@ class _Groups:
     def place(self, node: Node) -> None:
         """Put ``node`` into its operands' groups where that makes no cycle, else into its own."""
         home: int | None = None
-        for number in sorted({self.of[n] for n in self.operands(node) if n in self.of}):
+        before = [n for n in self.operands(node) if n in self.of and n not in self.alone]
+        for number in sorted({self.of[n] for n in before if node not in self.alone}):
             together = self.members[number] | ({node} if home is None else self.members[home])
             if not self._is_convex(together):
                 continue
@@ -185,7 +202,7 @@ def _trim(graph: Graph, members: Iterable[Node]) -> frozenset[Node]:
     return frozenset(kept)
 
 
-def _build(graph: Graph, name: str, nodes: frozenset[Node]) -> Region:
+def _build(graph: Graph, name: str, nodes: frozenset[Node], alone: frozenset[Node]) -> Region:
     ordered = [n for n in graph.nodes if n in nodes]
     inputs: list[Node] = []
     for node in ordered:
@@ -201,14 +218,14 @@ def _build(graph: Graph, name: str, nodes: frozenset[Node]) -> Region:
         for n in ordered
         if n in results or any(u in graph.used and u not in nodes for u in n.users)
     ]
-    region = RegionBuilder(graph)
+    region = RegionBuilder(graph, open_sizes=nodes <= alone)
     for node in inputs:
         region.input(node, _stored_shape(graph, node, nodes))
     for node in ordered:
         lower_node(region, node)
     region.builder.returns(*(region.result(n, torch_shape=False) for n in outputs))
     module = region.builder.module()
-    if len(module.main.symbols) > 1:
+    if len(module.main.symbols) > 1 and not nodes <= alone:
         raise NotExpressible(f"several open sizes ({', '.join(module.main.symbols)})")
     return Region(name, module, nodes, tuple(inputs), tuple(outputs))
 

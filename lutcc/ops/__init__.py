@@ -11,10 +11,12 @@ tensors on a GPU, and never compile tables for the CPU while these change.
 from __future__ import annotations
 
 from lutcc.ops import optimizer_versions as _optimizer_versions  # noqa: F401  sets its hook
+from lutcc.ops.attention import attention
 from lutcc.ops.bh import bh_stage
 from lutcc.ops.block_diagonal import block_diagonal_matmul
 from lutcc.ops.codebook_dequantize import codebook_dequantize
 from lutcc.ops.codebook_matmul import codebook_matmul
+from lutcc.ops.conv2d import conv2d
 from lutcc.ops.dense import dense
 from lutcc.ops.encoders import nearest_encode, tree_encode
 from lutcc.ops.gather import set_deterministic_gradients, weighted_gather
@@ -31,6 +33,7 @@ from lutcc.ops.tables import lut_accumulate, lut_dequantize
 from lutcc.ops.transforms import hadamard
 
 __all__ = [
+    "attention",
     "bh_stage",
     "block_diagonal_matmul",
     "channel_scores",
@@ -39,6 +42,7 @@ __all__ = [
     "codebook_matmul",
     "column_row_sample",
     "column_row_scores",
+    "conv2d",
     "dense",
     "get_compilation",
     "get_sampled_backend",

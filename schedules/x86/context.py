@@ -106,6 +106,22 @@ class Scratch:
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """A value of any rank outside the block, its elements end to end.
+
+    Attributes
+    ----------
+    view
+        Its memory.
+    sizes
+        Its dimensions.
+    """
+
+    view: View
+    sizes: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
 class External:
     """A rank-2 value outside the block: an input, an output, or a value between stages.
 

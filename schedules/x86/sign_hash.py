@@ -16,31 +16,19 @@ from lutcc.schedules.x86.emit import (
     LANES,
     Expr,
     bind,
-    cast,
     equal,
     fma,
     i64,
     local,
     loop,
     reinterpret,
-    rint,
     select,
     splat,
     transpose16,
 )
+from lutcc.schedules.x86.exponential import LOG2_E, exp2
 from lutcc.schedules.x86.pack import round_up
 
-#: 2**f on [-1/2, 1/2], minimax in relative error: 2e-7 with float32 arithmetic.
-_EXP2 = (
-    1.0,
-    0.6931471880289533,
-    0.24022651084582345,
-    0.05550340411541286,
-    0.009618080095369616,
-    0.0013398262832202405,
-    0.00015395822931826247,
-)
-_LOG2_E = 1.4426950408889634
 _LARGEST = 0x7FFFFFFF
 
 
@@ -108,15 +96,7 @@ def _absolute(value: Expr) -> Expr:
 
 def _decay(magnitude: Expr) -> Expr:
     """Return exp(-2 |z|), NaN for NaN; below 2**-126 it is 2**-126."""
-    power = bind(magnitude * splat(-2.0 * _LOG2_E))
-    power = bind(select(power < splat(-126.0), splat(-126.0), power))
-    whole = bind(rint(power))
-    fraction = bind(power - whole)
-    value = splat(_EXP2[-1])
-    for coefficient in reversed(_EXP2[:-1]):
-        value = fma(value, fraction, splat(coefficient))
-    exponent = (cast("int32x16", whole) + splat(127, "int32")) << splat(23, "int32")
-    return bind(value * reinterpret("float32x16", exponent))
+    return exp2(bind(magnitude * splat(-2.0 * LOG2_E)), -126.0)
 
 
 def _smallest(magnitudes: list[Expr], count: int) -> list[tuple[Expr, Expr]]:

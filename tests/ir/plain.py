@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.ir import plain_codebook, plain_dense, plain_sampled
+from tests.ir import plain_attention, plain_codebook, plain_dense, plain_rows, plain_sampled
 
 Arrays = list[np.ndarray]
 
@@ -64,7 +64,9 @@ def relu(v: float) -> float:
 
 
 def act(v: float, activation: str) -> float:
-    return relu(v) if activation == "relu" else v
+    if activation in ("none", "relu"):
+        return relu(v) if activation == "relu" else v
+    return plain_rows.function(activation, v)
 
 
 def f32(values: Any) -> np.ndarray:
@@ -369,4 +371,6 @@ DEFINITIONS: dict[str, Callable[..., Arrays]] = {
     **plain_sampled.DEFINITIONS,
     **plain_codebook.DEFINITIONS,
     **plain_dense.DEFINITIONS,
+    **plain_rows.DEFINITIONS,
+    **plain_attention.DEFINITIONS,
 }

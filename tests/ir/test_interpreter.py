@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,19 +13,32 @@ from hypothesis import strategies as st
 from lutcc import ir
 from lutcc.errors import InputError
 from lutcc.ir.types import type_of_array
-from tests.ir import codebook_cases, dense_cases, plain, sampled_cases
+from tests.ir import attention_cases, codebook_cases, dense_cases, plain, rows_cases, sampled_cases
 from tests.ir.models import CASES as OTHER_CASES
 from tests.ir.models import Case, N, inputs_for, modules
 
 STRUCTURAL = {"constant", "call"}
-CASES = {**OTHER_CASES, **sampled_cases.CASES, **codebook_cases.CASES, **dense_cases.CASES}
+CASES = {
+    **OTHER_CASES,
+    **sampled_cases.CASES,
+    **codebook_cases.CASES,
+    **dense_cases.CASES,
+    **rows_cases.CASES,
+    **attention_cases.CASES,
+}
 
 
-def assert_same(opcode: str, got: np.ndarray, want: np.ndarray, inputs: list[np.ndarray]) -> None:
+def assert_same(
+    opcode: str,
+    got: np.ndarray,
+    want: np.ndarray,
+    inputs: list[np.ndarray],
+    attrs: Mapping[str, Any] | None = None,
+) -> None:
     """Compare bit by bit (any NaN equals any NaN), or within the op's tolerance."""
     assert got.dtype == want.dtype
     assert got.shape == want.shape
-    tolerance = ir.OPS[opcode].tolerance_of([type_of_array(a) for a in inputs])
+    tolerance = ir.OPS[opcode].tolerance_of([type_of_array(a) for a in inputs], attrs)
     if tolerance == 0 or got.dtype.kind == "i":
         np.testing.assert_array_equal(got, want)
         if got.dtype == np.float32:
@@ -53,7 +69,7 @@ def test_against_plain_definition(opcode: str) -> None:
         got = ir.interpret(case.module(), inputs)
         assert len(got) == len(want)
         for g, w in zip(got, want, strict=True):
-            assert_same(opcode, g, w, inputs)
+            assert_same(opcode, g, w, inputs, case.attrs)
         if ir.OPS[opcode].rowwise:
             symbolic = ir.interpret(case.module(symbolic=True), inputs)
             for s, g in zip(symbolic, got, strict=True):

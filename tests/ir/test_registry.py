@@ -218,6 +218,13 @@ def _rng_inputs(opcode: str) -> tuple[list[np.ndarray], dict[str, Any]]:
             [f(2, 5), ints(128, (3, 5), "int8") - ints(128, (3, 5), "int8"), np.abs(f(3)), f(3)],
             {"compute": "int8", "activation": "relu"},
         ),
+        "activation": ([x], {"kind": "gelu"}),
+        "layer_norm": ([x[:2], np.ones(5, np.float32) / 3, x[0]], {"eps": 1e-3}),
+        "softmax": ([x], {}),
+        "attention": (
+            [f(2, 3, 10), f(2, 7, 5), f(2, 7, 3), ints(2, (1, 2, 3, 7), "uint8")],
+            {"heads": 2, "kv_heads": 1, "scale": 0.5, "mask": "keep"},
+        ),
     }
     return inputs[opcode]
 

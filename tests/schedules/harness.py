@@ -59,12 +59,13 @@ def built(
     blob = tvm_ffi.from_dlpack(pack_blob(program.to_json(), constants))
 
     def call(*inputs: np.ndarray) -> list[np.ndarray]:
-        n = _batch(program, inputs)
+        sizes = _sizes(program, inputs)
         space = program.workspace
-        nbytes = space["fixed"] + space["per_row"] * n + space["per_thread"] * threads + 64
+        rows = sizes.get(program.batch, 1)
+        nbytes = space["fixed"] + space["per_row"] * rows + space["per_thread"] * threads + 64
         workspace = aligned_empty(nbytes)
         workspace[:] = 0xA5  # stale bytes must not matter
-        outputs = [np.empty(_shape(spec, n), numpy_dtype(spec.dtype)) for spec in program.outputs]
+        outputs = [np.empty(_shape(spec, sizes), numpy_dtype(spec.dtype)) for spec in program.outputs]
         entry(
             *[_tensor(x) for x in inputs],
             blob,
@@ -92,16 +93,17 @@ def _tensor(x: np.ndarray) -> Any:
     return tvm_ffi.from_dlpack(torch.from_numpy(x.view(np.int16)).view(torch.bfloat16))
 
 
-def _batch(program: Any, inputs: tuple[np.ndarray, ...]) -> int:
-    for spec, x in zip(program.inputs, inputs, strict=True):
-        for dim, size in zip(spec.shape, x.shape, strict=True):
-            if isinstance(dim, tuple):
-                return size // dim[1]
-    return 1
+def _sizes(program: Any, inputs: tuple[np.ndarray, ...]) -> dict[str, int]:
+    return {
+        dim[0]: size // dim[1]
+        for spec, x in zip(program.inputs, inputs, strict=True)
+        for dim, size in zip(spec.shape, x.shape, strict=True)
+        if isinstance(dim, tuple)
+    }
 
 
-def _shape(spec: Any, n: int) -> tuple[int, ...]:
-    return tuple(d[1] * n if isinstance(d, tuple) else d for d in spec.shape)
+def _shape(spec: Any, sizes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(d[1] * sizes[d[0]] if isinstance(d, tuple) else d for d in spec.shape)
 
 
 def tree_constants(

@@ -29,11 +29,15 @@ class RegionKernel:
         Packed constants, uint8.
     kernels
         One record per stage (name, ops, config, source), for ``artifact.explain()``.
+    program
+        Where each constant lies in ``blob``, for :func:`lutcc.schedules.x86.pack.pack_blob`; None
+        where other code made the kernel, which is not kept in a cache then.
     """
 
     function: Any
     blob: Array
     kernels: tuple[Mapping[str, Any], ...]
+    program: Mapping[str, Any] | None = None
 
 
 RegionCompiler: TypeAlias = Callable[[str, Module, str, "Choice | None"], RegionKernel]
@@ -73,12 +77,13 @@ def compile_region(
     prepared = prepare(with_whole_rows(module))
     configs = None if choice is None else choice.stage_configs(prepared, isa)
     lowered = lower(prepared, isa, configs, parallel=False, own_workspace=True, entry=entry)
-    blob = pack_blob(lowered.program.to_json(), dict(lowered.module.constants))
+    program = lowered.program.to_json()
+    blob = pack_blob(program, dict(lowered.module.constants))
     function = lowered.functions[entry].without_attr("global_symbol").with_attr(KERNEL, True)
     kernels = tuple(
         {**record, "stage": f"{name}.{record['stage']}"} for record in lowered.program.kernels
     )
-    return RegionKernel(function, np.ascontiguousarray(blob), kernels)
+    return RegionKernel(function, np.ascontiguousarray(blob), kernels, program=program)
 
 
 def with_whole_rows(module: Module) -> Module:
@@ -95,7 +100,7 @@ def with_whole_rows(module: Module) -> Module:
     factors = [dim.factor for dim in _dims(module) if isinstance(dim, Sym)]
     names = {dim.name for dim in _dims(module) if isinstance(dim, Sym)}
     common = math.gcd(*factors) if factors else 1
-    if common == 1 and names <= {BATCH}:
+    if len(names) > 1 or (common == 1 and names <= {BATCH}):
         return module
 
     def dim(size: Dim) -> Dim:

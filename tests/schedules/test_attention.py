@@ -1,0 +1,140 @@
+"""Attention: every level against the interpreter, open sizes, masks, threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lutcc import ir
+from tests.schedules.harness import ISA_PARAMS, WIDEST_ISA_PARAMS, built
+
+F32 = np.float32
+SIZES = {"n": ir.Sym("n"), "s": ir.Sym("s"), "t": ir.Sym("t")}
+
+#: N, S, T, heads, kv_heads, columns of a key, of a value: one, primes, tails, several blocks.
+SHAPES = [
+    (1, 1, 1, 1, 1, 1, 1),
+    (2, 5, 7, 2, 1, 3, 5),
+    (3, 16, 16, 4, 2, 32, 16),
+    (1, 7, 65, 3, 3, 20, 33),
+    (2, 197, 129, 1, 1, 17, 70),
+    (1, 3, 300, 2, 2, 64, 64),
+]
+
+
+def module(
+    heads: int,
+    groups: int,
+    columns: int,
+    values: int,
+    mask: str = "none",
+    axes: str = "",
+    *,
+    causal: bool = False,
+) -> ir.Module:
+    """Return one attention; all of N, S and T are open, and the mask has the ``axes`` of nhst."""
+    b = ir.Builder("main")
+    n, s, t = SIZES.values()
+    shapes = ((n, s, heads * columns), (n, t, groups * columns), (n, t, groups * values))
+    operands = [
+        b.param(name, ir.TensorType(shape, "float32"))
+        for name, shape in zip("qkv", shapes, strict=True)
+    ]
+    if mask == "none":
+        operands.append(b.constant("mask", np.zeros((1, 1, 1, 1), F32)))
+    else:
+        sizes: dict[str, Any] = {"h": heads, **SIZES}
+        shape = tuple(sizes[axis] if axis in axes else 1 for axis in "nhst")
+        dtype = "uint8" if mask == "keep" else "float32"
+        operands.append(b.param("mask", ir.TensorType(shape, dtype)))
+    attrs = {"heads": heads, "kv_heads": groups, "scale": float(columns) ** -0.5, "mask": mask}
+    b.returns(b.op("attention", *operands, causal=causal, **attrs))
+    return b.module()
+
+
+def inputs(
+    shape: tuple[int, ...], mask: str = "none", axes: str = "", seed: int = 0
+) -> list[np.ndarray]:
+    n, s, t, heads, groups, columns, values = shape
+    rng = np.random.default_rng(seed)
+    arrays: list[Any] = [
+        rng.normal(size=size).astype(F32)
+        for size in ((n, s, heads * columns), (n, t, groups * columns), (n, t, groups * values))
+    ]
+    sizes = {"n": n, "h": heads, "s": s, "t": t}
+    wanted = [sizes[axis] if axis in axes else 1 for axis in "nhst"]
+    if mask == "add":
+        added = rng.normal(size=wanted)
+        arrays.append(np.where(rng.random(wanted) < 0.3, -np.inf, added).astype(F32))
+    elif mask == "keep":
+        arrays.append((rng.random(wanted) < 0.7).astype(np.uint8))
+    return arrays
+
+
+def check(built_module: ir.Module, arrays: list[np.ndarray], got: np.ndarray) -> None:
+    (want,) = ir.interpret(built_module, arrays)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_shape(shape: tuple[int, ...], isa: str) -> None:
+    heads, groups, columns, values = shape[3:]
+    made = module(heads, groups, columns, values)
+    _, call = built(made, isa)
+    arrays = inputs(shape)
+    check(made, arrays, call(*arrays)[0])
+    other = inputs((shape[0] + 1, 33, 20, *shape[3:]))
+    check(made, other, call(*other)[0])
+
+
+@pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
+@pytest.mark.parametrize(
+    ("mask", "axes", "causal"),
+    [
+        ("add", "nhst", False),
+        ("add", "t", True),
+        ("add", "ns", False),
+        ("keep", "nst", False),
+        ("keep", "ht", False),
+        ("keep", "nh", True),
+        ("none", "", True),
+    ],
+)
+def test_masks(mask: str, axes: str, causal: bool, isa: str) -> None:
+    made = module(4, 2, 8, 12, mask, axes, causal=causal)
+    _, call = built(made, isa)
+    for shape in ((2, 5, 7), (1, 200, 150), (3, 17, 16)):
+        arrays = inputs((*shape, 4, 2, 8, 12), mask, axes)
+        check(made, arrays, call(*arrays)[0])
+
+
+@pytest.mark.isa("avx2")
+def test_threads_change_nothing() -> None:
+    made = module(3, 3, 16, 16)
+    arrays = inputs((2, 200, 140, 3, 3, 16, 16))
+    (alone,) = built(made, "avx2")[1](*arrays)
+    (together,) = built(made, "avx2", threads=4)[1](*arrays)
+    np.testing.assert_array_equal(alone, together)
+
+
+@pytest.mark.isa("avx2")
+def test_what_is_not_seen_and_what_is_not_finite() -> None:
+    """No key seen: zeros. NaN stays in its query; an added least float32 hides nothing alone."""
+    made = module(1, 1, 4, 4, "add", "nst")
+    arrays = inputs((1, 4, 20, 1, 1, 4, 4), "add", "nst")
+    arrays[3][0, 0, 0] = -np.inf
+    arrays[3][0, 0, 1] = np.finfo(F32).min
+    arrays[0][0, 2, 1] = np.nan
+    (got,) = built(made, "avx2")[1](*arrays)
+    np.testing.assert_array_equal(got[0, 0], 0)
+    np.testing.assert_allclose(got[0, 1], arrays[2][0].mean(0), rtol=1e-5, atol=1e-6)
+    assert np.isnan(got[0, 2]).all()
+    assert np.isfinite(got[0, 3]).all()
+    plain = module(1, 1, 1, 1)
+    (empty,) = built(plain, "avx2")[1](
+        np.full((1, 1, 1), np.inf, F32), np.full((1, 3, 1), -1, F32), np.ones((1, 3, 1), F32)
+    )
+    assert np.isnan(empty).all()  # as a softmax of -inf alone
