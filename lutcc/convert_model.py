@@ -54,8 +54,8 @@ def convert(
     A layer that is named by a wildcard but cannot be compressed stays exact, and the report says
     why. Layers that share their weights share the compressed ones, or stay exact together.
     ``Exact`` leaves layers as they are; with ``compute`` it makes Linear layers
-    :class:`lutcc.nn.DenseLinear`, without data. Of layers that share their weights each then has
-    its own.
+    :class:`lutcc.nn.DenseLinear` and 2-D convolutions :class:`lutcc.nn.DenseConv2d`, without data.
+    Of layers that share their weights each then has its own.
     ``Sampled`` makes Linear layers and 2-D convolutions compute from a sample while they are
     trained; it needs no calibration, and changes the options of layers that are sampled already.
 

@@ -269,7 +269,8 @@ class Exact:
     ----------
     compute
         None leaves everything as it is. "float32", "bfloat16" or "int8" makes linear layers
-        :class:`lutcc.nn.DenseLinear`, which need no calibration; convolutions and embeddings stay.
+        :class:`lutcc.nn.DenseLinear` and 2-D convolutions :class:`lutcc.nn.DenseConv2d`, which need
+        no calibration; embeddings stay.
 
     Raises
     ------

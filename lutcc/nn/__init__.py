@@ -8,6 +8,7 @@ from lutcc.nn.codebook_embedding import CodebookEmbedding
 from lutcc.nn.codebook_linear import CodebookLinear
 from lutcc.nn.comparison_projections import DiagonalProjection, ShuffleProjection
 from lutcc.nn.conv import MaddnessConv2d
+from lutcc.nn.dense_conv import DenseConv2d
 from lutcc.nn.dense_linear import DenseLinear
 from lutcc.nn.hadamard import Hadamard
 from lutcc.nn.linear import MaddnessLinear
@@ -23,6 +24,7 @@ __all__ = [
     "CodebookEmbedding",
     "CodebookLayer",
     "CodebookLinear",
+    "DenseConv2d",
     "DenseLinear",
     "DenseProjection",
     "DiagonalProjection",

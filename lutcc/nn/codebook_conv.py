@@ -216,13 +216,7 @@ class CodebookConv2d(CodebookLayer):
         """Return ([N,] out_channels, OH, OW) in the dtype of ``x`` ([N,] in_channels, H, W)."""
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        if x.dim() != 4:
-            raise InputError(
-                f"the input has shape {tuple(x.shape)}",
-                where=_WHERE,
-                fix=f"pass (N, {self.in_channels}, H, W)",
-            )
-        check_floats(x, self.in_channels, 1, _WHERE)
+        check_images(x, self.in_channels, _WHERE)
         x, padding = pad_input(x, self._sides, self.padding_mode)
         geometry = {
             "kernel_size": self.kernel_size,
@@ -249,17 +243,7 @@ class CodebookConv2d(CodebookLayer):
 
     def extra_repr(self) -> str:
         """Return the sizes and form shown by ``print``."""
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        text += f", stride={self.stride}"
-        if any(self._sides):
-            text += f", padding={self.padding!r}"
-        if self.dilation != (1, 1):
-            text += f", dilation={self.dilation}"
-        if self.groups != 1:
-            text += f", groups={self.groups}"
-        if self.padding_mode != "zeros":
-            text += f", padding_mode={self.padding_mode!r}"
-        return f"{text}, bias={self.bias is not None}, {self.describe_codebooks()}"
+        return f"{geometry_text(self, self._sides)}, {self.describe_codebooks()}"
 
 
 def conv_options(conv: torch.nn.Conv2d) -> dict[str, Any]:
@@ -268,6 +252,30 @@ def conv_options(conv: torch.nn.Conv2d) -> dict[str, Any]:
     options = {name: getattr(conv, name) for name in names}
     options["padding_mode"] = conv.padding_mode
     return {**options, "device": conv.weight.device, "dtype": conv.weight.dtype}
+
+
+def check_images(x: torch.Tensor, channels: int, where: str) -> None:
+    """Raise InputError unless ``x`` is a batch of images of so many channels."""
+    if x.dim() != 4:
+        raise InputError(
+            f"the input has shape {tuple(x.shape)}", where=where, fix=f"pass (N, {channels}, H, W)"
+        )
+    check_floats(x, channels, 1, where)
+
+
+def geometry_text(layer: Any, sides: tuple[int, ...]) -> str:
+    """Return the sizes of a convolution as ``print`` shows them."""
+    text = f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}"
+    text += f", stride={layer.stride}"
+    if any(sides):
+        text += f", padding={layer.padding!r}"
+    if layer.dilation != (1, 1):
+        text += f", dilation={layer.dilation}"
+    if layer.groups != 1:
+        text += f", groups={layer.groups}"
+    if layer.padding_mode != "zeros":
+        text += f", padding_mode={layer.padding_mode!r}"
+    return f"{text}, bias={layer.bias is not None}"
 
 
 def padded_sides(padding: Pair | str, kernel: Pair, dilation: Pair) -> tuple[int, int, int, int]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 
-import lutcc.ops  # noqa: F401  registers torch.ops.lutcc
-from lutcc.errors import InputError
-from lutcc.lookup_options import check_count, check_name
-from lutcc.nn.codebook import COMPUTE, check_floats
-from lutcc.ops.arithmetic import quantize_rows
-from lutcc.ops.dense import LIMIT
+from lutcc.lookup_options import check_count
+from lutcc.nn.codebook import check_floats
+from lutcc.nn.dense_layer import DenseLayer, finite
 
 
-class DenseLinear(torch.nn.Module):
+class DenseLinear(DenseLayer):
     """``y = x W^T + b`` for ``x`` (..., in_features) of any float dtype, W as it is computed with.
 
     ``weight`` (out_features, in_features) is a float32 or bfloat16 parameter; for int8 a buffer of
@@ -46,10 +42,6 @@ class DenseLinear(torch.nn.Module):
     (torch.Size([3, 10]), ['bias', 'scales', 'weight'])
     """
 
-    weight: torch.Tensor
-    scales: torch.nn.Parameter | None
-    bias: torch.nn.Parameter | None
-
     def __init__(
         self,
         in_features: int,
@@ -63,18 +55,9 @@ class DenseLinear(torch.nn.Module):
         super().__init__()
         check_count("DenseLinear", "in_features", in_features, 1)
         check_count("DenseLinear", "out_features", out_features, 1)
-        check_name("DenseLinear", "compute", compute, COMPUTE)
-        self.in_features, self.out_features, self.compute = in_features, out_features, compute
+        self.in_features, self.out_features = in_features, out_features
         fresh = torch.nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
-        self.register_parameter("bias", fresh.bias)
-        self.scales = None
-        if compute == "int8":
-            integers, units = _integers(fresh.weight)
-            self.register_buffer("weight", integers)
-            self.scales = torch.nn.Parameter(units)
-        else:
-            kind = torch.bfloat16 if compute == "bfloat16" else torch.float32
-            self.weight = torch.nn.Parameter(fresh.weight.detach().to(kind))
+        self._begin(fresh, compute)
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear, *, compute: str = "int8") -> Self:
@@ -92,13 +75,7 @@ class DenseLinear(torch.nn.Module):
         >>> torch.allclose(exact(x), linear(x), atol=1e-6)
         True
         """
-        weight = linear.weight.detach()
-        if not bool(weight.isfinite().all()):
-            raise InputError(
-                "the weights are not all finite",
-                where=cls.__name__,
-                fix="mend the layer, or leave it as it is",
-            )
+        weight = finite(linear.weight.detach(), cls.__name__)
         layer = cls(
             linear.in_features,
             linear.out_features,
@@ -107,50 +84,15 @@ class DenseLinear(torch.nn.Module):
             device=weight.device,
             dtype=weight.dtype,
         )
-        with torch.no_grad():
-            if layer.scales is None:
-                layer.weight.copy_(weight)
-            else:
-                integers, units = _integers(weight)
-                layer.weight.copy_(integers)
-                layer.scales.copy_(units)
-            if layer.bias is not None:
-                layer.bias.copy_(linear.bias)
-        return layer.train(linear.training)
-
-    def dequantize(self) -> torch.Tensor:
-        """Return the weights (out_features, in_features) in float32."""
-        weight = self.weight.float()
-        return weight if self.scales is None else weight * self.scales[:, None]
+        return layer._copy(linear)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (..., out_features) in the dtype of ``x`` (..., in_features)."""
         check_floats(x, self.in_features, -1, "DenseLinear")
-        bias = self.bias
-        if bias is not None and bias.dtype is not x.dtype:
-            bias = bias.double() if x.dtype is torch.float64 else bias.float()
+        bias = self._bias_for(x)
         return torch.ops.lutcc.dense(x, self.weight, self.scales, bias, self.compute)
 
     def extra_repr(self) -> str:
         """Return the sizes and arithmetic shown by ``print``."""
         text = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{text}, bias={self.bias is not None}, compute={self.compute!r}"
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        # a cast would lose bits of what goes with the integers; moves are made
-        kept = [t for t in (self.scales,) if t is not None]
-        kept += [t.grad for t in kept if t.grad is not None]
-
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            result = fn(tensor)
-            if result.dtype is tensor.dtype or not any(tensor is other for other in kept):
-                return result
-            return tensor.to(result.device)
-
-        return super()._apply(moved, recurse)
-
-
-def _integers(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weights as int8, and the unit of each row in float32."""
-    integers, units = quantize_rows(weight.detach().float(), LIMIT)
-    return integers.to(torch.int8), units[:, 0]

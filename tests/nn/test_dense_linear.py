@@ -107,13 +107,12 @@ def test_recipes_make_linear_layers_only() -> None:
     assert "int8" in first.note
 
 
-def test_convolutions_stay_or_are_refused() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+def test_embeddings_are_refused() -> None:
+    net = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 2))
     converted: Any = lutcc.convert(net, {"*": Exact(compute="bfloat16")})
-    assert type(converted[0]) is nn.Conv2d
-    assert converted[2].compute == "bfloat16"
-    assert "stays as it is: Conv2d" in str(converted.conversion_report)
-    with pytest.raises(ConvertError, match="Conv2d has no exact form in bfloat16"):
+    assert type(converted[0]) is nn.Embedding
+    assert converted[1].compute == "bfloat16"
+    with pytest.raises(ConvertError, match="matches only Embedding, which cannot be converted"):
         lutcc.convert(net, {"0": Exact(compute="bfloat16")})
 
 

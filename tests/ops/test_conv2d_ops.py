@@ -150,6 +150,7 @@ def test_torch_checks_the_registration(compute: str) -> None:
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
     names = ("x", "weight", "units", "bias")
-    given = dict(zip(names, tensors("int8"), strict=True)) | GEOMETRY | {"compute": "int8"}
+    given: dict[str, Any] = dict(zip(names, tensors("int8"), strict=True))
+    given |= GEOMETRY | {"compute": "int8"}
     with pytest.raises(InputError, match=message):
         lutcc.ops.conv2d(**given | changes)
