@@ -12,6 +12,9 @@ from lutcc.ir.passes.dead_code import DeadCode
 from lutcc.ir.passes.fold_constants import no_effect
 from lutcc.ir.types import ROW_MAJOR, Array
 
+#: Products whose sums are times units, plus a bias: their last operands.
+_PRODUCTS = ("dense", "conv2d")
+
 
 def _float32(*arrays: Array) -> list[Array] | None:
     """Round to float32; return None if something is not finite: then nothing is folded."""
@@ -45,18 +48,22 @@ def batch_norm_to_affine(editor: Editor, op: Operation) -> bool:
 
 
 def affine_into_producer(editor: Editor, op: Operation) -> bool:
-    """affine(p(...)) -> p'(...), p = affine, lut_dequantize, linear or a float lut_accumulate."""
+    """affine(p(...)) -> p'(...), p = affine, lut_dequantize, linear or a float lut_accumulate.
+
+    Of dense and conv2d it changes the units, and leaves the weights alone.
+    """
     if op.opcode != "affine":
         return False
     constants = editor.arrays(*op.operands[1:])
     producer = editor.sole_producer(
-        op.operands[0], "affine", "lut_dequantize", "linear", "lut_accumulate"
+        op.operands[0], "affine", "lut_dequantize", "linear", "lut_accumulate", *_PRODUCTS
     )
     if constants is None or producer is None:
         return False
     if producer.has_attr("activation") and producer.attr("activation") != "none":
         return False
-    arrays = editor.arrays(*producer.operands[1:])
+    fixed = 2 if producer.opcode in _PRODUCTS else 1
+    arrays = editor.arrays(*producer.operands[fixed:])
     if arrays is None:
         return False
     scale, shift = (a.astype(np.float64) for a in constants)
@@ -73,7 +80,7 @@ def affine_into_producer(editor: Editor, op: Operation) -> bool:
                 folded = _float32(wide[0] * scale, wide[1] * scale + shift)
     if folded is None:
         return False
-    _emit_with_constants(editor, producer, op, folded)
+    _emit_with_constants(editor, producer, op, folded, fixed)
     return True
 
 
@@ -98,20 +105,20 @@ def affine_into_linear(editor: Editor, op: Operation) -> bool:
 
 
 def _emit_with_constants(
-    editor: Editor, like: Operation, op: Operation, arrays: list[Array]
+    editor: Editor, like: Operation, op: Operation, arrays: list[Array], fixed: int = 1
 ) -> None:
-    """Emit ``like`` with new constants after its first operand, and with the results of ``op``."""
+    """Emit ``like`` with new constants after its first operands, and with the results of ``op``."""
     values: list[Value] = []
-    for old, array in zip(like.operands[1:], arrays, strict=True):
+    for old, array in zip(like.operands[fixed:], arrays, strict=True):
         values.append(editor.emit_constant(editor.ref(old), array))
-    editor.emit(Operation(like.opcode, (like.operands[0], *values), op.results, like.attrs))
+    editor.emit(Operation(like.opcode, (*like.operands[:fixed], *values), op.results, like.attrs))
 
 
 def relu_into_epilogue(editor: Editor, op: Operation) -> bool:
-    """relu(p(...)) -> p(...) with activation = "relu", for p = lut_dequantize, linear, dense."""
+    """relu(p(...)) -> p(...), activation = "relu", for p = lut_dequantize, linear, dense, conv2d."""
     if op.opcode != "relu":
         return False
-    producer = editor.sole_producer(op.operands[0], "lut_dequantize", "linear", "dense")
+    producer = editor.sole_producer(op.operands[0], "lut_dequantize", "linear", *_PRODUCTS)
     if producer is None or producer.attr("activation") != "none":
         return False
     if producer.result.type.layout != op.result.type.layout:
