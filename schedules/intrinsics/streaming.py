@@ -53,6 +53,22 @@ define <8 x float> @lutcc_rounded_256(<8 x float> %v) alwaysinline {
   %same = call <8 x float> asm "", "=x,0"(<8 x float> %v)
   ret <8 x float> %same
 }
+define <8 x i32> @lutcc_pin_int32x8(<8 x i32> %v) alwaysinline {
+  %same = call <8 x i32> asm sideeffect "", "=x,0"(<8 x i32> %v)
+  ret <8 x i32> %same
+}
+define <16 x i32> @lutcc_pin_int32x16(<16 x i32> %v) alwaysinline {
+  %same = call <16 x i32> asm sideeffect "", "=v,0"(<16 x i32> %v)
+  ret <16 x i32> %same
+}
+define <8 x float> @lutcc_pin_float32x8(<8 x float> %v) alwaysinline {
+  %same = call <8 x float> asm sideeffect "", "=x,0"(<8 x float> %v)
+  ret <8 x float> %same
+}
+define <16 x float> @lutcc_pin_float32x16(<16 x float> %v) alwaysinline {
+  %same = call <16 x float> asm sideeffect "", "=v,0"(<16 x float> %v)
+  ret <16 x float> %same
+}
 declare void @llvm.x86.sse.sfence()
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 !0 = !{i32 1}
@@ -105,6 +121,19 @@ def keep(vector: Any, lanes: int) -> Any:
     if emulation.active():  # there is no register of 512 bits, and speed does not matter
         return vector
     return tir.call_extern(f"int32x{lanes}", f"lutcc_keep_{lanes * 32}", vector)
+
+
+def pin(vector: Any, kind: str, lanes: int) -> Any:
+    """Return an int32 or float32 vector of 8 or 16 lanes that is there before any later load.
+
+    LLVM loads ahead as far as it likes, and, where a tile takes nearly all registers, more than
+    they hold: what it then stores and loads again may cost more than half of the time.
+    """
+    import tvm.tirx as tir
+
+    if emulation.active():  # there is no register of 512 bits, and speed does not matter
+        return vector
+    return tir.call_extern(f"{kind}x{lanes}", f"lutcc_pin_{kind}x{lanes}", vector)
 
 
 def rounded(vector: Any, lanes: int) -> Any:

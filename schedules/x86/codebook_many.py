@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lutcc.schedules.intrinsics import streaming
 from lutcc.schedules.x86 import edges
 from lutcc.schedules.x86.codebook_rows import PAIR_COLUMNS, PreparedRows
 from lutcc.schedules.x86.config import DenseConfig
@@ -306,14 +307,34 @@ class Block:
                 self._step(acc, here, load_packed)
 
     def _step(self, acc: Registers, starts: list[Expr], load: Callable[[int, int], Expr]) -> None:
-        """Add what is multiplied together of each row of x times the panel's."""
-        granules, vectors = self.cut.granules, self.cut.vectors
+        """Add what is multiplied together of each row of x times the panel's.
+
+        The factors of one side stay in registers while those of the other come one by one.
+        """
+        together, vectors = self.cut.granules.together, self.cut.vectors
+
+        def weights(c: int) -> list[Expr]:
+            return [bind(load(c, k)) for k in range(together)]
+
+        if vectors * together < len(starts):
+            held = [weights(c) for c in range(vectors)]
+            for r, start in enumerate(starts):
+                parts = self.many.x.parts(start)
+                for c in range(vectors):
+                    self._add(acc, r * vectors + c, held[c], parts, last=c == vectors - 1)
+            return
         rows = [self.many.x.parts(start) for start in starts]
         for c in range(vectors):
-            weights = [bind(load(c, k)) for k in range(granules.together)]
+            found = weights(c)
             for r, parts in enumerate(rows):
-                slot = r * vectors + c
-                acc.set(slot, granules.added(acc.get(slot), weights, parts, keep=True))
+                self._add(acc, r * vectors + c, found, parts, last=r == len(rows) - 1)
+
+    def _add(
+        self, acc: Registers, slot: int, weights: list[Expr], parts: list[Expr], *, last: bool
+    ) -> None:
+        """Add products to a sum; nothing that comes after the ``last`` one is loaded before it."""
+        total = self.cut.granules.added(acc.get(slot), weights, parts, keep=True)
+        acc.set(slot, bind(streaming.pin(total, self.kind, self.words)) if last else total)
 
     def _sums(self, acc: Registers, row: int) -> Expr:
         """Return the sums of a row of x, one for each row of W of the panel."""
