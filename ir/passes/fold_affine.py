@@ -115,7 +115,7 @@ def _emit_with_constants(
 
 
 def relu_into_epilogue(editor: Editor, op: Operation) -> bool:
-    """relu(p(...)) -> p(...) with activation = "relu", p = lut_dequantize, linear, dense, conv2d."""
+    """relu(p(...)) -> p(...) with activation = "relu": p = lut_dequantize, linear or a product."""
     if op.opcode != "relu":
         return False
     producer = editor.sole_producer(op.operands[0], "lut_dequantize", "linear", *_PRODUCTS)
