@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from lutcc.ir import activations
 from lutcc.ir.types import Array
 
 F32Array: TypeAlias = npt.NDArray[np.float32]
@@ -95,7 +96,9 @@ def relu32(x: Array) -> F32Array:
 
 
 def activate(x: Array, activation: str) -> F32Array:
-    """Apply the activation of an epilogue, ``none`` or ``relu``."""
+    """Apply the activation of an epilogue: ``none``, ``relu`` or one of ``activations.KINDS``."""
+    if activation in activations.KINDS:
+        return activations.apply(activation, x)
     return relu32(x) if activation == "relu" else np.asarray(x, np.float32)
 
 

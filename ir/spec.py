@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias
 
 from lutcc.errors import VerifyError, suggest
+from lutcc.ir import activations
 from lutcc.ir.bindings import Attrs, Bindings, ConcreteType, Known, Run, Scope
 from lutcc.ir.types import Array, Attr, Dim, Layout, Sym, TensorType, is_int, shape_text
 
@@ -186,10 +187,16 @@ class OpDef:
         if self.rowwise and not any(operand.rows for operand in self.operands):
             raise VerifyError(f"op {self.name!r} is row-wise but marks no operand with rows=True")
 
-    def tolerance_of(self, types: Sequence[TensorType]) -> float:
-        """Return the tolerance of an operation on operands of these types; 0 is bit-exact."""
+    def tolerance_of(
+        self, types: Sequence[TensorType], attrs: Mapping[str, Attr] | None = None
+    ) -> float:
+        """Return the tolerance of an operation on operands of these types; 0 is bit-exact.
+
+        What is exact up to an activation has the activation's tolerance.
+        """
         if self.exact is not None and self.exact(types):
-            return 0.0
+            rounded = (attrs or {}).get("activation") in activations.KINDS
+            return activations.TOLERANCE if rounded else 0.0
         return self.tolerance + (self.rounding(types) if self.rounding is not None else 0.0)
 
     def complete_attrs(self, given: Mapping[str, Attr], where: str) -> dict[str, Attr]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lutcc.ir.arithmetic import activate, quantize_rows, round_to_bfloat16
+from lutcc.ir.ops.activation import EPILOGUE
 from lutcc.ir.ops.codebook_matmul import MAX_INT8_COLUMNS
-from lutcc.ir.ops.lut_dequantize import ACTIVATION
 from lutcc.ir.spec import AttrSpec, Bindings, Known, OpCost, OpDef, Operand, Run
 from lutcc.ir.types import Array, TensorType
 
@@ -82,7 +82,8 @@ OP = OpDef(
         "y[n, m] = activation(units[m] * (sum over k of x[n, k] * weight[m, k]) + bias[m]). "
         "compute = float32: sums as for linear, off by the tolerance times the sum of the terms' "
         "magnitudes; bfloat16 weights are as good as float32 ones of their values. bfloat16: x and "
-        "weight are rounded to bfloat16 first (nearest, ties to even). int8, exact: weight is in "
+        "weight are rounded to bfloat16 first (nearest, ties to even). int8, exact up to an "
+        "activation that is not: weight is in "
         "-127 .. 127, q[n, k] = round_half_even(x[n, k] * (127 / a)), a = max |x[n, :]|, and y = "
         "float32(sum of q * weight) * ((a / 127) * units) + bias, each operation rounded to "
         "float32. Where 127 / a is not finite, q is 0; a row with a NaN or an infinity gives NaN. "
@@ -96,7 +97,7 @@ OP = OpDef(
         Operand("units", ("M",), "float32", "what the sum of each row of weights is times"),
         Operand("bias", ("M",), "float32", "added to every row"),
     ),
-    attrs=(COMPUTE, ACTIVATION),
+    attrs=(COMPUTE, EPILOGUE),
     results=("y",),
     infer=infer,
     reference=reference,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lutcc.ir.arithmetic import activate
-from lutcc.ir.ops.lut_dequantize import ACTIVATION
+from lutcc.ir.ops.activation import EPILOGUE
 from lutcc.ir.spec import Bindings, OpCost, OpDef, Operand, Run
 from lutcc.ir.types import Array, TensorType
 
@@ -39,7 +39,7 @@ OP = OpDef(
     definition=(
         "y[n, m] = activation(sum over d of x[n, d] * weight[m, d] + bias[m]). The reference "
         "computes in float64; a backend "
-        "may be off by the tolerance times (sum of |x| |weight| + |bias|)."
+        "may be off by the tolerance times (sum of |x| |weight| + |bias| + 1)."
     ),
     source="torch.nn.functional.linear",
     operands=(
@@ -47,7 +47,7 @@ OP = OpDef(
         Operand("weight", ("M", "D"), "float32", "weights, one row per output"),
         Operand("bias", ("M",), "float32", "added to every row"),
     ),
-    attrs=(ACTIVATION,),
+    attrs=(EPILOGUE,),
     results=("y",),
     infer=infer,
     reference=reference,

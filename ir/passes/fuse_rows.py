@@ -19,7 +19,9 @@ class FuseRows:
     Row i of what they compute depends on row i of what they read, so a backend can run a whole
     group per block of rows and keep codes and sums in the L1 cache: encode and accumulate fused.
     Groups are maximal, connected, and convex (nothing outside lies on a path between two members).
-    Main is left with calls, data movement, element-wise ops of other ranks, and their constants.
+    Look-ups, which go by blocks of rows, and operations that reduce whole rows (layer norm and
+    softmax), which take them as they lie, are kept in groups apart. Main is left with calls, data
+    movement, element-wise ops of other ranks, and their constants.
 
     Parameters
     ----------
@@ -84,12 +86,15 @@ def _groups(function: Function) -> list[list[int]]:
     It also grows behind a ``weighted_gather``: its result exists only when all rows of a block have
     passed the tables. Elementwise operations may finish it on the way to memory, as long as each
     result is read by the next alone; whatever else reads it belongs to the next level.
+
+    And it grows where a path comes from look-ups to a reduction of rows, or the other way round.
     """
     producer = {v.name: i for i, op in enumerate(function.body) for v in op.results}
     uses = function.use_counts
     returned = {v.name for v in function.returns}
     level: list[int] = []
     keys: list[tuple[Dim, int] | None] = []
+    families: list[str] = []
     late: set[str] = set()
     for op in function.body:
         rows = op.results[0].type.shape[0] if is_rowwise(op) else None
@@ -113,20 +118,40 @@ def _groups(function: Function) -> list[list[int]]:
                 late.add(op.results[0].name)
             else:
                 depth += 1
+        own = _FAMILIES.get(op.opcode, "")
+        met = {families[producer[name]] for name, of in near.items() if of == depth} | {own}
+        if len(met - {""}) > 1:
+            depth += 1
+            met = {own}
         if op.opcode == "weighted_gather":
             late.add(op.results[0].name)
         level.append(depth)
+        families.append(max(met))
         keys.append(None if rows is None else (rows, depth))
-    return _connected(function, keys)
+    return _connected(function, keys, families)
 
 
 #: Operations that may finish the results of a gather, element by element.
-_FINISHING = ("add", "affine", "relu", "quantize")
+_FINISHING = ("add", "affine", "relu", "activation", "quantize")
+#: Operations that keep groups of their own; others join either.
+_FAMILIES = {
+    **dict.fromkeys(("tree_encode", "nearest_encode", "lut_accumulate"), "look-ups"),
+    **dict.fromkeys(("hadamard", "block_diagonal_matmul"), "look-ups"),
+    **dict.fromkeys(("sign_hash", "weighted_gather"), "look-ups"),
+    **dict.fromkeys(("layer_norm", "softmax"), "reductions"),
+}
 
 
-def _connected(function: Function, keys: list[tuple[Dim, int] | None]) -> list[list[int]]:
-    """Split operations of equal key into groups that share rows, directly or through others."""
+def _connected(
+    function: Function, keys: list[tuple[Dim, int] | None], families: list[str]
+) -> list[list[int]]:
+    """Split operations of equal key into groups that share rows, directly or through others.
+
+    What belongs to no family joins the look-ups that it touches, and only else the reductions: were
+    that chosen by chance, two groups might each need a result of the other.
+    """
     parent = list(range(len(keys)))
+    family = list(families)
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -134,13 +159,20 @@ def _connected(function: Function, keys: list[tuple[Dim, int] | None]) -> list[l
             i = parent[i]
         return i
 
-    touched: dict[tuple[tuple[Dim, int], str], int] = {}
+    def join(i: int, j: int) -> None:
+        parent[root(j)] = root(i)
+
+    touching: dict[tuple[tuple[Dim, int], str], list[int]] = {}
     for index, (op, key) in enumerate(zip(function.body, keys, strict=True)):
-        if key is None:
-            continue
-        for value in (*_row_operands(op), *op.results):
-            first = touched.setdefault((key, value.name), index)
-            parent[root(index)] = root(first)
+        if key is not None:
+            for value in (*_row_operands(op), *op.results):
+                touching.setdefault((key, value.name), []).append(index)
+    for kind in ("", "look-ups", "reductions"):
+        for indices in touching.values():
+            first = next((i for i in indices if family[root(i)] == kind), None)
+            for i in indices:
+                if first is not None and family[root(i)] in ("", kind):
+                    join(first, i)
     members: dict[int, list[int]] = {}
     for index, key in enumerate(keys):
         if key is not None:

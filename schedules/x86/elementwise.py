@@ -1,16 +1,17 @@
-"""Stages of elementwise operations alone: one straight pass, every value in registers.
+"""Stages of elementwise operations and reductions over columns: straight passes over each row.
 
-Work: each input is read once, each output written once; nothing is transposed and nothing waits
-in scratch, so that only memory limits it.
+Work: each input is read once, each output written once; nothing is transposed, and nothing waits
+but what a reduction makes wait, a row in the L1 cache, so that only memory limits it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import reduce
 
-from lutcc.ir.module import Function, Operation
+from lutcc.ir.module import Function
+from lutcc.schedules.x86 import edges
 from lutcc.schedules.x86.context import External, StageContext
 from lutcc.schedules.x86.emit import (
     Expr,
@@ -20,13 +21,13 @@ from lutcc.schedules.x86.emit import (
     cast,
     equal,
     i64,
-    local,
     loop,
     shuffle,
     splat,
 )
-from lutcc.schedules.x86.pack import CHUNK
-from lutcc.schedules.x86.plan import ELEMENTWISE
+from lutcc.schedules.x86.pack import CHUNK, round_up
+from lutcc.schedules.x86.row_passes import RowPasses
+from lutcc.schedules.x86.row_sums import Piece
 
 
 def emit(
@@ -38,92 +39,78 @@ def emit(
     outputs: Mapping[str, External],
 ) -> None:
     """Compute the rows from ``begin`` to ``end``."""
+    body = [op for op in function.body if op.opcode != "constant"]
+    columns = next(iter(inputs.values())).columns
+    passes = RowPasses(ctx, body, columns, list(outputs))
     whole = [equal(source.column_stride, i64(1)) for source in inputs.values()]
     streams = [target.stream for target in outputs.values()]
+    lines = {
+        name: source
+        if isinstance(source.column_stride, int) or _is_one(source.column_stride)
+        else replace(
+            source,
+            view=ctx.scratch.take(round_up(columns, CHUNK), source.dtype),
+            row_stride=i64(0),
+            column_stride=i64(1),
+        )
+        for name, source in inputs.items()
+    }
 
-    def rows(*, contiguous: bool, stream: bool) -> None:
-        _Pass(ctx, function, inputs, outputs, contiguous, stream).emit(begin, end)
+    def rows(sources: Mapping[str, External], *, stream: bool) -> None:
+        def store(name: str, piece: Piece, value: Expr) -> None:
+            _store(outputs[name], row, piece, value, stream=stream)
+
+        with loop(end - begin) as r:
+            row = bind(begin + r)
+            for name, source in sources.items():
+                if source is not inputs[name]:
+                    edges.copy_row_in(inputs[name], row, source.view)
+            passes.emit(lambda name, piece: _load(sources[name], row, piece), store)
 
     with branch(reduce(both, whole)) as (contiguous, strided):
         with contiguous:
             if None in streams:
-                rows(contiguous=True, stream=False)
+                rows(inputs, stream=False)
             else:
                 with branch(reduce(both, streams)) as (large, small):
                     with large:
-                        rows(contiguous=True, stream=True)
+                        rows(inputs, stream=True)
                     with small:
-                        rows(contiguous=True, stream=False)
+                        rows(inputs, stream=False)
         with strided:
-            rows(contiguous=False, stream=False)
+            rows(lines, stream=False)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """The loop over rows and vectors, with one way to load and one to store."""
+def _is_one(stride: Expr) -> bool:
+    """Tell whether a stride is known to be 1."""
+    return getattr(stride, "value", None) == 1
 
-    ctx: StageContext
-    function: Function
-    inputs: Mapping[str, External]
-    outputs: Mapping[str, External]
-    contiguous: bool
-    stream: bool
 
-    def emit(self, begin: Expr, end: Expr) -> None:
-        columns = next(iter(self.inputs.values())).columns
-        with loop(end - begin) as r:
-            row = bind(begin + r)
-            if columns >= CHUNK:
-                with loop(columns // CHUNK) as k:
-                    self._vector(row, k * CHUNK, CHUNK)
-                if columns % CHUNK:  # the last vector overlaps the one before
-                    self._vector(row, i64(columns - CHUNK), CHUNK)
-                return
-            lanes = 1 << (columns.bit_length() - 1)
-            for start in sorted({0, columns - lanes}):
-                self._vector(row, i64(start), lanes)
+def _load(source: External, row: Expr, piece: Piece) -> Expr:
+    """Load 16 columns as float32; where a row has less, others are repeated."""
+    columns = source.columns
+    if columns >= CHUNK:
+        value = source.view.load(source.index(row, piece.first), CHUNK)
+    elif columns == 1:
+        value = splat(source.view.load(source.index(row, 0)), source.dtype)
+    else:
+        lanes = 1 << (columns.bit_length() - 1)
+        parts = [
+            source.view.load(source.index(row, start), lanes) for start in (0, columns - lanes)
+        ]
+        picks = [*range(lanes), *range(3 * lanes - columns, 2 * lanes)]
+        value = shuffle(parts * (CHUNK // (2 * lanes)), picks + [0] * (CHUNK - columns))
+    return value if source.dtype == "float32" else cast("float32x16", value)
 
-    def _vector(self, row: Expr, first: Expr, lanes: int) -> None:
-        """Compute ``lanes`` columns from ``first`` on; less than 16 repeat."""
-        values = {
-            name: bind(self._load(source, row, first, lanes))
-            for name, source in self.inputs.items()
-        }
 
-        def operand(op: Operation, index: int) -> Expr:
-            value = op.operands[index]
-            if value.name in values:
-                return values[value.name]
-            vector = self.ctx.blob.add("vector", "float32", [self.ctx.ref(value)])
-            return bind(vector.load(first, CHUNK))
-
-        for op in self.function.body:
-            if op.opcode != "constant":
-                apply = ELEMENTWISE[op.opcode]
-                result = apply(op, operand(op, 0), lambda i, op=op: operand(op, i))
-                values[op.results[0].name] = bind(result)
-        for name, target in self.outputs.items():
-            self._store(values[name], target, bind(target.index(row, first)), lanes)
-
-    def _load(self, source: External, row: Expr, first: Expr, lanes: int) -> Expr:
-        if self.contiguous:
-            value = source.view.load(source.index(row, first), lanes)
-        else:
-            gathered = local(lanes, source.dtype)
-            for lane in range(lanes):
-                gathered.store(lane, source.view.load(source.index(row, first + lane)))
-            value = gathered.load(0, lanes)
-        if lanes == 1:
-            value = splat(value)
-        elif lanes < CHUNK:
-            value = shuffle([value] * (CHUNK // lanes), range(CHUNK))
-        return value if source.dtype == "float32" else cast("float32x16", value)
-
-    def _store(self, value: Expr, target: External, index: Expr, lanes: int) -> None:
-        if target.dtype == "uint8":
-            value = cast("uint8x16", value)
-        if self.stream:
-            target.view.store_stream(index, value)
-        else:
-            part = value if lanes == CHUNK else shuffle([value], range(lanes))
-            target.view.store(index, part, lanes)
+def _store(target: External, row: Expr, piece: Piece, value: Expr, *, stream: bool) -> None:
+    """Store the columns that exist."""
+    index = bind(target.index(row, piece.first))
+    if target.dtype == "uint8":
+        value = cast("uint8x16", value)
+    if stream:
+        target.view.store_stream(index, value)
+    elif target.columns < CHUNK:
+        edges.store_partial(target.view, index, value, target.columns)
+    else:
+        target.view.store(index, value, CHUNK)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lutcc.ir.module import Operation
+from lutcc.schedules.x86.activation import activated
 from lutcc.schedules.x86.context import Columns, Row, StageContext
 from lutcc.schedules.x86.emit import Expr, bind, branch, cast, fma, i64, loop, registers, splat
 from lutcc.schedules.x86.pack import CHUNK, chunk_starts
-from lutcc.schedules.x86.relu import activate
 
 #: Less rows than this take wide tiles of one or two rows, whatever the config says.
 FEW_ROWS = 3
@@ -52,7 +52,7 @@ class LinearTile:
 
 def bias_and_activation(op: Operation, value: Expr, operand: Callable[[int], Expr]) -> Expr:
     """Add the bias and apply the activation."""
-    return activate(op, value + operand(2))
+    return activated(str(op.attr("activation")), value + operand(2))
 
 
 def emit_rows(

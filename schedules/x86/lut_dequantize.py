@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lutcc.ir.module import Operation
+from lutcc.schedules.x86.activation import activated
 from lutcc.schedules.x86.emit import Expr, cast, fma
-from lutcc.schedules.x86.relu import activate
 
 
 def apply(op: Operation, value: Expr, operand: Callable[[int], Expr]) -> Expr:
     """Return 16 results from 16 sums; ``operand(i)`` gives 16 lanes of operand ``i``."""
-    return activate(op, fma(cast("float32x16", value), operand(1), operand(2)))
+    value = fma(cast("float32x16", value), operand(1), operand(2))
+    return activated(str(op.attr("activation")), value)

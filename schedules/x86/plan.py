@@ -13,15 +13,10 @@ from lutcc.errors import CompileError
 from lutcc.ir.module import Function, Operation, Value
 from lutcc.schedules.space import Config, Knob, Space
 from lutcc.schedules.x86 import (
-    add,
-    affine,
     block_diagonal_matmul,
     linear,
     lut_accumulate,
-    lut_dequantize,
     nearest_encode,
-    quantize,
-    relu,
     tree_encode,
 )
 from lutcc.schedules.x86.config import (
@@ -31,19 +26,13 @@ from lutcc.schedules.x86.config import (
     tile_fits,
 )
 from lutcc.schedules.x86.isa import Isa
+from lutcc.schedules.x86.row_passes import ELEMENTWISE, REDUCTIONS
 
 ENCODERS = {"tree_encode": tree_encode, "nearest_encode": nearest_encode}
-ELEMENTWISE = {
-    "lut_dequantize": lut_dequantize.apply,
-    "affine": affine.apply,
-    "relu": relu.apply,
-    "add": add.apply,
-    "quantize": quantize.apply,
-}
 #: Operations that have a kernel for rows as they lie only.
 HASHES = frozenset({"hadamard", "block_diagonal_matmul", "sign_hash", "weighted_gather"})
 #: Row-wise operations that a stage can hold.
-SUPPORTED = frozenset({*ENCODERS, *ELEMENTWISE, *HASHES, "lut_accumulate", "linear"})
+SUPPORTED = frozenset({*ENCODERS, *ELEMENTWISE, *REDUCTIONS, *HASHES, "lut_accumulate", "linear"})
 #: Producers that elementwise operations cannot join: their results are not finished one by one.
 _CLOSED = frozenset({*ENCODERS, "hadamard", "sign_hash"})
 
@@ -55,7 +44,7 @@ class Step:
     Attributes
     ----------
     producer
-        An encoder, a scan, a matrix product, or None.
+        An encoder, a scan, a matrix product, a reduction, or None.
     chain
         Elementwise operations applied to the producer's values in registers.
     source
@@ -250,8 +239,9 @@ def rows_at_once(function: Function, configs: KernelConfigs) -> int:
 
 
 def elementwise_only(function: Function) -> bool:
-    """Whether the stage is done in one straight pass over its elements."""
-    return all(op.opcode in {*ELEMENTWISE, "constant", "repack"} for op in function.body)
+    """Whether the stage is done in straight passes over its rows, with nothing to choose."""
+    straight = {*ELEMENTWISE, *REDUCTIONS, "constant", "repack"}
+    return all(op.opcode in straight for op in function.body)
 
 
 #: As ``row_threshold``: each row is done alone, however many there are.

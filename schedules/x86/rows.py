@@ -14,8 +14,11 @@ from lutcc.schedules.x86 import edges, linear, lut_accumulate_rows
 from lutcc.schedules.x86.context import External, Row, StageContext
 from lutcc.schedules.x86.emit import Expr, bind, cast, i64, loop
 from lutcc.schedules.x86.pack import CHUNK, round_up
-from lutcc.schedules.x86.plan import ELEMENTWISE, ENCODERS, Step, plan_steps
+from lutcc.schedules.x86.plan import ELEMENTWISE, ENCODERS, REDUCTIONS, Step, plan_steps
+from lutcc.schedules.x86.row_passes import RowPasses
 
+#: Producers that store their results where they are returned, if nothing else reads them.
+_DIRECT = frozenset({"linear", *REDUCTIONS})
 #: Takes the index of a row, a first column, and 16 values.
 Put = Callable[[Expr, Expr, Expr], None]
 
@@ -60,7 +63,7 @@ class RowEmitter:
         else:
             dtype = {"uint8": "float32"}.get(result.type.dtype, result.type.dtype)
             last = result.name in outputs and result.name not in self.read
-            if last and op is not None and op.opcode == "linear":
+            if last and op is not None and op.opcode in _DIRECT:
                 self._columns(step, self._direct(outputs[result.name]))
                 return
             target = self._take(result.type.size(1), dtype)
@@ -143,6 +146,9 @@ class RowEmitter:
         if op is not None and op.opcode == "linear":
             linear.emit_rows(self.ctx, op, self.count, self.capacity, finish_row)
             return
+        if op is not None and op.opcode in REDUCTIONS:
+            self._reductions(step, put)
+            return
         with self._each_row() as (index, _):
 
             def finish(first: Expr, value: Expr) -> None:
@@ -154,6 +160,19 @@ class RowEmitter:
                 row = self.ctx.values[source.name]
                 with loop(round_up(row.columns, CHUNK) // CHUNK) as k:
                     finish(k * CHUNK, row.view.load(k * CHUNK, 16))
+
+    def _reductions(self, step: Step, put: Put) -> None:
+        """Do an operation that looks at whole rows, and what follows it, in passes."""
+        assert step.producer is not None
+        result = step.result
+        body = [step.producer, *step.chain]
+        passes = RowPasses(self.ctx, body, result.type.size(1), [result.name])
+        with self._each_row() as (index, _):
+            values = dict(self.ctx.values)
+            passes.emit(
+                lambda name, piece: values[name].view.load(piece.first, CHUNK),
+                lambda _, piece, value: put(index, piece.first, value),
+            )
 
     def _apply(
         self, op: Operation, value: Expr, index: Expr, first: Expr, values: dict[str, Any]

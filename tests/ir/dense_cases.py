@@ -20,7 +20,7 @@ def dense(draw: st.DrawFn) -> Case:
     elif draw(st.booleans()):
         weight = weight.astype(ml_dtypes.bfloat16)
     arrays = (floats(rng, n, k), weight, np.abs(floats(rng, m)), floats(rng, m))
-    activation = draw(st.sampled_from(["none", "relu"]))
+    activation = draw(st.sampled_from(["none", "relu", "silu"]))
     return Case("dense", arrays, {"compute": compute, "activation": activation})
 
 

@@ -137,7 +137,7 @@ def columnwise(draw: st.DrawFn, opcode: str) -> Case:
 def linear(draw: st.DrawFn) -> Case:
     rng = np.random.default_rng(draw(seeds()))
     n, d, m = (draw(st.integers(1, 7)) for _ in range(3))
-    attrs = {"activation": draw(st.sampled_from(["none", "relu"]))}
+    attrs = {"activation": draw(st.sampled_from(["none", "relu", "gelu"]))}
     return Case("linear", (floats(rng, n, d), floats(rng, m, d), floats(rng, m)), attrs)
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from tests.ir.plain_codebook import F32, Arrays, rounded, steps
+from tests.ir.plain_rows import function
 
 
 def dense(inputs: Arrays, compute: str = "float32", activation: str = "none") -> Arrays:
@@ -23,8 +24,10 @@ def dense(inputs: Arrays, compute: str = "float32", activation: str = "none") ->
                 left, right = (row, w) if compute == "float32" else (rounded(row), rounded(w))
                 total = float(np.sum(left.astype(np.float64) * right.astype(np.float64)))
                 y[i, m] = F32(total * float(units[m]) + float(bias[m]))
-            if activation == "relu" and y[i, m] < 0:
-                y[i, m] = 0
+            if activation == "relu":
+                y[i, m] = 0 if y[i, m] < 0 else y[i, m]
+            elif activation != "none":
+                y[i, m] = function(activation, float(y[i, m]))
     return [y]
 
 

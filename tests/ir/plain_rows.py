@@ -1,0 +1,64 @@
+"""Plain definitions of layer norm, softmax and activations: loops over numbers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Arrays = list[np.ndarray]
+F32 = np.float32
+
+
+def function(kind: str, v: float) -> float:
+    """Return one activation of one number, from the formulas of textbooks."""
+    if math.isnan(v):
+        return v
+    if kind == "tanh":
+        return math.tanh(v)
+    if kind == "hardsigmoid":
+        return min(max(v + 3, 0.0), 6.0) / 6
+    share = {
+        "gelu": lambda: math.erfc(-v / math.sqrt(2)) / 2,
+        "gelu_tanh": lambda: (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) / 2,
+        "hardswish": lambda: function("hardsigmoid", v),
+    }.get(kind, lambda: 1 / (1 + math.exp(-v)) if v > -700 else 0.0)()
+    if kind == "sigmoid":
+        return share
+    return math.nan if math.isinf(v) and share == 0 else v * share
+
+
+def activation(inputs: Arrays, kind: str) -> Arrays:
+    (x,) = inputs
+    return [np.array([function(kind, float(v)) for v in x.ravel()], F32).reshape(x.shape)]
+
+
+def layer_norm(inputs: Arrays, eps: float = 1e-5) -> Arrays:
+    x, gamma, beta = inputs
+    y = np.full(x.shape, math.nan)
+    for n, row in enumerate(x):
+        values = [float(v) for v in row]
+        if not all(map(math.isfinite, values)):
+            continue
+        mean = math.fsum(values) / len(values)
+        variance = math.fsum((v - mean) ** 2 for v in values) / len(values)
+        spread = math.sqrt(variance + eps)
+        for d, v in enumerate(values):
+            y[n, d] = (v - mean) / spread * float(gamma[d]) + float(beta[d])
+    return [y.astype(F32)]
+
+
+def softmax(inputs: Arrays) -> Arrays:
+    (x,) = inputs
+    y = np.full(x.shape, math.nan)
+    for n, row in enumerate(x):
+        values = [float(v) for v in row]
+        most = max(values)
+        if any(math.isnan(v) for v in values) or math.isinf(most):
+            continue
+        exps = [math.exp(v - most) for v in values]
+        y[n] = [e / math.fsum(exps) for e in exps]
+    return [y.astype(F32)]
+
+
+DEFINITIONS = {"activation": activation, "layer_norm": layer_norm, "softmax": softmax}
