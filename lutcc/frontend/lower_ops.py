@@ -51,6 +51,7 @@ def lower_node(region: RegionBuilder, node: Node) -> None:
     from lutcc.frontend import (  # noqa: F401
         rules_attention,
         rules_codebook,
+        rules_conv,
         rules_dense,
         rules_elementwise,
         rules_gather,

@@ -15,31 +15,28 @@ from lutcc.ir.arithmetic import quantize_rows
 @rule("lutcc.dense.default")
 def _dense(region: RegionBuilder, node: Node) -> Result:
     compute = str(argument(node, 4, "compute", "float32"))
-    weight, units = _matrix(region, node, compute)
+    weight, units = stored_weights(region, node, compute)
     outputs = weight.type.static_shape[0]
-    bias = argument(node, 3, "bias")
     value = region.emit(
         "dense",
         region.rows(region.float_tensor(node.args[0])),
         weight,
         units,
-        region.constant(np.zeros(outputs, np.float32), f"{node.name}_bias")
-        if bias is None
-        else _floats(region, bias, f"{node.name}_bias"),
+        stored_bias(region, node, argument(node, 3, "bias"), outputs),
         compute=compute,
     )
     return Lowered(value, region.graph.shape(node))
 
 
-def _matrix(region: RegionBuilder, node: Node, compute: str) -> tuple[ir.Value, ir.Value]:
-    """Return weights, in the type that is computed with, and their units."""
+def stored_weights(region: RegionBuilder, node: Node, compute: str) -> tuple[ir.Value, ir.Value]:
+    """Return weights (M, ...), in the type that is computed with, and their units."""
     given, units = node.args[1], argument(node, 2, "units")
     array = region.constant_of(given)
     name = f"{node.name}_weight"
     scale = None if units is None else region.constant_of(units).astype(np.float32)
     if compute == "int8" and array.dtype != np.int8:
-        integers, own = quantize_rows(array.astype(np.float32))
-        weight = region.constant(integers.astype(np.int8), name)
+        integers, own = quantize_rows(array.astype(np.float32).reshape(len(array), -1))
+        weight = region.constant(integers.astype(np.int8).reshape(array.shape), name)
         scale = own if scale is None else own * scale
     elif compute == "bfloat16" and array.dtype != ml_dtypes.bfloat16:
         weight = region.constant(array.astype(np.float32).astype(ml_dtypes.bfloat16), name)
@@ -52,9 +49,12 @@ def _matrix(region: RegionBuilder, node: Node, compute: str) -> tuple[ir.Value, 
     return weight, region.constant(scale, f"{node.name}_units")
 
 
-def _floats(region: RegionBuilder, node: object, name: str) -> ir.Value:
-    """Return a constant in float32."""
-    array = region.constant_of(node)
+def stored_bias(region: RegionBuilder, node: Node, bias: object, outputs: int) -> ir.Value:
+    """Return a bias of any dtype in float32, zeros for None."""
+    name = f"{node.name}_bias"
+    if bias is None:
+        return region.constant(np.zeros(outputs, np.float32), name)
+    array = region.constant_of(bias)
     if array.dtype == np.float32:
-        return region.stored(node, name)
+        return region.stored(bias, name)
     return region.constant(array.astype(np.float32), name)

@@ -1,9 +1,7 @@
-"""Rules for look-ups, dense layers, convolutions and batch norm."""
+"""Rules for look-ups, linear layers, windows and batch norm."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +83,7 @@ def _quantize(region: RegionBuilder, node: Node) -> Result:
 @rule("lutcc.im2col.default")
 def _lutcc_im2col(region: RegionBuilder, node: Node) -> Result:
     x = region.float_tensor(node.args[0])
-    pairs = [_pair(argument(node, i, k, d)) for i, k, d in _WINDOW]
+    pairs = [pair(argument(node, i, k, d)) for i, k, d in _WINDOW]
     return Lowered(_im2col(region, x, *pairs), region.graph.shape(node))
 
 
@@ -125,11 +123,12 @@ def _transposed(region: RegionBuilder, node: Any) -> ir.Value:
 def _dense(region: RegionBuilder, node: Node, x: Any, weight: ir.Value, bias: Any) -> Result:
     rows = region.rows(region.float_tensor(x))
     width = weight.type.static_shape[0]
-    value = region.emit("linear", rows, weight, _bias(region, node, bias, width))
+    value = region.emit("linear", rows, weight, bias_of(region, node, bias, width))
     return Lowered(value, region.graph.shape(node))
 
 
-def _bias(region: RegionBuilder, node: Node, bias: Any, width: int) -> ir.Value:
+def bias_of(region: RegionBuilder, node: Node, bias: Any, width: int) -> ir.Value:
+    """Return a bias as a vector, zeros for None."""
     name = f"{node.name}_bias"
     if bias is None:
         return region.constant(np.zeros(width, np.float32), name)
@@ -142,50 +141,9 @@ def _bias(region: RegionBuilder, node: Node, bias: Any, width: int) -> ir.Value:
     return region.constant(spread, name)
 
 
-# convolutions: windows to rows, a dense layer, rows to images
+# windows and positions as rows
 
 _WINDOW = ((1, "kernel_size", 1), (2, "stride", 1), (3, "padding", 0), (4, "dilation", 1))
-
-
-@rule("aten.conv1d.default", "aten.conv2d.default")
-def _conv(region: RegionBuilder, node: Node) -> Result:
-    window = [
-        argument(node, i, k, d)
-        for i, k, d in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
-    ]
-    return _convolve(region, node, window, argument(node, 6, "groups", 1))
-
-
-@rule("aten.convolution.default")
-def _convolution(region: RegionBuilder, node: Node) -> Result:
-    *_, stride, padding, dilation, transposed, _, groups = node.args
-    if transposed:
-        raise NotExpressible("a transposed convolution")
-    return _convolve(region, node, [stride, padding, dilation], groups)
-
-
-def _convolve(region: RegionBuilder, node: Node, window: Sequence[Any], groups: Any) -> Result:
-    x = region.float_tensor(node.args[0])
-    weight = region.constant_of(node.args[1], "float32")
-    if groups != 1:
-        raise NotExpressible("a grouped convolution")
-    if weight.ndim not in (3, 4) or len(x.shape) != weight.ndim:
-        raise NotExpressible("a convolution that is not over batched sequences or images")
-    sequence = weight.ndim == 3
-    kernel = _pair(weight.shape[2:], sequence=sequence, fill=1)
-    stride, padding, dilation = (
-        _pair(value, sequence=sequence, fill=fill)
-        for value, fill in zip(window, (1, 0, 1), strict=True)
-    )
-    if sequence:
-        batch, channels, length = x.shape
-        x = replace(x, shape=(batch, channels, 1, length))
-    rows = _im2col(region, x, kernel, stride, padding, dilation)
-    matrix = region.constant(weight.reshape(weight.shape[0], -1), f"{node.name}_weight")
-    bias = _bias(region, node, argument(node, 2, "bias"), weight.shape[0])
-    return Lowered(
-        region.emit("linear", rows, matrix, bias), region.graph.shape(node), "channel_rows"
-    )
 
 
 def _im2col(region: RegionBuilder, x: Lowered, *window: tuple[int, int]) -> ir.Value:
@@ -195,10 +153,9 @@ def _im2col(region: RegionBuilder, x: Lowered, *window: tuple[int, int]) -> ir.V
     return region.emit("im2col", region.materialised(x), **dict(zip(names, window, strict=True)))
 
 
-def _pair(value: Any, *, sequence: bool = False, fill: int = 1) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """Return one number, or two, as two."""
     sizes = [int(v) for v in value] if isinstance(value, (tuple, list)) else [int(value)]
-    if sequence:
-        return fill, sizes[0]
     return (sizes[0], sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
 
 

@@ -112,10 +112,12 @@ def test_cnn_keeps_rows_between_pointwise_layers(assert_interpreted):
     ops = _ops(assert_interpreted(_trained_statistics(model), *_batches(3, 8, 8)))
     expected = [
         "im2col",
-        "linear",
+        "reshape",
+        "conv2d",
         "batch_norm",
         "relu",
-        "linear",
+        "reshape",
+        "conv2d",
         "relu",
         "rows_to_nchw",
         "reshape",
@@ -144,7 +146,8 @@ def test_resnet_block(assert_interpreted):
 
 def test_global_pooled_image_needs_no_movement(assert_interpreted):
     model = nn.Sequential(nn.Conv2d(3, 6, 4), nn.Flatten(), nn.Linear(6, 2))
-    assert _ops(assert_interpreted(model, *_batches(3, 4, 4))) == ["im2col", "linear", "linear"]
+    ops = _ops(assert_interpreted(model, *_batches(3, 4, 4)))
+    assert ops == ["im2col", "reshape", "conv2d", "linear"]
 
 
 class _Constants(nn.Module):
@@ -207,7 +210,7 @@ class _ChannelsLast(nn.Module):
 
 def test_channels_last_linear_stays_in_rows(assert_interpreted):
     assert _ops(assert_interpreted(_ChannelsLast(), *_batches(3, 5, 4))) == [
-        "im2col", "linear", "linear", "relu", "rows_to_nchw",
+        "im2col", "reshape", "conv2d", "linear", "relu", "rows_to_nchw",
     ]  # fmt: skip
 
 
