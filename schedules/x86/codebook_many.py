@@ -34,7 +34,9 @@ from lutcc.schedules.x86.emit import (
     cast,
     equal,
     i64,
+    local,
     loop,
+    maximum,
     minimum,
     registers,
     reinterpret,
@@ -160,10 +162,13 @@ class Many:
     target: External
 
     def emit(self, rows: Expr, thread_loop: ThreadLoop, private: Callable[[Expr], Scratch]) -> None:
-        """Emit blocks of rows, and for each two loops over threads."""
-        with loop(ceiling(rows, self.capacity)) as b:
-            first = bind(b * self.capacity)
-            now = bind(minimum(i64(self.capacity), rows - first))
+        """Emit blocks of rows of about one size, and for each two loops over threads."""
+        blocks = bind(ceiling(rows, self.capacity))
+        each = bind(ceiling(ceiling(rows, maximum(blocks, 1)), self.cut.tile_rows))
+        each = bind(each * self.cut.tile_rows)
+        with loop(blocks) as b:
+            first = bind(b * each)
+            now = bind(maximum(minimum(each, rows - first), 0))
             with thread_loop() as (thread, threads):
                 begin, own = share(now, thread, threads)
                 line = private(thread).take(self.x.columns, "float32")
@@ -362,27 +367,33 @@ class Block:
         return bind(shuffle(found, order))
 
     def _finish(self, panel: Expr, row: Expr, sums: list[Expr]) -> None:
-        """Turn sums into results and store those that exist."""
+        """Turn sums into results and store those that exist.
+
+        One row after the other, from memory: what an activation needs would else compete with the
+        sums of all rows for registers.
+        """
         width, weights, x = self.cut.width, self.many.weights, self.many.x
         column = bind(panel * width)
-        results = [
-            weights.results(x, bind(row + r), column, value, width) for r, value in enumerate(sums)
-        ]
-
-        def store(valid: int) -> None:
-            for r, value in enumerate(results):
-                with when(row + r < self.rows):
-                    self._store(bind(self.first_row + row + r), column, value, valid)
-
+        held = local(len(sums) * width, self.kind)
+        for r, value in enumerate(sums):
+            held.store(r * width, value, width)
         tail = self.layout.rows % width
-        if not tail or self.cut.panels == 1:
-            store(tail or width)
-            return
-        with branch(equal(panel, i64(self.cut.panels - 1))) as (last, other):
-            with last:
-                store(tail)
-            with other:
-                store(width)
+
+        with loop(bind(minimum(i64(len(sums)), self.rows - row))) as r:
+            value = bind(held.load(r * width, width))
+            result = weights.results(x, bind(row + r), column, value, width)
+            line = bind(self.first_row + row + r)
+            if not tail or self.cut.panels == 1:
+                self._store(line, column, result, tail or width)
+                continue_ = False
+            else:
+                continue_ = True
+            if continue_:
+                with branch(equal(panel, i64(self.cut.panels - 1))) as (last, other):
+                    with last:
+                        self._store(line, column, result, tail)
+                    with other:
+                        self._store(line, column, result, width)
 
     def _store(self, row: Expr, column: Expr, value: Expr, valid: int) -> None:
         """Store the results of a row of x, each where its output is."""

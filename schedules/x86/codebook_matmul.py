@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lutcc.ir.module import Operation
+from lutcc.schedules.space import Space
 from lutcc.schedules.x86 import codebook_few, codebook_many
 from lutcc.schedules.x86.codebook_decode import PackedWeights
 from lutcc.schedules.x86.codebook_rows import PreparedRows
@@ -26,6 +27,7 @@ from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack_codebooks import CodebookLayout
 from lutcc.schedules.x86.pack_rows import RowLayout
 from lutcc.schedules.x86.panels import ThreadLoop
+from lutcc.schedules.x86.product_space import dense_space
 from lutcc.schedules.x86.product_weights import Weights
 
 #: Operands that are packed into the blob.
@@ -58,6 +60,17 @@ def default_config(op: Operation, isa: Isa) -> CodebookConfig:
     panels = codebook_many.default_panels(Granules.of_codebooks(isa, compute), direct=False)
     tile = 4 if compute == "int8" and isa.has_avx512 else 2
     return CodebookConfig(few=MOST_FEW, prefetch=8192, tile=tile, **panels)
+
+
+def space(op: Operation, isa: Isa) -> Space:
+    """Return the configs worth trying."""
+    granules = Granules.of_codebooks(isa, str(op.attr("compute")))
+
+    def cut_of(config: CodebookConfig) -> codebook_many.Cut:
+        return codebook_many.Cut(granules, layout_of(op, isa, config), config)
+
+    rows = op.operands[0].type.size(0)
+    return dense_space(PART, default_config(op, isa), cut_of, rows)
 
 
 def take_shared(op: Operation, isa: Isa, config: CodebookConfig, scratch: Scratch) -> PreparedRows:

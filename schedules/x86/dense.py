@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lutcc.ir.module import Operation
+from lutcc.schedules.space import Space
 from lutcc.schedules.x86 import codebook_many, codebook_matmul
 from lutcc.schedules.x86.codebook_rows import PreparedRows
 from lutcc.schedules.x86.config import DenseConfig
@@ -25,6 +26,7 @@ from lutcc.schedules.x86.granules import Granules, widened
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack_dense import DenseLayout
 from lutcc.schedules.x86.panels import ThreadLoop
+from lutcc.schedules.x86.product_space import dense_space
 from lutcc.schedules.x86.product_weights import Weights
 
 #: Operands that are packed into the blob.
@@ -104,6 +106,17 @@ def default_config(op: Operation, isa: Isa) -> DenseConfig:
     return DenseConfig(few=FEW_512 if isa.has_avx512 else FEW_256, prefetch=8192, **panels)
 
 
+def space(op: Operation, isa: Isa) -> Space:
+    """Return the configs worth trying."""
+    granules = Granules.of_dense(isa, str(op.attr("compute")))
+
+    def cut_of(config: DenseConfig) -> codebook_many.Cut:
+        return codebook_many.Cut(granules, layout_of(op, granules, config), config)
+
+    rows = op.operands[0].type.size(0)
+    return dense_space(PART, default_config(op, isa), cut_of, rows)
+
+
 def take_shared(op: Operation, isa: Isa, config: DenseConfig, scratch: Scratch) -> PreparedRows:
     """Assign the shared part of the workspace."""
     granules = Granules.of_dense(isa, str(op.attr("compute")))
@@ -123,7 +136,7 @@ def pack(op: Operation, x: PreparedRows, operands: list[Any]) -> Weights:
         None if ones else Constant.pack("vector", "float32", [units]),
         Constant.pack("vector", "float32", [bias]),
         None,
-        relu=op.attr("activation") == "relu",
+        activation=str(op.attr("activation")),
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lutcc.ir.module import Operation
+from lutcc.schedules.space import Space
 from lutcc.schedules.x86.config import ProductConfig, default_product
 from lutcc.schedules.x86.context import Scratch
 from lutcc.schedules.x86.emit import (
@@ -39,6 +40,10 @@ from lutcc.schedules.x86.emit import (
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.panels import Block, ThreadLoop, Tile, ceiling, share
 from lutcc.schedules.x86.pixels import Geometry, PixelPacker
+from lutcc.schedules.x86.product_space import panel_space
+
+#: The part of a product's record that holds its config.
+PART = "product"
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,11 @@ def default_config(op: Operation, isa: Isa) -> ProductConfig:
     """Return the hand-picked config."""
     del op
     return default_product(isa)
+
+
+def space(op: Operation, isa: Isa) -> Space:
+    """Return the configs worth trying."""
+    return panel_space(PART, default_config(op, isa), isa, Geometry.of(op).group_outputs)
 
 
 def take_shared(op: Operation, isa: Isa, config: ProductConfig, scratch: Scratch) -> Shared:

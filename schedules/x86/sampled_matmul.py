@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lutcc.ir.module import Operation
+from lutcc.schedules.space import Space
 from lutcc.schedules.x86 import edges
 from lutcc.schedules.x86.bfloat16 import narrowed
 from lutcc.schedules.x86.config import ProductConfig, default_product
@@ -46,10 +47,13 @@ from lutcc.schedules.x86.panels import (
     partial_sums,
     share,
 )
+from lutcc.schedules.x86.product_space import panel_space
 from lutcc.schedules.x86.sampled_packing import Packing, list_taken
 
 #: Packed panels of b take about this much at most; wider products are done piece by piece.
 SHARED_BYTES = 16 << 20
+#: The part of a product's record that holds its config.
+PART = "product"
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,11 @@ def default_config(op: Operation, isa: Isa) -> ProductConfig:
     """Return the hand-picked config."""
     del op
     return default_product(isa)
+
+
+def space(op: Operation, isa: Isa) -> Space:
+    """Return the configs worth trying."""
+    return panel_space(PART, default_config(op, isa), isa, op.operands[0].type.size(0))
 
 
 def take_shared(op: Operation, isa: Isa, config: ProductConfig, scratch: Scratch) -> Shared:
