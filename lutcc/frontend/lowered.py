@@ -49,6 +49,7 @@ class RegionBuilder:
         self.env: dict[Node, Lowered | tuple[Lowered | None, ...]] = {}
         self._constants: dict[tuple[str, int, str], ir.Value] = {}
         self._row_major: dict[str, Lowered] = {}
+        self._channel_rows: dict[tuple[str, tuple[Dim, ...]], ir.Value] = {}
         self._names: set[str] = set()
         self._kept: list[Array] = []
 
@@ -169,6 +170,20 @@ class RegionBuilder:
                 plain = self.emit("rows_to_nchw", lowered.value, oh=height, ow=positions // height)
             self._row_major[key] = Lowered(plain, (batch, channels, *spatial))
         return replace(self._row_major[key], shape=lowered.shape)
+
+    def channel_rows(self, x: Lowered) -> Lowered:
+        """Return a tensor (N, C, *spatial) as one row per position."""
+        if x.form == "channel_rows":
+            return x
+        if len(x.shape) not in (3, 4):
+            raise NotExpressible(f"channels of a tensor of rank {len(x.shape)}")
+        key = (x.value.name, x.shape)
+        if key not in self._channel_rows:
+            batch, channels, *spatial = x.shape
+            height = 1 if len(spatial) == 1 else spatial[0]
+            images = self.under_shape(x.value, (batch, channels, height, spatial[-1]))
+            self._channel_rows[key] = self.emit("im2col", images, kernel=(1, 1))
+        return Lowered(self._channel_rows[key], x.shape, "channel_rows")
 
     def materialised(self, lowered: Lowered) -> ir.Value:
         """Return the value under its torch shape, row-major."""

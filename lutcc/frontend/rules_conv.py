@@ -14,7 +14,7 @@ from lutcc.frontend.graph import NotExpressible
 from lutcc.frontend.lower_ops import Result, argument, rule
 from lutcc.frontend.lowered import Lowered, RegionBuilder
 from lutcc.frontend.rules_dense import stored_bias, stored_weights
-from lutcc.frontend.rules_layers import bias_of, channel_rows, pair
+from lutcc.frontend.rules_layers import bias_of, pair
 
 
 @rule("lutcc.conv2d.default")
@@ -81,7 +81,7 @@ def _convolve(
     compute: str,
 ) -> Lowered:
     batch, channels, height, width = x.shape
-    rows = channel_rows(region, x)
+    rows = region.channel_rows(x)
     images = region.under_shape(rows.value, (batch, height, width, channels))
     stride, padding, dilation = window
     value = region.emit(

@@ -11,7 +11,6 @@ from lutcc.frontend.checks import op_name
 from lutcc.frontend.graph import NotExpressible, trailing_constant
 from lutcc.frontend.lower_ops import Result, argument, rule
 from lutcc.frontend.lowered import Lowered, RegionBuilder, divided, static_product
-from lutcc.frontend.rules_layers import channel_rows
 from lutcc.ir.types import Array, Sym
 
 # elementwise
@@ -35,8 +34,8 @@ def _add(region: RegionBuilder, node: Node) -> Result:
     a, b = region.float_tensor(x), region.float_tensor(y)
     if a.shape != b.shape:
         raise NotExpressible("an addition that broadcasts")
-    if a.form != b.form:
-        a, b = region.row_major(a), region.row_major(b)
+    if a.form != b.form:  # what is done to images goes on in rows
+        a, b = region.channel_rows(a), region.channel_rows(b)
     if len(b.value.type.shape) == 2:
         a, b = b, a  # keep the matrix form, which row-wise kernels take
     return Lowered(
@@ -175,7 +174,7 @@ def _permute(region: RegionBuilder, node: Node) -> Result:
         return Lowered(region.row_major(x).value, shape)
     x = region.float_tensor(node.args[0])
     if rank in (3, 4) and order == [0, *range(2, rank), 1]:  # channels to the back
-        return Lowered(channel_rows(region, x).value, shape)
+        return Lowered(region.channel_rows(x).value, shape)
     if rank in (3, 4) and order == [0, rank - 1, *range(1, rank - 1)]:  # channels to the front
         static_product(shape[1:])
         divided(shape, static_product(shape[1:]))

@@ -159,19 +159,6 @@ def pair(value: Any) -> tuple[int, int]:
     return (sizes[0], sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
 
 
-def channel_rows(region: RegionBuilder, x: Lowered) -> Lowered:
-    """Return a tensor (N, C, *spatial) as one row per position."""
-    if x.form == "channel_rows":
-        return x
-    if len(x.shape) not in (3, 4):
-        raise NotExpressible(f"channels of a tensor of rank {len(x.shape)}")
-    batch, channels, *spatial = x.shape
-    height = 1 if len(spatial) == 1 else spatial[0]
-    image = Lowered(x.value, (batch, channels, height, spatial[-1]))
-    one = ((1, 1), (1, 1), (0, 0), (1, 1))
-    return Lowered(_im2col(region, image, *one), x.shape, "channel_rows")
-
-
 # batch norm
 
 
@@ -203,7 +190,7 @@ def _batch_norm(region: RegionBuilder, node: Node, x: Any, *parameters: Any) -> 
     if len(lowered.shape) == 2:
         value = region.emit("batch_norm", region.rows(lowered), *constants, eps=float(eps))
         return Lowered(value, lowered.shape)
-    rows = channel_rows(region, lowered)
+    rows = region.channel_rows(lowered)
     return Lowered(
         region.emit("batch_norm", rows.value, *constants, eps=float(eps)),
         rows.shape,
