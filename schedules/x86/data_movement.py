@@ -1,13 +1,30 @@
 """Operations between stages: gather patches, reorder, elementwise on whole tensors.
 
-They move bytes, one scalar at a time where the order changes; LLVM vectorises the inner loops
-that are contiguous.
+Channels go to the back, or to the front, in blocks of 16 x 16 numbers; patches are gathered one
+number at a time.
 """
 
 from __future__ import annotations
 
 from lutcc.ir.module import Operation
-from lutcc.schedules.x86.emit import Expr, View, bind, both, const, i64, loop, select, splat
+from lutcc.schedules.x86.emit import (
+    LANES,
+    Expr,
+    View,
+    bind,
+    both,
+    const,
+    i64,
+    loop,
+    minimum,
+    select,
+    shuffle,
+    splat,
+    transpose16,
+)
+
+#: Up to so many channels are interleaved by shuffles.
+_FEW = 4
 
 
 def _pair(op: Operation, name: str) -> tuple[int, int]:
@@ -21,6 +38,10 @@ def emit_im2col(op: Operation, source: View, target: View, image: Expr) -> None:
     channels, height, width = op.operands[0].type.sizes(1)
     (kh, kw), (sh, sw) = _pair(op, "kernel"), _pair(op, "stride")
     (ph, pw), (dh, dw) = _pair(op, "padding"), _pair(op, "dilation")
+    if (kh, kw, sh, sw, ph, pw) == (1, 1, 1, 1, 0, 0):
+        base = bind(i64(image) * (channels * height * width))
+        _transpose(source.at(base), target.at(base), channels, height * width)
+        return
     oh = (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1
     ow = (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1
     patch = channels * kh * kw
@@ -43,9 +64,46 @@ def emit_rows_to_nchw(op: Operation, source: View, target: View, image: Expr) ->
     """Write one image: rows (OH*OW, M) become (M, OH, OW)."""
     columns = op.operands[0].type.size(1)
     pixels = int(op.attr("oh")) * int(op.attr("ow"))  # type: ignore[arg-type]
-    with loop(columns) as m, loop(pixels) as p:
-        value = source.load((i64(image) * pixels + p) * columns + m)
-        target.store((i64(image) * columns + m) * pixels + p, value)
+    base = bind(i64(image) * (columns * pixels))
+    _transpose(source.at(base), target.at(base), pixels, columns)
+
+
+def _transpose(source: View, target: View, rows: int, columns: int) -> None:
+    """Write [rows][columns] float32 numbers as [columns][rows]."""
+    if rows >= LANES and columns >= LANES:
+        with loop(-(-columns // LANES)) as j, loop(-(-rows // LANES)) as i:
+            first, column = _last(i, rows), _last(j, columns)
+
+            def quarter(row: int, q: int) -> Expr:
+                return source.load((first + row) * columns + (column + 4 * q), 4)
+
+            for c, value in enumerate(transpose16(quarter)):
+                target.store((column + c) * rows + first, value, LANES)
+    elif rows <= _FEW and columns >= LANES:
+        with loop(-(-columns // LANES)) as j:
+            column = _last(j, columns)
+            lines = [bind(source.load(column + r * columns, LANES)) for r in range(rows)]
+            numbers = [k % rows * LANES + k // rows for k in range(rows * LANES)]
+            for part in range(rows):
+                value = shuffle(lines, numbers[part * LANES : (part + 1) * LANES])
+                target.store(column * rows + part * LANES, value, LANES)
+    elif columns <= _FEW and rows >= LANES:
+        with loop(-(-rows // LANES)) as i:
+            first = _last(i, rows)
+            lines = [
+                bind(source.load(first * columns + part * LANES, LANES)) for part in range(columns)
+            ]
+            for c in range(columns):
+                value = shuffle(lines, range(c, columns * LANES, columns))
+                target.store(first + c * rows, value, LANES)
+    else:
+        with loop(columns) as j, loop(rows) as i:
+            target.store(j * rows + i, source.load(i * columns + j))
+
+
+def _last(block: Expr, size: int) -> Expr:
+    """Return where a block of 16 begins; the last one may overlap the one before."""
+    return bind(minimum(block * LANES, i64(size - LANES)))
 
 
 def emit_elementwise(op: Operation, sources: list[View], target: View, first: Expr, count: int):
