@@ -47,10 +47,12 @@ from lutcc.schedules.x86.emit import (
     branch,
     equal,
     fence,
+    hold,
     i64,
     instructions_of,
     loop,
     masked_definitions,
+    maximum,
     minimum,
     streaming_definitions,
 )
@@ -68,7 +70,9 @@ class EntryEmitter:
     """Emits one entry function of a module made of stages and data movement.
 
     Emitting the serial function finds out how much block scratch a thread needs (``per_thread``);
-    the parallel one, and the one that allocates its own workspace, must be told.
+    the parallel one, and the one that allocates its own workspace, must be told. One that is both
+    reads the caller's number of threads from memory, and uses fewer where the batch (the product of
+    all open sizes) is less than ``rows_per_thread`` for each.
     """
 
     def __init__(
@@ -83,12 +87,14 @@ class EntryEmitter:
         parallel: bool = False,
         own_workspace: bool = False,
         per_thread: int = 0,
+        rows_per_thread: float = 1,
     ) -> None:
         self.module, self.isa, self.configs = module, isa, configs
         self.products = products
         self.symbol, self.batch_name = symbol, batch
         self.parallel, self.own_workspace = parallel, own_workspace
         self.per_thread = per_thread
+        self.rows_per_thread = rows_per_thread
         self.per_row = 0
         self.fixed = products.shared_bytes(module.main)
         self.blob_entries: list[dict[str, Any]] = []
@@ -116,8 +122,11 @@ class EntryEmitter:
         handles = [builder.arg(f"in_{i}", builder.handle()) for i in range(len(main.params))]
         blob_handle = builder.arg("blob", builder.handle())
         workspace_handle = None
+        threads_handle = None
         if not self.own_workspace:
             workspace_handle = builder.arg("workspace", builder.handle())
+        elif self.parallel:
+            threads_handle = builder.arg("threads", builder.handle())
         outs = [builder.arg(f"out_{i}", builder.handle()) for i in range(len(main.returns))]
         if not self.own_workspace:
             self.threads = builder.arg("threads", tir.Var("threads", "int64"))
@@ -136,8 +145,13 @@ class EntryEmitter:
             space = builder.match_buffer(
                 workspace_handle, (tir.Var("workspace_bytes", "int64"),), "uint8", align=1
             )
+        given = None
+        if threads_handle is not None:
+            given = builder.match_buffer(threads_handle, (1,), "int64", align=8)
         stack.enter_context(streaming_definitions())
         stack.enter_context(instructions_of(self.isa))
+        if given is not None:
+            self.threads = self._useful_threads(tir.BufferLoad(given, [i64(0)]))
         if any(op.opcode == "sampled_conv2d" for op in main.body):
             stack.enter_context(masked_definitions())
         for value, (buffer, strides) in zip(main.params, matched_inputs, strict=True):
@@ -167,7 +181,8 @@ class EntryEmitter:
         }
         self.per_row = planned.per_row
         if self.own_workspace:
-            nbytes = self.batch * self.per_row + i64(self.fixed + self.per_thread + 64)
+            scratch = (self.threads if self.parallel else 1) * i64(self.per_thread)
+            nbytes = self.batch * self.per_row + scratch + i64(self.fixed + 64)
             space = builder.alloc_buffer((nbytes,), "uint8", scope="global")
         for views in (self.memory, self.compact):
             for name, view in views.items():
@@ -185,6 +200,19 @@ class EntryEmitter:
         for value, target in copies:
             self._copy(value, target)
         self.blob_entries, self.blob_nbytes = self.blob.entries, self.blob.nbytes
+
+    def _useful_threads(self, most: Expr) -> Expr:
+        """Return how many threads the open sizes give enough to do, at most ``most``."""
+        if not self.sizes:
+            first = self.module.main.params[0].type.sizes()[:1]
+            enough = i64(int(max(1, *first, 1) / self.rows_per_thread))
+        else:
+            rows = math.prod(self.sizes.values(), start=i64(1))
+            if self.rows_per_thread >= 1:
+                enough = tir.floordiv(rows, i64(math.ceil(self.rows_per_thread)))
+            else:
+                enough = rows * int(1 / self.rows_per_thread)
+        return bind(maximum(minimum(most, enough), 1))
 
     def _match(self, value: Value, handle: Any, *, strided: bool = False) -> tuple[Any, list[Expr]]:
         """Declare an argument; returns its buffer and, for rank 2 if ``strided``, its strides."""
@@ -281,13 +309,21 @@ class EntryEmitter:
         return have.view if isinstance(have, External) else have
 
     @contextlib.contextmanager
-    def _thread_loop(self) -> Iterator[tuple[Expr, Expr]]:
-        """Open the loop over threads; yields (thread, number of threads)."""
+    def _thread_loop(self, most: Expr | None = None) -> Iterator[tuple[Expr, Expr]]:
+        """Open the loop over threads, at most ``most``; yields (thread, number of threads)."""
         if not self.parallel:
             yield i64(0), i64(1)
             return
-        with parallel_loop(self.threads) as thread:
-            yield thread, self.threads
+        threads = self.threads if most is None else bind(minimum(self.threads, most))
+        with parallel_loop(threads) as thread:
+            yield self._opaque(thread), threads
+
+    def _opaque(self, value: Expr) -> Expr:
+        """Give a value a name, which TVM's passes do not look through where it is of a thread.
+
+        They would expand it in every address, which takes most of the time of a compilation.
+        """
+        return bind(hold(value)) if self.parallel else bind(value)
 
     def _stage(self, call: Operation, function: Function) -> None:
         rows_dim = function.params[0].type.shape[0]
@@ -312,7 +348,7 @@ class EntryEmitter:
         }
 
         def context(thread: Expr, first: Expr, groups: Expr) -> StageContext:
-            base = self.scratch_base + thread * self.per_thread
+            base = self._opaque(self.scratch_base + thread * self.per_thread)
             return StageContext(
                 self.isa,
                 configs,
@@ -329,10 +365,10 @@ class EntryEmitter:
             if not self.parallel:
                 self.per_thread = max(self.per_thread, ctx.scratch.used)
 
-        with self._thread_loop() as (thread, threads):
+        with self._thread_loop(tir.floordiv(rows + group - 1, i64(group))) as (thread, threads):
             share = tir.floordiv(rows + threads * group - 1, threads * group) * group
-            begin = bind(thread * share)
-            end = bind(minimum(begin + share, rows))
+            begin = self._opaque(thread * share)
+            end = self._opaque(minimum(begin + share, rows))
 
             def by_rows() -> None:
                 capacity = plan.rows_at_once(function, configs)

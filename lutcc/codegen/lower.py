@@ -56,6 +56,7 @@ def lower(
     *,
     parallel: bool = True,
     own_workspace: bool = False,
+    rows_per_thread: float = 1,
     entry: str = ENTRY,
 ) -> Lowered:
     """Lower a module for one instruction-set level.
@@ -72,8 +73,11 @@ def lower(
     parallel
         Also make the entry point that uses TVM's thread pool.
     own_workspace
-        Allocate the workspace inside (for calls from Relax) and take neither workspace nor
-        thread count.
+        Allocate the workspace inside, for calls from Relax. Such an entry point takes no workspace,
+        and its thread count, if it is parallel, as int64[1] in its place.
+    rows_per_thread
+        Rows of the batch, or units of the product of all open sizes, that a thread is worth waking
+        for (with ``own_workspace``; other entry points are told how many threads to use).
     entry
         Symbol of the entry point.
 
@@ -103,9 +107,10 @@ def lower(
             products,
             symbol,
             batch,
-            parallel=not own_workspace,
+            parallel=parallel,
             own_workspace=own_workspace,
             per_thread=serial.per_thread,
+            rows_per_thread=rows_per_thread,
         ).emit()
     main = prepared.main
     program = Program(

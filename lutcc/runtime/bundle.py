@@ -139,12 +139,16 @@ def with_packed(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
 
 
 def work_per_row(module: Module) -> dict[str, int]:
-    """Return what a module does per unit of its batch: look-ups, FLOPs, comparisons, bytes."""
+    """Return what a module does per unit of its batch: look-ups, FLOPs, comparisons, bytes.
+
+    With several open sizes, per unit of their product, where each is 32.
+    """
     from lutcc import ir
 
-    first = module.main.params[0].type.shape[:1]
-    rows = first[0] if first and isinstance(first[0], int) and not module.main.symbols else 1024
-    total = ir.cost(module, n=rows).total
+    symbols, first = module.main.symbols, module.main.params[0].type.shape[:1]
+    n = 1024 if len(symbols) < 2 else 32
+    rows = n ** len(symbols) if symbols else max(1, *(int(d) for d in first), 1)
+    total = ir.cost(module, n=n).total
     amounts = {
         "lookups": total.lookups,
         "flops": total.flops,

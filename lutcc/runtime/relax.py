@@ -53,6 +53,8 @@ class RelaxKernel:
             ) from error
         from_dlpack = ffi.tvm_ffi().from_dlpack
         self._params = [from_dlpack(ffi.aligned_copy(constants[name])) for name in param_order]
+        self._threads_at = [i for i, name in enumerate(param_order) if name == threads.THREADS]
+        self._params_for: dict[int, list[Any]] = {}
         self._machines: list[tuple[Any, Any]] = [self._machine()]
 
     def _machine(self) -> tuple[Any, Any]:
@@ -90,7 +92,7 @@ class RelaxKernel:
             # As tvm_ffi tensors, so that results come back as such whatever the caller passed.
             from_dlpack = ffi.tvm_ffi().from_dlpack
             arguments = [from_dlpack(t) for t in tensors]
-            answer = machine[1](*arguments, *self._params)
+            answer = machine[1](*arguments, *self._params_of(count))
         except Exception as error:
             raise BackendError(
                 f"the virtual machine failed: {error}",
@@ -101,6 +103,17 @@ class RelaxKernel:
         finally:
             self._machines.append(machine)
         return _results(answer, torch)
+
+    def _params_of(self, count: int) -> list[Any]:
+        """Return the parameters of a call on so many threads."""
+        found = self._params_for.get(count)
+        if found is None:
+            found = list(self._params)
+            for index in self._threads_at:
+                number = ffi.aligned_copy(np.array([count], np.int64))
+                found[index] = ffi.tvm_ffi().from_dlpack(number)
+            self._params_for[count] = found
+        return found
 
     def _nothing(self, sizes: Mapping[str, int], torch: ModuleType | None) -> Any:
         """Return the outputs of a call with an open size of 0: they have no elements either."""

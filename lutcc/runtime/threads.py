@@ -16,6 +16,10 @@ from lutcc.runtime import cpu, ffi
 
 NUM_THREADS_VARIABLE = "LUTCC_NUM_THREADS"
 
+#: Parameter of a model with exact layers, int64[1], in whose place the runtime passes the number of
+#: threads of a call. A runtime that does not know it passes what is stored: 1.
+THREADS = "@threads"
+
 #: More threads than this is a mistake, not a wish.
 MAX_THREADS = 1024
 

@@ -202,7 +202,8 @@ def test_weights_are_parameters_and_not_code(tmp_path):
     layers = [nn.Linear(128, 2048), nn.GELU(), nn.LayerNorm(2048), nn.Linear(2048, 128)]
     imported = import_torch(nn.Sequential(*layers).eval(), torch.zeros(2, 128))
     build = build_mixed(imported, ["avx2"], tmp_path)
-    assert {"_2.weight", "_2.bias", "region0.blob", "region1.blob"} == set(build.params)
+    blobs = {"region0.blob", "region1.blob"}
+    assert blobs | {"_2.weight", "_2.bias", "@threads"} == set(build.params)
     assert build.param_order == tuple(build.params)
     weights = 2 * 128 * 2048 * 4
     assert sum(a.nbytes for a in build.params.values()) > weights

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RegionKernel:
-    """A region compiled for one ISA level: ``function(x..., blob, out...)``.
+    """A region compiled for one ISA level: ``function(x..., blob[, threads], out...)``.
 
     Attributes
     ----------
@@ -32,12 +32,15 @@ class RegionKernel:
     program
         Where each constant lies in ``blob``, for :func:`lutcc.schedules.x86.pack.pack_blob`; None
         where other code made the kernel, which is not kept in a cache then.
+    takes_threads
+        Whether it takes how many threads it may use, int64[1].
     """
 
     function: Any
     blob: Array
     kernels: tuple[Mapping[str, Any], ...]
     program: Mapping[str, Any] | None = None
+    takes_threads: bool = False
 
 
 RegionCompiler: TypeAlias = Callable[[str, Module, str, "Choice | None"], RegionKernel]
@@ -71,19 +74,30 @@ def compile_region(
     """
     from lutcc.codegen.lower import lower, prepare
     from lutcc.frontend.relax.pipeline import KERNEL
+    from lutcc.runtime.bundle import work_per_row
+    from lutcc.runtime.kernel import SECONDS_PER_THREAD, seconds_per_row
     from lutcc.schedules.x86.pack import pack_blob
 
     entry = f"lutcc_{name}"
     prepared = prepare(with_whole_rows(module))
     configs = None if choice is None else choice.stage_configs(prepared, isa)
-    lowered = lower(prepared, isa, configs, parallel=False, own_workspace=True, entry=entry)
+    lowered = lower(
+        prepared,
+        isa,
+        configs,
+        own_workspace=True,
+        rows_per_thread=SECONDS_PER_THREAD / seconds_per_row(work_per_row(prepared)),
+        entry=entry,
+    )
     program = lowered.program.to_json()
     blob = pack_blob(program, dict(lowered.module.constants))
     function = lowered.functions[entry].without_attr("global_symbol").with_attr(KERNEL, True)
     kernels = tuple(
         {**record, "stage": f"{name}.{record['stage']}"} for record in lowered.program.kernels
     )
-    return RegionKernel(function, np.ascontiguousarray(blob), kernels, program=program)
+    return RegionKernel(
+        function, np.ascontiguousarray(blob), kernels, program=program, takes_threads=True
+    )
 
 
 def with_whole_rows(module: Module) -> Module:

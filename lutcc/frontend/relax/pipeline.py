@@ -12,6 +12,7 @@ from lutcc.errors import CompileError
 from lutcc.frontend.relax.canonical import describe
 from lutcc.frontend.relax.fast_math import legalizers
 from lutcc.frontend.relax.nests import Nest, loop_nest
+from lutcc.frontend.relax.thread_choice import choose_threads
 from lutcc.frontend.relax.transposed import absorb_transposes
 from lutcc.ir.module import Module
 from lutcc.schedules.space import Config, KnobValue
@@ -113,7 +114,10 @@ def loop_pipeline() -> str:
             lowered = tvm.IRModule({}, attrs=module.attrs)
             for passes, functions in ((general, others), (short, kernels)):
                 if functions:
-                    lowered.update(passes(tvm.IRModule(functions, attrs=module.attrs)))
+                    done = passes(tvm.IRModule(functions, attrs=module.attrs))
+                    for symbol, function in done.functions_items():
+                        counted = passes is short
+                        lowered[symbol] = choose_threads(function, counted=counted)
             return lowered
 
         return lower, *finalize

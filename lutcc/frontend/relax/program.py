@@ -28,6 +28,7 @@ from lutcc.frontend.relax.kernels import RegionKernel
 from lutcc.frontend.relax.promotion import promote
 from lutcc.frontend.symbols import PRODUCT
 from lutcc.ir.types import Array, Dim, Sym
+from lutcc.runtime.threads import THREADS
 
 _RENAMING = (
     "aten.expand.",
@@ -141,6 +142,7 @@ class _Contracted:
         for node in dict.fromkeys(n for n in wanted if n in self.graph.constants):
             self.env[node] = self._constant(node)
         self.blobs = {name: self._blob(name, kernel.blob) for name, kernel in self.kernels.items()}
+        self.threads = self._threads()
         for output in self.graph.output_nodes:
             if output is not None:
                 self._compute(output)
@@ -170,8 +172,10 @@ class _Contracted:
                 promote(self.env[node])
 
     def _call(self, region: Region) -> None:
-        arguments = (*(self.env[n] for n in region.inputs), self.blobs[region.name])
-        call = self.fx.call_function(lutcc_region, arguments, {"region": region.name})
+        arguments = [*(self.env[n] for n in region.inputs), self.blobs[region.name]]
+        if self.kernels[region.name].takes_threads:
+            arguments.append(self.threads)
+        call = self.fx.call_function(lutcc_region, tuple(arguments), {"region": region.name})
         for index, node in enumerate(region.outputs):
             result = self.fx.call_function(lutcc_region_result, (call, index))
             result.meta = dict(node.meta)
@@ -194,6 +198,13 @@ class _Contracted:
     def _blob(self, name: str, blob: Array) -> Node:
         self.params[f"{name}.blob"] = blob
         return self._placeholder(f"{name}_blob", torch.from_numpy(blob))
+
+    def _threads(self) -> Node | None:
+        """Return the number of threads as a parameter, which the runtime replaces."""
+        if not any(kernel.takes_threads for kernel in self.kernels.values()):
+            return None
+        self.params[THREADS] = np.ones(1, np.int64)
+        return self._placeholder("lutcc_threads", torch.from_numpy(self.params[THREADS]))
 
     def as_program(self) -> Any:
         """Return what the importer reads of an ExportedProgram; every parameter is an input."""
@@ -237,7 +248,8 @@ class _RegionCalls:
         variables = importer.variables()
         sizes = {name: variables[str(s)] for s, name in self.graph.symbols.items()}
         emit = importer.block_builder.emit
-        *values, blob = (importer.env[n] for n in node.args)
+        given = [importer.env[n] for n in node.args]
+        values, more = given[: len(region.inputs)], given[len(region.inputs) :]
         arguments = [
             self._reshaped(emit, value, self.graph.shape(source), param.type.shape, sizes)
             for value, source, param in zip(
@@ -253,7 +265,7 @@ class _RegionCalls:
             for v in region.module.main.returns
         ]
         call = emit(
-            relax.call_tir(symbol, [*arguments, blob], types[0] if len(types) == 1 else types)
+            relax.call_tir(symbol, [*arguments, *more], types[0] if len(types) == 1 else types)
         )
         parts = (
             [call]
