@@ -1,4 +1,4 @@
-"""Batch norm, scale, shift and relu folded into tables, weights and epilogues."""
+"""Batch norm, scale, shift and activations folded into tables, weights and epilogues."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutcc.ir.module import Module, Operation, Value
+from lutcc.ir.ops import OPS
 from lutcc.ir.passes.base import Editor, Rule, rewrite
 from lutcc.ir.passes.dead_code import DeadCode
 from lutcc.ir.passes.fold_constants import no_effect
@@ -114,30 +115,39 @@ def _emit_with_constants(
     editor.emit(Operation(like.opcode, (*like.operands[:fixed], *values), op.results, like.attrs))
 
 
-def relu_into_epilogue(editor: Editor, op: Operation) -> bool:
-    """relu(p(...)) -> p(...) with activation = "relu": p = lut_dequantize, linear or a product."""
-    if op.opcode != "relu":
+def activation_into_epilogue(editor: Editor, op: Operation) -> bool:
+    """activation(p(...)) -> p(...) with its kind as attribute, and so for relu, where p takes it.
+
+    p is lut_dequantize, linear or a product.
+    """
+    if op.opcode not in ("relu", "activation"):
         return False
+    kind = "relu" if op.opcode == "relu" else str(op.attr("kind"))
     producer = editor.sole_producer(op.operands[0], "lut_dequantize", "linear", *_PRODUCTS)
     if producer is None or producer.attr("activation") != "none":
         return False
+    if not any(s.name == "activation" and kind in s.choices for s in OPS[producer.opcode].attrs):
+        return False
     if producer.result.type.layout != op.result.type.layout:
         return False
-    fused = producer.with_attrs(activation="relu")
+    fused = producer.with_attrs(activation=kind)
     editor.emit(Operation(fused.opcode, fused.operands, op.results, fused.attrs))
     return True
 
 
-def relu_before_movement(editor: Editor, op: Operation) -> bool:
-    """relu(reshape(x)) -> reshape(relu(x)), and so for rows_to_nchw: towards what computes x."""
-    if op.opcode != "relu" or op.result.type.layout != ROW_MAJOR:
+def activation_before_movement(editor: Editor, op: Operation) -> bool:
+    """relu(reshape(x)) -> reshape(relu(x)), and so for activation, and for rows_to_nchw.
+
+    That brings it towards what computes x.
+    """
+    if op.opcode not in ("relu", "activation") or op.result.type.layout != ROW_MAJOR:
         return False
     movement = editor.sole_producer(op.operands[0], "reshape", "rows_to_nchw")
     if movement is None:
         return False
     source = movement.operands[0]
     early = editor.fresh(op.result.name, source.type)
-    editor.emit_op("relu", (source,), (early,))
+    editor.emit(Operation(op.opcode, (source,), (early,), op.attrs))
     editor.emit(Operation(movement.opcode, (early,), op.results, movement.attrs))
     return True
 
@@ -147,15 +157,15 @@ RULES: tuple[Rule, ...] = (
     batch_norm_to_affine,
     affine_into_producer,
     affine_into_linear,
-    relu_into_epilogue,
-    relu_before_movement,
+    activation_into_epilogue,
+    activation_before_movement,
     no_effect,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class FoldBatchNormAndAffine:
-    """Fold batch norm into affine, affine into tables, weights and epilogues, relu into epilogues.
+    """Fold batch norm into affine, affine into tables and weights, activations into epilogues.
 
     A producer is folded into only if nothing else reads its result, and only while all constants
     stay finite. Folding rounds once where the original rounded twice, so results may differ in the

@@ -256,7 +256,7 @@ def _pack(op: Operation, cutting: Cutting, constants: list[Any]) -> ShiftedWeigh
         None if ones else Constant.pack("vector", "float32", [units], multiple=length),
         Constant.pack("vector", "float32", [bias], multiple=length),
         None,
-        relu=op.attr("activation") == "relu",
+        activation=str(op.attr("activation")),
         shifts=shifts,
     )
 

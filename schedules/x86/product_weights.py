@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lutcc.schedules.intrinsics import streaming
+from lutcc.schedules.x86.activation import activated
 from lutcc.schedules.x86.codebook_rows import PreparedRows
-from lutcc.schedules.x86.emit import Expr, View, bind, cast, select, splat
+from lutcc.schedules.x86.emit import Expr, View, bind, cast, splat
 
 
 class Packed(Protocol):
@@ -56,15 +57,15 @@ class Weights:
         By row of W.
     order
         The output of each row of W; None where it is the row's own number.
-    relu
-        Whether negative results become zero.
+    activation
+        What is applied to the results.
     """
 
     packed: Packed
     units: View | None
     bias: View
     order: View | None
-    relu: bool = False
+    activation: str = "none"
 
     def results(
         self, x: PreparedRows, row: Expr | int, column: Expr, value: Expr, width: int
@@ -90,7 +91,4 @@ class Weights:
         elif unit is not None:
             value = value * unit
         result = bind(bind(value) + self.bias.load(column, width))
-        if self.relu:
-            zero = splat(0.0, "float32", width)
-            result = bind(select(zero > result, zero, result))
-        return result
+        return activated(self.activation, result)
