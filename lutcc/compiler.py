@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lutcc.codegen.build import build_module, link
-from lutcc.codegen.lower import Lowered, lower, prepare
+from lutcc.codegen.cached import build_program
+from lutcc.codegen.compile_cache import CompileCache, as_cache
+from lutcc.codegen.lower import prepare
+from lutcc.codegen.program import Program
 from lutcc.codegen.targets import Target, parse_targets
 from lutcc.errors import LogError
 from lutcc.ir.module import Module
@@ -26,6 +28,7 @@ def compile(
     dynamic: Mapping[Any, Any] | Sequence[Any] | None = None,
     tuning_logs: str | Path | None = None,
     trials: int = 0,
+    cache: bool | str | Path | CompileCache = True,
 ) -> Artifact:
     """Compile a model into one artifact that holds kernels for every named target.
 
@@ -50,6 +53,11 @@ def compile(
     trials
         Tune first, with so many trials per kernel (:func:`lutcc.tune`, which has more options); the
         log goes to ``tuning_logs``, by default the folder of that name.
+    cache
+        Kernels that were built before are taken from there: True (the default) is the folder that
+        ``LUTCC_CACHE_DIR`` names, else ``lutcc`` in the user's folder for caches, a path another
+        folder, False none. Several processes may compile into one; what is damaged there is built
+        again, and an interrupted compilation goes on with what it had built.
 
     Returns
     -------
@@ -66,6 +74,8 @@ def compile(
         If the target is unknown.
     LogError
         If there is no such folder of logs, or a log is of another version of lutcc.
+    InputError
+        If the environment's settings of the cache are wrong.
 
     Examples
     --------
@@ -75,6 +85,7 @@ def compile(
     >>> text = lutcc.compile(bert, tokens, dynamic={0: "n", 1: "length"})  # doctest: +SKIP
     """
     targets = parse_targets(target)
+    store = as_cache(cache)
     given = model_or_module
     if not isinstance(given, Module):
         from lutcc.frontend import import_torch
@@ -87,10 +98,10 @@ def compile(
         tune(given, target=target, log_dir=tuning_logs, trials=trials)
     folders = _log_folders(tuning_logs)
     if isinstance(given, Module):
-        return compile_module(given, targets, folders)
+        return compile_module(given, targets, folders, cache=store)
     if given.module is not None:
-        return compile_module(given.module, targets, folders, notes=given.notes)
-    return _compile_mixed(given, targets, folders)
+        return compile_module(given.module, targets, folders, notes=given.notes, cache=store)
+    return _compile_mixed(given, targets, folders, store)
 
 
 def compile_module(
@@ -99,6 +110,7 @@ def compile_module(
     folders: Sequence[Path] = (),
     *,
     notes: Sequence[str] = (),
+    cache: CompileCache | None = None,
 ) -> Artifact:
     """Compile a module of lutcc's own operations: one entry function, no virtual machine.
 
@@ -112,25 +124,27 @@ def compile_module(
         Folders of tuning logs, the preferred first; without any, kernels use their defaults.
     notes
         What the import had to say.
+    cache
+        Where to look for what was built before.
     """
     from lutcc.runtime import Artifact
 
     prepared = prepare(module)
-    lowered: list[Lowered] = []
+    programs: list[Program] = []
     tuning: list[str] = []
     with tempfile.TemporaryDirectory(prefix="lutcc-") as folder:
         paths = {}
         for choice in targets:
             chooser = _chooser(choice, folders)
-            one = lower(prepared, choice.isa.name, chooser.stage_configs(prepared))
-            path = Path(folder) / f"kernels-{choice.isa.name}.so"
-            link(build_module(one, mcpu=choice.mcpu), path)
-            paths[choice.isa.name] = path
-            lowered.append(one)
-            tuning += _tuning_notes(chooser, [str(k["source"]) for k in one.program.kernels])
+            isa = choice.isa.name
+            paths[isa] = Path(folder) / f"kernels-{isa}.so"
+            configs = chooser.stage_configs(prepared)
+            made = build_program(prepared, isa, configs, paths[isa], mcpu=choice.mcpu, cache=cache)
+            programs.append(made)
+            tuning += _tuning_notes(chooser, [str(k["source"]) for k in made.kernels])
         mcpus = {t.isa.name: t.mcpu for t in targets}
         extra = {"notes": list(notes), "tuning_notes": tuning, "mcpu": mcpus}
-        return Artifact.from_programs(prepared, [one.program for one in lowered], paths, extra)
+        return Artifact.from_programs(prepared, programs, paths, extra)
 
 
 def _log_folders(given: str | Path | None) -> list[Path]:
@@ -161,7 +175,12 @@ def _tuning_notes(chooser: Chooser, sources: Sequence[str]) -> list[str]:
     return [*chooser.notes, *([told] if told else [])]
 
 
-def _compile_mixed(imported: Any, targets: list[Target], folders: Sequence[Path]) -> Artifact:
+def _compile_mixed(
+    imported: Any,
+    targets: list[Target],
+    folders: Sequence[Path],
+    cache: CompileCache | None = None,
+) -> Artifact:
     """Compile a model whose other layers run on TVM's Relax."""
     from lutcc.frontend.relax import build_mixed
     from lutcc.runtime import Artifact
@@ -171,7 +190,12 @@ def _compile_mixed(imported: Any, targets: list[Target], folders: Sequence[Path]
     mcpus = {target.isa.name: target.mcpu for target in targets}
     with tempfile.TemporaryDirectory(prefix="lutcc-") as folder:
         built = build_mixed(
-            imported, list(choosers), Path(folder), choice=LevelChoosers(choosers), mcpus=mcpus
+            imported,
+            list(choosers),
+            Path(folder),
+            choice=LevelChoosers(choosers),
+            mcpus=mcpus,
+            cache=cache,
         )
         tuning: list[str] = []
         for isa, chooser in choosers.items():

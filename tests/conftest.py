@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 os.environ.setdefault("TVM_BIND_THREADS", "0")
+os.environ["LUTCC_CACHE_DIR"] = "off"  # what is tested is made by the code that is there
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: waiting threads would take its time
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

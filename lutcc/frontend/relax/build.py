@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lutcc import ir
+from lutcc.codegen.compile_cache import CompileCache
 from lutcc.codegen.tvm_setup import import_tvm
 from lutcc.errors import CompileError, FrontendError
 from lutcc.frontend.graph import Port
-from lutcc.frontend.relax.kernels import RegionCompiler, compile_region
+from lutcc.frontend.relax.cached import Asked, MixedCache, shapes_of
+from lutcc.frontend.relax.kernels import RegionCompiler, RegionKernel, compile_region
 from lutcc.frontend.relax.pipeline import Choice, fuse_module, loop_pipeline, schedule_module
-from lutcc.frontend.relax.program import refuse_unknown_ops, to_relax
+from lutcc.frontend.relax.program import outline, refuse_unknown_ops, to_relax
 from lutcc.frontend.torch_import import Imported
 from lutcc.ir.types import Array
 from lutcc.schedules.x86.isa import isa_by_name
@@ -83,6 +85,7 @@ def build_mixed(
     compile_region: RegionCompiler = compile_region,
     choice: Choice | None = None,
     mcpus: Mapping[str, str | None] | None = None,
+    cache: CompileCache | None = None,
 ) -> MixedBuild:
     """Compile a mixed model for each ISA level into ``out_dir/kernels-<isa>.so``.
 
@@ -101,6 +104,10 @@ def build_mixed(
     mcpus
         LLVM CPU to tune code for, for each ISA level; the level still decides which instructions
         are used.
+    cache
+        Where to look first. A region that was lowered before, with the same constants and configs,
+        is not lowered again; an executable of the same graph and kernels is not built again,
+        whatever the constants.
 
     Raises
     ------
@@ -127,22 +134,49 @@ def build_mixed(
     import_tvm()
     refuse_unknown_ops(imported.graph, imported.regions)
     open_sizes = {str(symbol): name for symbol, name in imported.graph.symbols.items()}
-    params, programs = _Params(), {}
+    params = _Params()
+    outlines: dict[str, tuple[str | None, Mapping[str, Array]]] = {}
     kernels: dict[str, list[Mapping[str, Any]]] = {}
+    regions: dict[str, dict[str, RegionKernel]] = {}
+    known = None if cache is None else MixedCache(cache, compile_region)
     for isa in isas:
-        regions = {r.name: compile_region(r.name, r.module, isa, choice) for r in imported.regions}
-        programs[isa] = to_relax(imported.graph, imported.regions, regions)
-        kernels[isa] = [record for region in regions.values() for record in region.kernels]
-        for name, array in programs[isa].params.items():
+        make = compile_region if known is None else known.region
+        own = {r.name: make(r.name, r.module, isa, choice) for r in imported.regions}
+        regions[isa], outlines[isa] = own, outline(imported.graph, imported.regions, own)
+        kernels[isa] = [record for region in own.values() for record in region.kernels]
+        for name, array in outlines[isa][1].items():
             params.add(isa, name, array)
+
+    def whole(isa: str) -> dict[str, RegionKernel]:
+        """Return the regions' kernels, those that came from the cache lowered again."""
+        return {
+            r.name: own
+            if (own := regions[isa][r.name]).function is not None
+            else compile_region(r.name, r.module, isa, choice)
+            for r in imported.regions
+        }
+
     paths = {}
-    for isa, program in programs.items():
-        names = [params.names[isa, name] for name in program.params]
-        whole = _with_params(program.module, len(imported.inputs), names, params.arrays)
+    for isa in isas:
+        text, own_params = outlines[isa]
+        names = [params.names[isa, name] for name in own_params]
         paths[isa] = Path(out_dir) / f"kernels-{isa}.so"
-        scheduled = schedule_module(_fused(whole), isa, choice, open_sizes)
+        key = None
+        if known is not None and text is not None:
+            made_of = (names, shapes_of(params.arrays), targets[isa], open_sizes, choice is None)
+            key = known.key(text, isa, regions[isa], *made_of)
+            records = None if key is None else known.executable(key, isa, choice, paths[isa])
+            if records is not None:
+                kernels[isa].extend(records)
+                continue
+        program = to_relax(imported.graph, imported.regions, whole(isa))
+        module = _with_params(program.module, len(imported.inputs), names, params.arrays)
+        asked = None if choice is None else Asked(choice)
+        scheduled = schedule_module(_fused(module), isa, asked, open_sizes)
         kernels[isa].extend(scheduled.kernels)
         _build(scheduled.module, targets[isa], paths[isa])
+        if known is not None and key is not None:
+            known.keep(key, asked, scheduled.kernels, paths[isa])
     texts = {r.name: ir.to_text(r.module, elide_constants=True) for r in imported.regions}
     return MixedBuild(
         paths, params.arrays, texts, imported.inputs, imported.outputs, kernels, imported.notes

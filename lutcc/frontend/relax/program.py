@@ -232,6 +232,32 @@ class _Contracted:
         )
 
 
+def outline(
+    graph: Graph, regions: Iterable[Region], kernels: Mapping[str, RegionKernel]
+) -> tuple[str | None, Mapping[str, Array]]:
+    """Return a text that says all that :func:`to_relax` reads of a graph, and its parameters.
+
+    Equal texts, kernels and versions of TVM mean equal modules. The functions of kernels are not
+    looked at. The text is None where a graph holds what a text cannot say, such as graphs in it.
+    """
+    contracted = _Contracted(graph, regions, kernels)
+    contracted.emit()
+    lines = [f"{symbol} = {name}" for symbol, name in graph.symbols.items()]
+    for node in contracted.fx.nodes:
+        if node.op == "get_attr":
+            return None, contracted.params
+        value = node.meta.get("val")
+        kind = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
+        lines.append(f"{node.format_node()} {kind}")
+    for name, tensor in contracted.inlined.items():  # of one element
+        lines.append(f"{name} = {tensor.dtype} {_numpy(tensor).tobytes()!r}")
+    for region in regions:
+        main = region.module.main
+        types = [str(value.type) for value in (*main.params, *main.returns)]
+        lines.append(f"{region.name}: {', '.join(types)}")
+    return "\n".join(lines), contracted.params
+
+
 class _RegionCalls:
     """Emits the calls of regions while TVM's importer walks the graph."""
 
