@@ -100,8 +100,9 @@ class CompileCache:
         path = self._path(key)
         entry = None
         try:
-            entry = _unframed(path.read_bytes())
-            os.utime(path)
+            if self.folder.stat().st_uid == os.geteuid():  # another owner's code is not run
+                entry = _unframed(path.read_bytes())
+                os.utime(path)
         except OSError:
             pass
         except ValueError:
@@ -124,8 +125,8 @@ class CompileCache:
         part = None
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self.folder.stat().st_uid != os.geteuid():
-                return  # its owner's entries would be run
+            if self.problem() is not None:
+                return
             if self._room is None or self._room < len(framed):
                 self._room = self._make_room(len(framed))
             handle, part = tempfile.mkstemp(prefix=f"{key}.", suffix=_PARTIAL, dir=self.folder)
@@ -139,6 +140,17 @@ class CompileCache:
                     os.unlink(part)
             if not isinstance(error, OSError):
                 raise
+
+    def problem(self) -> str | None:
+        """Return why nothing can be kept in the folder, or None."""
+        nearest = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
+        if not nearest.is_dir():
+            return f"{nearest} is no folder"
+        if nearest == self.folder and nearest.stat().st_uid != os.geteuid():
+            return f"{nearest} belongs to another user"
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            return f"{nearest} may not be written"
+        return None
 
     def entries(self) -> dict[Path, os.stat_result]:
         """Return the entries that are there."""

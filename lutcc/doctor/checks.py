@@ -126,6 +126,33 @@ def check_build() -> Iterator[Check]:
     yield _self_test("build self-test", "build", fix)
 
 
+def check_cache() -> Iterator[Check]:
+    """Check the folder that keeps what was compiled, and how full it is."""
+    try:
+        from lutcc.codegen.compile_cache import FOLDER_VARIABLE, SIZE_VARIABLE, default_cache
+
+        cache = default_cache()
+    except ImportError:  # told above
+        return
+    except LutccError as error:
+        yield Check("compile cache", "fail", f"{error.where}: {error.what}", error.fix or "")
+        return
+    if cache is None:
+        yield Check("compile cache", "ok", f"off ({FOLDER_VARIABLE} or {SIZE_VARIABLE})")
+        return
+    entries = cache.entries()
+    nbytes = sum(about.st_size for about in entries.values())
+    found = (
+        f"{cache.folder}: {len(entries)} entries, {nbytes / 1e6:.1f} of {cache.limit / 1e6:.0f} MB"
+    )
+    problem = cache.problem()
+    if problem is None:
+        yield Check("compile cache", "ok", found)
+    else:
+        fix = f"mend that, or name another folder in {FOLDER_VARIABLE} ('off': no cache)"
+        yield Check("compile cache", "warn", f"{found}; nothing can be kept: {problem}", fix)
+
+
 def check_cpu() -> Iterator[Check]:
     """Check the instruction sets that decide which kernels run."""
     try:
@@ -202,6 +229,7 @@ GROUPS: tuple[Callable[[], Iterable[Check]], ...] = (
     check_packages,
     check_ffi,
     check_build,
+    check_cache,
     check_cpu,
     check_threads,
     check_gpu,

@@ -128,3 +128,26 @@ def test_an_unknown_level_is_a_failed_check(lutcc_command, monkeypatch):
 def test_tvm_would_bind_threads(monkeypatch):
     monkeypatch.setenv("TVM_BIND_THREADS", "1")
     assert by_name(checks.check_threads())["TVM_BIND_THREADS"].status == "warn"
+
+
+def test_the_compile_cache(tmp_path, monkeypatch):
+    from lutcc.codegen.compile_cache import CompileCache
+
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LUTCC_CACHE_DIR", str(folder))
+    monkeypatch.setenv("LUTCC_CACHE_MB", "10")
+    CompileCache(folder, 1 << 20).put("one", {}, bytes(100_000))
+    (check,) = checks.check_cache()
+    assert check.status == "ok"
+    assert check.found == f"{folder}: 1 entries, 0.1 of 10 MB"
+    monkeypatch.setenv("LUTCC_CACHE_DIR", str(folder / "one.entry"))
+    (check,) = checks.check_cache()
+    assert check.status == "warn"
+    assert "one.entry is no folder" in check.found
+    monkeypatch.setenv("LUTCC_CACHE_DIR", "off")
+    (check,) = checks.check_cache()
+    assert (check.status, check.found) == ("ok", "off (LUTCC_CACHE_DIR or LUTCC_CACHE_MB)")
+    monkeypatch.setenv("LUTCC_CACHE_MB", "much")
+    (check,) = checks.check_cache()
+    assert check.status == "fail"
+    assert "LUTCC_CACHE_MB" in check.found
