@@ -6,7 +6,9 @@ model.safetensors; needs transformers), or package.module:factory. The last two 
 if there is a recipe, as by `lutcc convert`. TARGET is host, avx2 (x86-64-v3), avx512 (x86-64-v4), a
 CPU that LLVM knows (znver5, sapphirerapids, ...) or several joined by commas; the loader picks the
 best variant for the CPU it runs on. Kernels get what tuning logs found best: the logs of
---tuning-logs, then those that ship with lutcc.
+--tuning-logs, then those that ship with lutcc. Kernels that were built before come from a cache
+(`lutcc doctor` says where it is): after a change only what changed is built again, and an
+interrupted compilation goes on.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=f"folder that 'lutcc tune' wrote to (./{DEFAULT_LOGS}, if it is there)",
     )
+    parser.add_argument("--no-cache", action="store_true", help="build everything again")
     torch = parser.add_argument_group("of a Hugging Face folder or package.module:factory")
     torch.add_argument("-r", "--recipe", metavar="RECIPE.toml", help="convert layers first")
     torch.add_argument(
@@ -63,6 +66,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     logs = args.tuning_logs
     if logs is None and Path(DEFAULT_LOGS).is_dir():
         logs = Path(DEFAULT_LOGS)
+    from lutcc.codegen.compile_cache import default_cache
+
+    cache = None if args.no_cache else default_cache()
     console.progress(f"tuning logs: {f'{logs}, then ' if logs else ''}those that ship with lutcc")
     start = time.perf_counter()
     with console.working(f"compiling for {args.target}"):
@@ -71,10 +77,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
             source.examples,
             target=args.target,
             tuning_logs=logs,
+            cache=False if cache is None else cache,
             **source.options,
         )
     for note in artifact.extra["tuning_notes"]:
         console.progress(note)
+    if cache is not None and cache.hits:
+        parts = cache.hits + cache.misses
+        console.progress(f"{cache.hits} of {parts} parts were built before ({cache.folder})")
     seconds = time.perf_counter() - start
     saved = artifact.save(output)
     isas = [variant.isa for variant in artifact.manifest.variants]
@@ -86,6 +96,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "outputs": [str(spec) for spec in artifact.outputs],
         "bytes": artifact.nbytes,
         "seconds": seconds,
+        "cache": None if cache is None else {"hits": cache.hits, "misses": cache.misses},
         "tuning_logs": None if logs is None else str(logs),
         "conversion": None if source.report is None else source.report.to_dict(),
         "notes": [*artifact.extra["notes"], *artifact.extra["tuning_notes"]],
