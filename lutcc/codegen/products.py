@@ -80,6 +80,8 @@ class Products:
     def source(self, op: Operation) -> str:
         """Return where the config came from."""
         given = self.values.get(product_name(op))
+        if not self.config(op).to_json():
+            return "nothing to choose"
         return "default" if given is None else str(given.get("source", "given"))
 
     def shared_bytes(self, main: Function) -> int:

@@ -11,13 +11,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from lutcc.frontend.size_names import BATCH as BATCH
+from lutcc.frontend.size_names import PRODUCT as PRODUCT
 from lutcc.ir.types import Dim, Sym
-
-BATCH = "n"
-"""Name of the symbolic batch size in every imported module."""
-
-PRODUCT = "."
-"""Between the names of a product of open sizes: a region of (n, length, 64) has n.length rows."""
 
 _LOWEST = 2
 """torch specialises on 0 and 1, so that a lower bound up to this says nothing of the model."""

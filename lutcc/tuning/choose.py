@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from lutcc.codegen.lower import stage_functions
-from lutcc.ir.module import Function, Module, Value
-from lutcc.ir.types import Sym
-from lutcc.schedules.space import Config, KnobValue, Space, nested
+from lutcc.codegen.products import product_name, products_of
+from lutcc.ir.module import Function, Module, Operation
+from lutcc.ir.types import Dim, Sym
+from lutcc.schedules.space import Config, Knob, KnobValue, Space, nested
 from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.schedules.x86.plan import ALWAYS, default_stage_configs, rows_only, stage_space
 from lutcc.tuning.host import vendor_of
 from lutcc.tuning.logfile import Logs, best
+from lutcc.tuning.products import Way, few_rows, product_kernels, product_space, tunable
 from lutcc.tuning.records import Record
-from lutcc.tuning.stages import stage_kernel
+from lutcc.tuning.stages import opened, stage_kernel
 from lutcc.tuning.workload import Workload
 
 #: The logs that come with lutcc.
@@ -80,11 +82,14 @@ class Chooser:
         module
             After :func:`lutcc.codegen.lower.prepare`.
         """
+        kernels = {f.name: self._of_stage(module, f) for f in stage_functions(module)}
+        for op in products_of(module.main):
+            if tunable(op):
+                kernels[product_name(op)] = self._of_product(module, op)
         result = {}
-        for function in stage_functions(module):
-            found = self._stage(module, function)
-            config, source = found or ({}, UNTUNED)
-            result[function.name] = {**nested(config), "source": source}
+        for name, kernel in kernels.items():
+            config, source = self._chosen(kernel) or ({}, UNTUNED)
+            result[name] = {**nested(config), "source": source}
         return result
 
     def relax_config(self, kernel_id: str) -> Chosen | None:
@@ -102,50 +107,51 @@ class Chooser:
             return dict(record.config), self._source(cpu, [record])
         return None
 
-    # -- stages ------------------------------------------------------------------------------
+    # -- stages and products -----------------------------------------------------------------
 
-    def _stage(self, module: Module, function: Function) -> Chosen | None:
-        lead = function.params[0].type.shape[0]
-        if isinstance(lead, Sym):
-            return self._open_batch(module, function)
-        ids = [_kernel_id("stage", stage_kernel(module, f)) for f in (function, _opened(function))]
-        spaces = _Spaces(self.isa, function, int(lead))
-        for cpu, by_rows in self._groups(self._declared(self._records(ids), spaces, function)):
-            rows = 0 if 0 in by_rows else _nearest(by_rows, int(lead))
+    def _of_stage(self, module: Module, function: Function) -> _Kernel:
+        level = isa_by_name(self.isa)
+        default = None
+        if not rows_only(function):
+            default = default_stage_configs(level, function).stage.row_threshold
+        return _Kernel(
+            f"@{function.name}",
+            [_kernel_id("stage", stage_kernel(module, f)) for f in (function, opened(function))],
+            function.params[0].type.shape[0],
+            lambda rows: stage_space(level, function, rows),
+            Way(THRESHOLD, ALWAYS, default),
+        )
+
+    def _of_product(self, module: Module, op: Operation) -> _Kernel:
+        level = isa_by_name(self.isa)
+        return _Kernel(
+            product_name(op),
+            [_kernel_id("product", text) for text in product_kernels(module, op)],
+            op.operands[0].type.shape[0],
+            lambda rows: product_space(op, level, rows),
+            few_rows(op, level),
+        )
+
+    def _chosen(self, kernel: _Kernel) -> Chosen | None:
+        """Return the config of a kernel: what was found at its rows, or at some for all sizes."""
+        lead = None if isinstance(kernel.lead, Sym) else kernel.lead
+        spaces = _Spaces(kernel.space, lead or 1, kernel.way)
+        records = self._records(kernel.ids[:1] if lead is None else kernel.ids)
+        for cpu, by_rows in self._groups(self._declared(records, spaces, kernel.where)):
+            if lead is None:
+                return _combined(by_rows, spaces), self._source(cpu, by_rows.values())
+            rows = 0 if 0 in by_rows else _nearest(by_rows, lead)
             return dict(by_rows[rows].config), self._source(cpu, [by_rows[rows]])
         return None
 
-    def _open_batch(self, module: Module, function: Function) -> Chosen | None:
-        """Put together one config for all batch sizes from those found at some."""
-        spaces = _Spaces(self.isa, function, 1)
-        records = self._records([_kernel_id("stage", stage_kernel(module, function))])
-        for cpu, by_rows in self._groups(self._declared(records, spaces, function)):
-            config: dict[str, KnobValue] = {}
-            ordered = sorted(by_rows.items())
-            blocks = [(rows, r) for rows, r in ordered if r.config[THRESHOLD] == 0]
-            alone = [(rows, r) for rows, r in ordered if r.config[THRESHOLD] != 0]
-            for rows, record in (*alone[:1], *blocks[-1:]):
-                knobs = spaces.knobs(rows, int(record.config[THRESHOLD]))
-                config |= {name: record.config[name] for name in knobs}
-            if not rows_only(function):
-                default = default_stage_configs(isa_by_name(self.isa), function)
-                config[THRESHOLD] = threshold(
-                    {rows: r.config[THRESHOLD] != 0 for rows, r in ordered},
-                    default.stage.row_threshold,
-                )
-            return config, self._source(cpu, by_rows.values())
-        return None
-
-    def _declared(
-        self, records: Sequence[_Ranked], spaces: _Spaces, function: Function
-    ) -> list[_Ranked]:
+    def _declared(self, records: Sequence[_Ranked], spaces: _Spaces, where: str) -> list[_Ranked]:
         """Return the records whose configs the space still has, other knobs at today's defaults."""
         found = []
         for log, record in records:
             config = spaces.today(record.workload.rows, record.config)
             if config is not None:
                 found.append((log, replace(record, config=config)))
-        self._note(len(records) - len(found), f"@{function.name}")
+        self._note(len(records) - len(found), where)
         return found
 
     # -- records -----------------------------------------------------------------------------
@@ -291,65 +297,92 @@ def _nearest(measured: Iterable[int], rows: int) -> int:
     return min(measured, key=lambda r: (abs(math.log(max(r, 1) / max(rows, 1))), r))
 
 
-def _opened(function: Function) -> Function:
-    """Return a stage of fixed rows as the same stage with an open batch."""
-    fixed = {op.results[0].name for op in function.body if op.opcode == "constant"}
+@dataclass(frozen=True)
+class _Kernel:
+    """A stage or a product to find a config for.
 
-    def value(v: Value) -> Value:
-        lead = v.type.shape[0] if v.type.shape else None
-        if v.name in fixed or not isinstance(lead, int):
-            return v
-        shape = (Sym("n", lead), *v.type.shape[1:])
-        return Value(v.name, replace(v.type, shape=shape))
+    Attributes
+    ----------
+    where
+        What notes call it.
+    ids
+        Ids of its text, as it is and with an open batch.
+    lead
+        Its rows: a number or a symbol.
+    space
+        What it may choose at a number of rows.
+    way
+        How few rows are done another way, if they are.
+    """
 
-    def values(group: tuple[Value, ...]) -> tuple[Value, ...]:
-        return tuple(value(v) for v in group)
+    where: str
+    ids: Sequence[str]
+    lead: Dim
+    space: Callable[[int], Space]
+    way: Way | None
 
-    body = tuple(
-        replace(op, operands=values(op.operands), results=values(op.results))
-        for op in function.body
-    )
-    return replace(
-        function, params=values(function.params), body=body, returns=values(function.returns)
-    )
+
+def _combined(by_rows: Mapping[int, Record], spaces: _Spaces) -> dict[str, KnobValue]:
+    """Put together one config for all batch sizes from those found at some."""
+    ordered, way = sorted(by_rows.items()), spaces.way
+    if way is None:
+        return dict(ordered[-1][1].config)
+    config: dict[str, KnobValue] = {}
+    many = [(rows, r) for rows, r in ordered if r.config[way.knob] == 0]
+    few = [(rows, r) for rows, r in ordered if r.config[way.knob] != 0]
+    for rows, record in (*few[:1], *many[-1:]):
+        knobs = spaces.knobs(rows, int(record.config[way.knob]))
+        config |= {name: record.config[name] for name in knobs}
+    if way.default is not None:
+        found = {rows: r.config[way.knob] != 0 for rows, r in ordered}
+        config[way.knob] = threshold(found, way.default)
+    return config
 
 
 class _Spaces:
-    """The declared spaces of one stage, by number of rows."""
+    """The declared spaces of one kernel, by number of rows."""
 
-    def __init__(self, isa: str, function: Function, own_rows: int) -> None:
-        self._isa, self._function, self._own_rows = isa_by_name(isa), function, own_rows
+    def __init__(self, space: Callable[[int], Space], own_rows: int, way: Way | None) -> None:
+        self._space, self._own_rows, self.way = space, own_rows, way
         self._spaces: dict[int, Space] = {}
         self._knobs: dict[tuple[int, int], tuple[str, ...]] = {}
 
     def at(self, rows: int) -> Space:
         rows = rows or self._own_rows
         if rows not in self._spaces:
-            self._spaces[rows] = stage_space(self._isa, self._function, rows)
+            self._spaces[rows] = self._space(rows)
         return self._spaces[rows]
 
-    def knobs(self, rows: int, way: int) -> tuple[str, ...]:
+    def knobs(self, rows: int, value: int) -> tuple[str, ...]:
         """Name the knobs that matter to one of the two ways; the other's are held."""
-        key = (rows or self._own_rows, way)
+        key = (rows or self._own_rows, value)
         if key not in self._knobs:
-            space = self.at(rows)
-            base = {**space.default, THRESHOLD: way}
+            assert self.way is not None
+            space, way = self.at(rows), self.way.knob
+            base = {**space.default, way: value}
             self._knobs[key] = tuple(
                 knob.name
                 for knob in space.knobs
-                if knob.name != THRESHOLD
-                and any(
-                    {**base, knob.name: v} in space for v in knob.values if v != base[knob.name]
-                )
+                if knob.name != way and self._varies(space, base, knob)
             )
         return self._knobs[key]
+
+    def _varies(self, space: Space, base: Config, knob: Knob) -> bool:
+        """Whether a knob has another value beside the defaults of the rest, or of some of them."""
+        others = (v for v in knob.values if v != base[knob.name])
+        return any({**base, knob.name: v} in space for v in others)
 
     def today(self, rows: int, config: Config) -> dict[str, KnobValue] | None:
         """Return a recorded config with what does not matter to it at today's defaults."""
         space = self.at(rows)
-        way = config.get(THRESHOLD)
-        if way not in (0, ALWAYS) or set(config) - {knob.name for knob in space.knobs}:
+        if set(config) - {knob.name for knob in space.knobs}:
             return None
-        result = {**space.default, THRESHOLD: way}
-        result |= {n: config[n] for n in self.knobs(rows, int(way)) if n in config}
+        if self.way is None:
+            result = {**space.default, **config}
+            return result if result in space else None
+        value = config.get(self.way.knob)
+        if value not in (0, self.way.always):
+            return None
+        result = {**space.default, self.way.knob: value}
+        result |= {n: config[n] for n in self.knobs(rows, int(value)) if n in config}
         return result if result in space else None

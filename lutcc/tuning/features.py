@@ -61,6 +61,8 @@ def features_of(
     found["cold"] = float(workload.cache == "cold")
     if workload.kind == "stage":
         _of_stage(found, workload, isa, config)
+    elif workload.kind == "product":
+        found |= _of_packed(workload, isa, config)
     else:
         found |= _of_matmul(workload, isa, config)
     return found
@@ -260,6 +262,50 @@ def _of_matmul(workload: Workload, isa: str, config: Config) -> Features:
         "matmul.panel/L1": _log(panel) - math.log2(L1_BYTES),
         "matmul.group/L2": _log(panel * float(knobs.get("group", 1))) - math.log2(L2_BYTES),
         "matmul.b/L2": _log(4 * j * k) - math.log2(L2_BYTES),
+    }
+
+
+def _of_packed(workload: Workload, isa: str, config: Config) -> Features:
+    """Return what a product of rows with packed weights touches, and what its tiles leave idle."""
+    knobs = {name.rpartition(".")[2]: value for name, value in config.items()}
+    numbers = {name: float(value) for name, value in knobs.items() if isinstance(value, int)}
+    level, dims = isa_by_name(isa), workload.dims
+    rows = max(1.0, float(dims.get("rows", 0)) * max(1.0, float(dims.get("pixels", 0))))
+    depth, width = max(1.0, dims.get("depth", 0)), max(1.0, dims.get("width", 0))
+    itemsize = float(dims.get("multiplied", 4))
+    registers = 32.0 if level.has_avx512 else 16.0
+    if numbers.get("few", 0.0) >= rows:
+        return {"packed.alone": 1.0, "packed.ahead": _log(numbers.get("prefetch", 0.0))}
+    found: Features = {"packed.alone": 0.0}
+    tile = numbers.get("tile_rows", 0.0)
+    if not tile:
+        return found
+    if "tile_chunks" in numbers:
+        chunks, terms = numbers["tile_chunks"], numbers.get("depth", 256.0)
+        block = tile * numbers.get("row_panels", 1.0)
+        panel, passes = 16 * chunks * 4 * min(terms, depth), math.ceil(depth / terms)
+        found |= _of_tile("packed", chunks, tile, rows, registers)
+        columns = 16 * chunks
+    else:
+        vectors = numbers.get("vectors", 4.0)
+        columns = vectors * level.vector_bytes / 16
+        whole = columns * itemsize * depth
+        passes = math.ceil(whole / max(1.0, numbers.get("panel_bytes", whole)))
+        panel, block = whole / passes, min(numbers.get("block_rows", rows), rows)
+        found |= _of_tile("packed", vectors, tile, rows, registers)
+    blocks = math.ceil(rows / block)
+    each = math.ceil(rows / blocks / tile) * tile
+    return found | {
+        "packed.idle_rows": each * blocks / rows,
+        "packed.idle_columns": -width % columns / width,
+        "packed.passes": float(passes),
+        "packed.blocks": _log(blocks),
+        "packed.panel/L1": _log(panel) - math.log2(L1_BYTES),
+        "packed.panel/L2": _log(panel) - math.log2(L2_BYTES),
+        "packed.rows/L2": _log(each * depth / passes * itemsize) - math.log2(L2_BYTES),
+        "packed.both/L2": _log(panel + each * depth / passes * itemsize) - math.log2(L2_BYTES),
+        "packed.sums": _log(passes * each * columns * numbers.get("together", 1.0)),
+        "packed.weights_read": _log(blocks * depth * width * itemsize),
     }
 
 

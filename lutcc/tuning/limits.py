@@ -122,7 +122,8 @@ class Limits:
             detail = f"{mix}: {rate * 1e-9:.0f} G look-ups/s"
             bounds.append(Bound(lookups / rate, "look-ups", detail))
         if flops := workload.cost.get("flops", 0):
-            rate = self.flops * threads
+            itemsize = workload.dims.get("multiplied", 4) or 4  # narrow ones: more at a time
+            rate = self.flops * threads * 4 / itemsize
             detail = f"multiply-adds: {rate * 1e-9:.0f} GFLOP/s"
             bounds.append(Bound(flops / rate, "arithmetic", detail))
         if nbytes := workload.cost.get("bytes", 0):

@@ -83,6 +83,12 @@ def short_name(workload: Workload) -> str:
             words += [f"K{size.get('entries', '?')}", dtype]
         case "Hadamard and block-diagonal":
             words = ["hadamard" if "hadamard" in ops else "blocks", f"{columns}→{out}"]
+        case _ if workload.kind == "product":
+            dtype = {"1": "int8", "2": "bf16"}.get(size.get("multiplied", ""), "")
+            bits = f"{size['bits']} bit" if "bits" in size else ""
+            words = [workload.op.replace("_", " "), f"{size.get('depth', columns)}→"]
+            words[-1] += size.get("width", out)
+            words += [dtype, bits]
         case "matrix product" if workload.kind == "stage":
             words = ["+".join(ops), f"{size.get('depth', columns)}→{size.get('width', out)}"]
         case _ if workload.kind == "stage":

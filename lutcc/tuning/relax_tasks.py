@@ -17,12 +17,13 @@ from lutcc.frontend.relax.kernels import compile_region
 from lutcc.frontend.relax.measures import buffers, nest_cost, nest_dims
 from lutcc.frontend.relax.nests import loop_nest
 from lutcc.frontend.relax.pipeline import build_loops, fuse_module, unscheduled
-from lutcc.frontend.relax.sizes import size_of
+from lutcc.frontend.relax.sizes import OTHER_SIZE, size_of
 from lutcc.ir.module import Module
 from lutcc.ir.types import Array
 from lutcc.runtime.cpu import best_isa
 from lutcc.schedules.space import Config
 from lutcc.schedules.x86.pack import aligned_empty
+from lutcc.tuning.products import product_tasks
 from lutcc.tuning.stages import stage_tasks
 from lutcc.tuning.task import Candidate, Task
 from lutcc.tuning.workload import Workload
@@ -40,11 +41,12 @@ def model_tasks(
     *,
     isa: str,
     rows: Sequence[int],
+    length: int | None = None,
     mcpu: str | None = None,
     threads: int = 1,
     cache: str = "hot",
 ) -> list[Task]:
-    """Return every distinct task of a model: stages of lutcc's kernels, loop nests of exact layers.
+    """Return every distinct task of a model: lutcc's kernels, and loop nests of exact layers.
 
     Parameters
     ----------
@@ -57,6 +59,9 @@ def model_tasks(
         Target.
     rows
         Batch sizes, where the model's is open.
+    length
+        Every other open size (a sequence length), by default
+        :data:`lutcc.frontend.relax.sizes.OTHER_SIZE`, which loop nests are measured at always.
     threads, cache
         How to measure, see :class:`Workload`.
 
@@ -72,17 +77,23 @@ def model_tasks(
     """
     how: dict[str, Any] = {"rows": rows, "mcpu": mcpu, "threads": threads, "cache": cache}
     if isinstance(model, Module):
-        return stage_tasks(model, isa, **how)
+        return kernel_tasks(model, isa, **how)
     from lutcc.frontend import Imported, import_torch
 
     imported = model if isinstance(model, Imported) else import_torch(model, example_inputs)
     if imported.module is not None:
-        return stage_tasks(imported.module, isa, **how)
+        return kernel_tasks(imported.module, isa, **how)
     tasks: list[Task] = []
+    other = OTHER_SIZE if length is None else length
     for region in imported.regions:
-        for task in stage_tasks(region.module, isa, **how):
+        for task in kernel_tasks(region.module, isa, length=other, **how):
             tasks.append(replace(task, name=f"{region.name}.{task.name}"))
     return _distinct([*tasks, *relax_tasks(imported, isa, **how)])
+
+
+def kernel_tasks(module: Module, isa: str, **how: Any) -> list[Task]:
+    """Return the tasks of a module of lutcc's operations: its stages and its products."""
+    return [*stage_tasks(module, isa, **how), *product_tasks(module, isa, **how)]
 
 
 def relax_tasks(

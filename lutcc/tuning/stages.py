@@ -12,8 +12,9 @@ import numpy as np
 
 from lutcc import ir
 from lutcc.codegen.lower import lower, prepare, stage_functions
+from lutcc.frontend.size_names import BATCH, PRODUCT
 from lutcc.ir.module import Function, Module, Operation, Value
-from lutcc.ir.types import ROW_MAJOR, Array, Sym
+from lutcc.ir.types import ROW_MAJOR, Array, Dim, Sym
 from lutcc.schedules.space import Config, nested
 from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.schedules.x86.pack import aligned_empty, pack_blob
@@ -29,6 +30,7 @@ def stage_tasks(
     isa: str,
     *,
     rows: Sequence[int],
+    length: int | None = None,
     mcpu: str | None = None,
     threads: int = 1,
     cache: str = "hot",
@@ -43,6 +45,8 @@ def stage_tasks(
         Target.
     rows
         Values of the module's symbol (batch sizes). A module without symbol has its own.
+    length
+        Value of every other open size, where the symbol is a product of several.
     threads, cache
         How to measure, see :class:`Workload`.
     """
@@ -54,12 +58,41 @@ def stage_tasks(
     tasks: dict[str, Task] = {}
     for function in stage_functions(prepared):
         for batch in rows if prepared.main.symbols else (1,):
-            task = _task(prepared, function, batch, isa, mcpu, threads, cache, calls[function.name])
+            lead = function.params[0].type.shape[0]
+            count = value_of(lead, batch, length)
+            task = _task(
+                prepared, function, count, batch, isa, mcpu, threads, cache, calls[function.name]
+            )
             known = tasks.get(task.workload.id)
             tasks[task.workload.id] = (
                 replace(known, calls=known.calls + task.calls) if known else task
             )
     return list(tasks.values())
+
+
+def value_of(dim: Dim, batch: int, length: int | None = None) -> int:
+    """Return a size with numbers put in for its symbols, whose product it may be.
+
+    Parameters
+    ----------
+    dim
+        A number or a symbol.
+    batch
+        Value of ``n``.
+    length
+        Value of the others; None: they are batch sizes under other names.
+
+    Examples
+    --------
+    >>> value_of(ir.Sym("length.n", 2), 8, 16), value_of(ir.Sym("rows"), 8), value_of(7, 8)
+    (256, 8, 7)
+    """
+    if not isinstance(dim, Sym):
+        return int(dim)
+    other = batch if length is None else length
+    return dim.factor * math.prod(
+        batch if part == BATCH else other for part in dim.name.split(PRODUCT)
+    )
 
 
 def stage_kernel(module: Module, function: Function) -> str:
@@ -69,6 +102,29 @@ def stage_kernel(module: Module, function: Function) -> str:
     """
     alone = canonical_stage(module, function)
     return ir.to_text(Module((alone.main,)))
+
+
+def opened(function: Function) -> Function:
+    """Return a stage of fixed rows as the same stage with an open batch."""
+    fixed = {op.results[0].name for op in function.body if op.opcode == "constant"}
+
+    def value(v: Value) -> Value:
+        lead = v.type.shape[0] if v.type.shape else None
+        if v.name in fixed or not isinstance(lead, int):
+            return v
+        shape = (Sym("n", lead), *v.type.shape[1:])
+        return Value(v.name, replace(v.type, shape=shape))
+
+    def values(group: tuple[Value, ...]) -> tuple[Value, ...]:
+        return tuple(value(v) for v in group)
+
+    body = tuple(
+        replace(op, operands=values(op.operands), results=values(op.results))
+        for op in function.body
+    )
+    return replace(
+        function, params=values(function.params), body=body, returns=values(function.returns)
+    )
 
 
 def canonical_stage(module: Module, function: Function) -> Module:
@@ -107,6 +163,7 @@ def _factors(function: Function) -> list[int]:
 def _task(
     module: Module,
     function: Function,
+    rows: int,
     batch: int,
     isa: str,
     mcpu: str | None,
@@ -115,8 +172,6 @@ def _task(
     calls: float,
 ) -> Task:
     alone = canonical_stage(module, function)
-    lead = function.params[0].type.shape[0]
-    rows = lead.factor * batch if isinstance(lead, Sym) else int(lead)
     symbolic = bool(alone.main.symbols)
     lead_alone = alone.main.params[0].type.shape[0]
     size = rows // lead_alone.factor if isinstance(lead_alone, Sym) else rows
@@ -232,6 +287,11 @@ class StageSubject:
     threads: int = 1
     _blobs: dict[tuple[str, int], Array] = field(default_factory=dict, compare=False, repr=False)
 
+    def config_name(self) -> str:
+        """Return the name under which the config is given to :func:`lutcc.codegen.lower`."""
+        (name,) = (f.name for f in stage_functions(self.module))
+        return name
+
     def inputs(self, seed: int) -> list[Array]:
         """Return random inputs: floats around the thresholds, codes within the tables."""
         rng = np.random.default_rng(seed)
@@ -267,8 +327,8 @@ class StageSubject:
         """Build the kernel under a config."""
         from lutcc.codegen.build import build_module
 
-        (name,) = (f.name for f in stage_functions(self.module))
-        lowered = lower(self.module, isa, {name: nested(config)}, parallel=self.threads > 1)
+        given = {self.config_name(): nested(config)}
+        lowered = lower(self.module, isa, given, parallel=self.threads > 1)
         program = lowered.program
         symbol = program.entry + ("_mt" if self.threads > 1 else "")
         alone = replace(lowered, functions={symbol: lowered.functions[symbol]})

@@ -21,7 +21,8 @@ class Workload:
     Attributes
     ----------
     kind
-        ``stage``: a fused group of lutcc's operations; ``relax``: a loop nest of an exact layer.
+        ``stage``: a fused group of lutcc's operations; ``product``: one that stands alone, such as
+        ``dense``; ``relax``: a loop nest of an exact layer.
     op
         Short name for people and for grouping: the opcodes joined by ``+``, or the name TVM gave.
     kernel
