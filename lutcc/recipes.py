@@ -81,6 +81,7 @@ class Maddness:
     partition: str = "contiguous"
     prototypes: str = "ridge"
     lut_objective: str = "ridge"
+    lut_activation: str | None = None
     lut_dtype: str = "uint8"
     accumulate: str = "exact"
     upcast_every: int = 16

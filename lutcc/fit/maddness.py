@@ -16,8 +16,9 @@ from lutcc.fit import lookup
 from lutcc.fit.inputs import as_weights, code_frequencies, not_finite, product_metric, to_float32
 from lutcc.fit.nearest import fit_centroids
 from lutcc.fit.options import check_maddness_options
-from lutcc.fit.partition import contiguous_partition
+from lutcc.fit.partition import contiguous_partition, opq_partition, r2_partition
 from lutcc.fit.prototypes import bucket_means, choose_lambda, normal_equations
+from lutcc.fit.table_learning import Objective, learn_tables
 from lutcc.fit.tables import averaging_bias, quantize_tables
 from lutcc.fit.tree import BalancedTree, fit_balanced_tree
 
@@ -59,12 +60,18 @@ class Maddness(BaseEstimator):
         "tree": balanced regression trees, log2(K) comparisons per code. "nearest": the nearest
         k-means centroid.
     partition
-        "contiguous": neighbouring columns, lengths that differ by at most one.
+        "contiguous": neighbouring columns, lengths that differ by at most one. "r2": columns that
+        are correlated, by hierarchical clustering; "opq": an order of columns that is close to the
+        rotation of OPQ. Either costs nothing at run time. ITLUMM, section 2.1.
     prototypes
         "ridge": ITLUMM eq. 2, jointly over all codebooks. "kmeans": the mean of each bucket in its
         own subspace.
     lut_objective
-        "ridge": the tables are T = P B.
+        "ridge": the tables are T = P B. "mse", "kld": they are learnt from there, by the squared
+        error behind ``lut_activation``, or the divergence of a softmax's rows: ITLUMM, eq. 3.
+    lut_activation
+        What follows the product, for ``lut_objective``: None, "relu", "gelu", "gelu_tanh", "silu",
+        "tanh", "sigmoid", "softmax". It is not applied. "mse" with None is "ridge".
     activation
         None or "relu": applied to the product.
     lut_dtype
@@ -132,6 +139,7 @@ class Maddness(BaseEstimator):
         partition: str = "contiguous",
         prototypes: str = "ridge",
         lut_objective: str = "ridge",
+        lut_activation: str | None = None,
         activation: str | None = None,
         lut_dtype: str = "uint8",
         accumulate: str = "exact",
@@ -148,6 +156,7 @@ class Maddness(BaseEstimator):
         self.partition = partition
         self.prototypes = prototypes
         self.lut_objective = lut_objective
+        self.lut_activation = lut_activation
         self.activation = activation
         self.lut_dtype = lut_dtype
         self.accumulate = accumulate
@@ -197,20 +206,54 @@ class Maddness(BaseEstimator):
             self.__dict__.pop(name, None)
         self.options_ = options
         random = check_random_state(self.random_state)
-        parts = contiguous_partition(ncolumns, self.ncodebooks)
+        parts = self._partition(X, random)
         codes = self._fit_encoder(X, parts, weights, random)
         base = bucket_means(X, codes, parts, self.nprototypes, tree=self.encoder == "tree")
         prototypes = np.zeros((self.ncodebooks, self.nprototypes, ncolumns))
         for c, columns in enumerate(parts):
             prototypes[c][:, columns] = base[:, columns]
+        anchor = prototypes.copy() if weights is None else prototypes @ weights
         self.ridge_lambda_: float | None = None
         if self.prototypes == "ridge":
             prototypes += self._ridge(X, codes, base, parts, weights, random).reshape(
                 prototypes.shape
             )
         tables = prototypes if weights is None else prototypes @ weights
+        if self.lut_objective != "ridge" and self.lut_activation is not None:
+            tables = self._learnt(X, codes, weights, shift, anchor, random)
         self.prototypes_ = prototypes.astype(np.float32)
         self._set_tables(tables, shift, code_frequencies(codes, self.nprototypes))
+
+    def _partition(self, X: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, ...]:
+        """Return the columns of each codebook."""
+        if self.partition == "opq":
+            return opq_partition(X, self.ncodebooks, self.nprototypes, random)
+        if self.partition == "r2":
+            return r2_partition(X, self.ncodebooks, random)
+        return contiguous_partition(X.shape[1], self.ncodebooks)
+
+    def _learnt(
+        self,
+        X: np.ndarray,
+        codes: np.ndarray,
+        weights: np.ndarray | None,
+        shift: np.ndarray,
+        anchor: np.ndarray,
+        random: np.random.RandomState,
+    ) -> np.ndarray:
+        """Return the tables of eq. 3."""
+        exact = (X if weights is None else X @ weights) + shift
+        given = self.ridge_lambda_ if self.ridge_lambda == "auto" else float(self.ridge_lambda)
+        return learn_tables(
+            anchor,
+            codes,
+            exact.astype(np.float32),
+            shift,
+            Objective(self.lut_objective, self.lut_activation),
+            1.0 if given is None else given,
+            random,
+            scaled=self.ridge_lambda == "auto",
+        )
 
     def _fit_encoder(
         self,

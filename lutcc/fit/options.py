@@ -11,9 +11,10 @@ import numpy as np
 from lutcc.errors import InputError, suggest
 
 ENCODERS = ("tree", "nearest")
-PARTITIONS = ("contiguous",)
+PARTITIONS = ("contiguous", "opq", "r2")
 PROTOTYPES = ("ridge", "kmeans")
-LUT_OBJECTIVES = ("ridge",)
+LUT_OBJECTIVES = ("ridge", "mse", "kld")
+LUT_ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "softmax")
 HASH_OBJECTIVES = ("product", "input")
 ACTIVATIONS = (None, "relu")
 LUT_DTYPES = ("uint8", "float32")
@@ -78,6 +79,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "partition": PARTITIONS,
     "prototypes": PROTOTYPES,
     "lut_objective": LUT_OBJECTIVES,
+    "lut_activation": LUT_ACTIVATIONS,
     "hash_objective": HASH_OBJECTIVES,
     "activation": ACTIVATIONS,
     "lut_dtype": LUT_DTYPES,
@@ -116,6 +118,13 @@ def check_maddness_options(**options: Any) -> None:
         check_power_of_two("upcast_every", options["upcast_every"], 2, 256)
     if "ridge_lambda" in options:
         check_lambda("ridge_lambda", options["ridge_lambda"])
+    if options.get("lut_objective") == "kld" and options.get("lut_activation") != "softmax":
+        raise InputError(
+            f"lut_objective='kld' compares the rows of a softmax, but lut_activation="
+            f"{options.get('lut_activation')!r}",
+            where="Maddness",
+            fix="use lut_activation='softmax', or lut_objective='mse'",
+        )
     if options.get("accumulate") == "mean" and options.get("lut_dtype", "uint8") != "uint8":
         raise InputError(
             f"accumulate='mean' needs 8-bit tables, but lut_dtype={options['lut_dtype']!r}",

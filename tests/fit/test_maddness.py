@@ -42,6 +42,10 @@ CONFIGS: list[dict[str, Any]] = [
     {"encoder": "nearest", "nprototypes": 11, "prototypes": "kmeans"},
     {"encoder": "nearest", "nprototypes": 40, "lut_dtype": "float32"},
     {"ridge_lambda": 1.0},
+    {"partition": "opq"},
+    {"partition": "r2", "encoder": "nearest"},
+    {"lut_objective": "mse", "lut_activation": "relu"},
+    {"lut_objective": "kld", "lut_activation": "softmax", "partition": "r2"},
 ]
 
 
@@ -239,9 +243,9 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"nprototypes": 256}, "2..128"),
     ({"encoder": "nearest", "nprototypes": 257}, "2..256"),
     ({"encoder": "treee"}, "did you mean 'tree'"),
-    ({"partition": "opq"}, "'contiguous'"),
+    ({"partition": "random"}, "'contiguous'"),
     ({"prototypes": "lstsq"}, "'ridge', 'kmeans'"),
-    ({"lut_objective": "mse"}, "'ridge'"),
+    ({"lut_objective": "huber"}, "'ridge'"),
     ({"hash_objective": "output"}, "'product', 'input'"),
     ({"activation": "gelu"}, "None, 'relu'"),
     ({"lut_dtype": "int4"}, "'uint8', 'float32'"),

@@ -1,0 +1,205 @@
+"""Tables learnt from what a layer gives behind its activation: ITLUMM, equation 3.
+
+    argmin_T  E(sigma(A B + b), sigma(G T + b)) + lambda ||T - P0 B||^2
+
+G (N, C*K) are the one-hot codes, sigma the activation. E is the squared error, or, behind softmax,
+the Kullback-Leibler divergence of the rows, which is convex in T. Without an activation the squared
+error has the closed solution that equation 2 gives, times B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from lutcc.fit.output_error import ACTIVATIONS
+from lutcc.fit.prototypes import NormalEquations
+
+#: Rows that tables are learnt from, at most, and the part of them that is held out.
+ROWS, HELD_OUT = 16384, 5
+#: Steps of L-BFGS at most; those without a gain of this much on held-out rows end the search.
+STEPS, PATIENCE, LEAST_GAIN = 200, 6, 1e-3
+#: Below so many rows none are held out, and this many steps are made.
+FEW_ROWS, FEW_STEPS = 50, 20
+
+SOFTMAX = "softmax"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The error of a layer's outputs, before lambda comes in.
+
+    Attributes
+    ----------
+    name
+        "mse" or "kld".
+    activation
+        A name of :data:`lutcc.fit.output_error.ACTIVATIONS`, "softmax", or None.
+    """
+
+    name: str
+    activation: str | None
+
+    def __call__(self, outputs: Tensor, exact: Tensor) -> Tensor:
+        """Return the error, summed over rows, of ``outputs`` (N, M) before the activation."""
+        if self.name == "kld":
+            log_p = torch.log_softmax(exact, 1)
+            return (log_p.exp() * (log_p - torch.log_softmax(outputs, 1))).sum()
+        sigma = self._sigma()
+        return (sigma(outputs) - sigma(exact)).square().sum()
+
+    def _sigma(self) -> Callable[[Tensor], Tensor]:
+        if self.activation == SOFTMAX:
+            return lambda z: torch.softmax(z, 1)
+        return ACTIVATIONS[self.activation] if self.activation else lambda z: z
+
+    def curvature(self, exact: Tensor) -> float:
+        """Return how much an output's error weighs on average, beside that of ``|G T - A B|^2``."""
+        if self.name == "kld" or self.activation == SOFTMAX:
+            p = torch.softmax(exact, 1)
+            slope = p * (1 - p)
+            found = slope / 2 if self.name == "kld" else slope.square()
+        else:
+            leaf = exact.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self._sigma()(leaf).sum(), [leaf])
+            found = slope.square()
+        return float(found.mean())
+
+
+def learn_tables(
+    anchor: np.ndarray,
+    codes: np.ndarray,
+    exact: np.ndarray,
+    shift: np.ndarray,
+    objective: Objective,
+    ridge_lambda: float,
+    random: np.random.RandomState,
+    *,
+    scaled: bool,
+) -> np.ndarray:
+    """Return tables (C, K, M) float64 that minimise equation 3.
+
+    Parameters
+    ----------
+    anchor
+        (C, K, M): P0 B.
+    codes, exact
+        (N, C) uint8 codes of rows of A, and (N, M) float32: A B + b.
+    shift
+        (M,): b.
+    objective
+        E and sigma.
+    ridge_lambda
+        lambda. ``scaled``: it was chosen for the plain squared error, and is multiplied with the
+        mean curvature of E, so that it weighs as much beside it.
+    random
+        Draws rows.
+
+    Notes
+    -----
+    L-BFGS from the solution of equation 2, times B. One fifth of the rows is held out, of that
+    solution too; when its error has not fallen for some steps, the search ends, and as many steps
+    as were best are made again with all rows.
+    """
+    if len(codes) > ROWS:
+        kept = np.sort(random.choice(len(codes), ROWS, replace=False))
+        codes, exact = codes[kept], exact[kept]
+    behind = ridge_lambda
+    if scaled:
+        behind *= objective.curvature(torch.from_numpy(exact))
+    problem = _Problem(anchor, shift, objective, ridge_lambda, behind)
+    steps = FEW_STEPS
+    if len(codes) >= FEW_ROWS:
+        shuffled = random.permutation(len(codes))
+        held, kept = (np.sort(part) for part in np.split(shuffled, [len(codes) // HELD_OUT]))
+        steps = problem.best_steps((codes[kept], exact[kept]), (codes[held], exact[held]))
+    return problem.minimised((codes, exact), steps)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Equation 3 without rows; ``behind`` is lambda beside E, ``ridge_lambda`` in equation 2."""
+
+    anchor: np.ndarray
+    shift: np.ndarray
+    objective: Objective
+    ridge_lambda: float
+    behind: float
+
+    def best_steps(
+        self,
+        rows: tuple[np.ndarray, np.ndarray],
+        held_out: tuple[np.ndarray, np.ndarray],
+    ) -> int:
+        """Return after how many steps with some rows the error of others is least."""
+        onehot, shape = self._onehot(held_out[0]), self.anchor.shape
+        losses = [self._error(self.closed(rows), onehot, held_out[1])[0]]
+
+        def watch(tables: np.ndarray) -> None:
+            losses.append(self._error(tables.reshape(shape), onehot, held_out[1])[0])
+            recent = losses[-PATIENCE - 1 :]
+            if len(recent) > PATIENCE and min(recent[1:]) > recent[0] * (1 - LEAST_GAIN):
+                raise StopIteration
+
+        self.minimised(rows, STEPS, watch)
+        return int(np.argmin(losses))
+
+    def closed(self, rows: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Return the solution of equation 2, times B."""
+        codes, exact = rows
+        flat = self.anchor.reshape(-1, self.anchor.shape[2])
+        onehot = self._onehot(codes)
+        cross = onehot.T @ (exact - self.shift - onehot @ flat)
+        equations = NormalEquations((onehot.T @ onehot).toarray(), cross)
+        return (flat + equations.solve(self.ridge_lambda)).reshape(self.anchor.shape)
+
+    def minimised(
+        self,
+        rows: tuple[np.ndarray, np.ndarray],
+        steps: int,
+        watch: Callable[[np.ndarray], None] | None = None,
+    ) -> np.ndarray:
+        """Return the tables after so many steps of L-BFGS."""
+        start, onehot = self.closed(rows), self._onehot(rows[0])
+        if not steps:
+            return start
+
+        def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            tables = flat.reshape(start.shape)
+            value, gradient = self._error(tables, onehot, rows[1])
+            away = tables - self.anchor
+            value += self.behind * float(np.square(away).sum())
+            return value, (gradient + 2 * self.behind * away).ravel()
+
+        options = {"maxiter": steps, "maxcor": 10}
+        found = minimize(
+            loss, start.ravel(), jac=True, method="L-BFGS-B", callback=watch, options=options
+        )
+        return found.x.reshape(start.shape)
+
+    def _onehot(self, codes: np.ndarray) -> csr_array:
+        """Return G (N, C*K)."""
+        rows, ncodebooks = codes.shape
+        nprototypes = self.anchor.shape[1]
+        columns = codes + np.arange(ncodebooks, dtype=np.int32) * nprototypes
+        ends = np.arange(0, rows * ncodebooks + 1, ncodebooks)
+        ones = np.ones(rows * ncodebooks, np.float32)
+        return csr_array((ones, columns.ravel(), ends), (rows, ncodebooks * nprototypes))
+
+    def _error(
+        self, tables: np.ndarray, onehot: csr_array, exact: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        """Return E and its gradient (C, K, M)."""
+        flat = tables.reshape(-1, tables.shape[2]).astype(np.float32)
+        outputs = torch.from_numpy(onehot @ flat + self.shift.astype(np.float32))
+        outputs.requires_grad_()
+        value = self.objective(outputs, torch.from_numpy(exact))
+        (gradient,) = torch.autograd.grad(value, [outputs])
+        back = onehot.T @ gradient.numpy()
+        return float(value.detach()), back.astype(np.float64).reshape(tables.shape)

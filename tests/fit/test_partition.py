@@ -1,0 +1,104 @@
+"""Partitions: permutations of the columns, found where they are known, and free at run time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lutcc.fit import Maddness
+from lutcc.fit.opq import opq_rotation
+from lutcc.fit.partition import (
+    contiguous_partition,
+    opq_partition,
+    r2_partition,
+    squared_correlation,
+)
+
+
+def shuffled_groups(groups: int, size: int, nrows: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows whose columns come in strongly correlated groups, shuffled, and the group of
+    each."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(nrows, groups))
+    owner = rng.permutation(np.repeat(np.arange(groups), size))
+    signs = rng.choice([-1.0, 1.0], groups * size)
+    noise = 0.1 * rng.normal(size=(nrows, groups * size))
+    return (hidden[:, owner] * signs + noise).astype(np.float32), owner
+
+
+def test_r2_finds_correlated_columns_whatever_their_sign() -> None:
+    X, owner = shuffled_groups(6, 4)
+    for part in r2_partition(X, 6, np.random.RandomState(0)):
+        assert np.unique(owner[part]).size == 1
+
+
+@pytest.mark.parametrize(("ncolumns", "ncodebooks"), [(1, 1), (2, 2), (7, 3), (64, 64)])
+def test_every_column_once_in_runs_of_like_lengths(ncolumns: int, ncodebooks: int) -> None:
+    X = np.random.default_rng(0).normal(size=(50, ncolumns)).astype(np.float32)
+    X[:, 0] = 1.0  # a constant column is correlated with nothing
+    random = np.random.RandomState(0)
+    for parts in (r2_partition(X, ncodebooks, random), opq_partition(X, ncodebooks, 4, random)):
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(ncolumns))
+        lengths = [len(part) for part in contiguous_partition(ncolumns, ncodebooks)]
+        assert [len(part) for part in parts] == lengths
+        assert all(part.dtype == np.int32 for part in parts)
+
+
+def test_squared_correlation_is_numpys() -> None:
+    X = np.random.default_rng(1).normal(size=(30, 5)) @ np.random.default_rng(2).normal(size=(5, 5))
+    np.testing.assert_allclose(squared_correlation(X), np.corrcoef(X.T) ** 2, atol=1e-12)
+
+
+def test_opq_errs_less_than_product_quantisation() -> None:
+    """Its rotation is orthogonal, and what it rotates is quantised better than what was given."""
+    rng = np.random.default_rng(3)
+    X = (rng.normal(size=(3000, 8)) * 2.0 ** -np.arange(8)) @ rng.normal(size=(8, 8))
+    parts = contiguous_partition(8, 2)
+    rotation = opq_rotation(X, parts, 16, np.random.RandomState(0))
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(8), atol=1e-12)
+    options: dict[str, Any] = {"encoder": "nearest", "lut_dtype": "float32", "prototypes": "kmeans"}
+    given, turned = (
+        Maddness(2, 16, random_state=0, **options).fit(A.astype(np.float32)).score(A)
+        for A in (X, X @ rotation)
+    )
+    assert 1 - turned < 0.9 * (1 - given)
+
+
+def test_opq_permutation_solves_equation_1() -> None:
+    """Every other permutation of 5 columns has a smaller sum of R_ij Q_ij."""
+    import itertools
+
+    X = np.random.default_rng(4).normal(size=(200, 5)) @ np.random.default_rng(5).normal(
+        size=(5, 5)
+    )
+    rotation = opq_rotation(X, contiguous_partition(5, 2), 4, np.random.RandomState(0))
+    order = np.concatenate(opq_partition(X, 2, 4, np.random.RandomState(0)))
+    found = sum(rotation[i, j] for j, i in enumerate(order))
+    every = itertools.permutations(range(5))
+    assert found == pytest.approx(max(sum(rotation[i, j] for j, i in enumerate(p)) for p in every))
+
+
+def test_r2_helps_where_columns_are_shuffled() -> None:
+    X, _ = shuffled_groups(8, 4)
+    train, test = X[:1500], X[1500:]
+    scores = [
+        Maddness(8, partition=name, random_state=0).fit(train).score(test)
+        for name in ("contiguous", "r2")
+    ]
+    assert 1 - scores[1] < 0.6 * (1 - scores[0])
+
+
+@pytest.mark.parametrize("encoder", ["tree", "nearest"])
+def test_kernels_read_columns_in_place(encoder: str) -> None:
+    """The permutation is in the numbers of columns: the module has no op for it, and agrees."""
+    from lutcc import ir
+
+    X, _ = shuffled_groups(3, 5, 300)
+    estimator = Maddness(4, encoder=encoder, partition="r2", random_state=0).fit(X, np.eye(15, 6))
+    module = estimator.to_ir()
+    ops = [op.opcode for op in module.main.body if op.opcode != "constant"]
+    assert ops == [f"{encoder}_encode", "lut_accumulate", "lut_dequantize"]
+    (got,) = ir.interpret(module, [X])
+    np.testing.assert_array_equal(got, estimator.predict(X))
