@@ -41,11 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=f"folder that 'lutcc tune' wrote to (./{DEFAULT_LOGS}, if it is there)",
     )
+    parser.add_argument(
+        "--packed",
+        action="store_true",
+        help="store weights and tables as kernels read them: larger, loads at once, and the C "
+        "library needs it",
+    )
     parser.add_argument("--no-cache", action="store_true", help="build everything again")
     torch = parser.add_argument_group("of a Hugging Face folder or package.module:factory")
     torch.add_argument("-r", "--recipe", metavar="RECIPE.toml", help="convert layers first")
     torch.add_argument(
-        "-c", "--calibration", metavar="X", help="typical inputs: .npy, or .npz by name"
+        "-c",
+        "--calibration",
+        metavar="X",
+        help="typical inputs: .npy, .npz by name; for a folder also .txt, a sentence a line",
     )
     torch.add_argument("-w", "--weights", metavar="W.safetensors", help="state of a factory")
     torch.add_argument(
@@ -86,7 +95,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         parts = cache.hits + cache.misses
         console.progress(f"{cache.hits} of {parts} parts were built before ({cache.folder})")
     seconds = time.perf_counter() - start
-    saved = artifact.save(output)
+    saved = artifact.save(output, packed=args.packed)
+    size = sum(f.stat().st_size for f in ([saved] if saved.is_file() else saved.iterdir()))
     isas = [variant.isa for variant in artifact.manifest.variants]
     data = {
         "output": str(saved),
@@ -94,7 +104,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "runs_here": artifact.isa,
         "inputs": [str(spec) for spec in artifact.inputs],
         "outputs": [str(spec) for spec in artifact.outputs],
-        "bytes": artifact.nbytes,
+        "bytes": size,
         "seconds": seconds,
         "cache": None if cache is None else {"hits": cache.hits, "misses": cache.misses},
         "tuning_logs": None if logs is None else str(logs),
@@ -105,7 +115,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         data,
         *([] if source.report is None else [str(source.report)]),
         f"{saved}: {describe_specs(artifact.inputs)} -> {describe_specs(artifact.outputs)}",
-        f"variants: {', '.join(isas)}; {artifact.nbytes:,} bytes; {seconds:.1f} s",
+        f"variants: {', '.join(isas)}; {size:,} bytes; {seconds:.1f} s",
         f"runs here: {artifact.isa or 'no variant fits this CPU'}",
     )
     return 0

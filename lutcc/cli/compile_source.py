@@ -7,17 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from lutcc.cli.archives import ARCHIVES, read_npz, read_safetensors
-from lutcc.cli.arrays import existing_file, read_array
+from lutcc.cli.arrays import existing_file
 from lutcc.cli.console import Console
 from lutcc.cli.convert import refuse_sampled
 from lutcc.cli.models import BUILT_IN, Kind, kind_of, read_model, torch_model
-from lutcc.errors import InputError, UsageError
+from lutcc.cli.typical import as_tensor, read_typical, text_batches
+from lutcc.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 DEFAULT_LENGTH = 128
@@ -83,6 +80,11 @@ def check_options(args: argparse.Namespace, kind: Kind | None) -> None:
         )
 
 
+def is_factory(text: str) -> bool:
+    """Tell whether MODEL names package.module:factory or a built-in model, not a path."""
+    return (":" in text or text in BUILT_IN) and not Path(text).exists()
+
+
 def read_source(args: argparse.Namespace, console: Console) -> Source:
     """Read or make the model of ``lutcc compile``'s arguments.
 
@@ -91,7 +93,7 @@ def read_source(args: argparse.Namespace, console: Console) -> Source:
     LutccError
         When it cannot be read, made or converted, or an option does not go with its kind.
     """
-    factory = (":" in args.model or args.model in BUILT_IN) and not Path(args.model).exists()
+    factory = is_factory(args.model)
     path = Path(args.model) if factory else existing_file(args.model, "MODEL")
     kind = None if factory else kind_of(path)
     check_options(args, kind)
@@ -118,16 +120,16 @@ def from_factory(args: argparse.Namespace, console: Console) -> Source:
             fix="-c X.npy with typical inputs, or .npz with them by name; two rows are enough "
             "without a recipe",
         )
-    given = _read(args.calibration)
+    given = read_typical(args.calibration)
     import torch
 
     torch.manual_seed(args.seed)
     model = torch_model(args.model, args.weights)
     if isinstance(given, dict):
-        calibration: Any = {name: _tensor(array) for name, array in given.items()}
+        calibration: Any = {name: as_tensor(array) for name, array in given.items()}
         examples: Any = {name: value[:2] for name, value in calibration.items()}
     else:
-        calibration = _tensor(given)
+        calibration = as_tensor(given)
         examples = (calibration[:2],)
     converted, report = _converted(model, args, calibration, console)
     return Source(converted, examples, report=report)
@@ -137,14 +139,11 @@ def from_folder(path: Path, args: argparse.Namespace, console: Console) -> Sourc
     """Load a Hugging Face folder, and convert it if there is a recipe."""
     from lutcc.cli.hugging_face import (
         TextModel,
-        calibration_batches,
         example_tokens,
         load_text_model,
     )
     from lutcc.frontend.symbols import BATCH
 
-    typical: str | None = args.calibration
-    given = None if typical is None else _read(typical)
     with console.working(f"loading {path}"):
         model = load_text_model(path)
     length: int | str = DEFAULT_LENGTH if args.length is None else args.length
@@ -152,10 +151,9 @@ def from_folder(path: Path, args: argparse.Namespace, console: Console) -> Sourc
     examples = example_tokens(model, TRACED_LENGTH if opened else length, args.seed)
     options = {"dynamic": {0: BATCH, 1: length}} if opened else {}
     batches = None
-    if given is not None and typical is not None:
-        arrays = given if isinstance(given, dict) else {"input_ids": given}
-        tensors = {name: _tensor(array) for name, array in arrays.items()}
-        batches = calibration_batches(model, tensors, typical)
+    if args.calibration is not None:
+        cut = DEFAULT_LENGTH if isinstance(length, str) else length
+        batches = text_batches(model, path, args.calibration, cut)
     converted, report = _converted(model, args, batches, console)
     return Source(TextModel(converted).eval(), examples, options, report)
 
@@ -175,28 +173,3 @@ def _converted(
 
     converted = lutcc.convert(model, recipe, calibration, progress=fitting).eval()
     return converted, converted.conversion_report
-
-
-def _read(text: str) -> np.ndarray | dict[str, np.ndarray]:
-    """Read typical inputs: one array, or several by name; every value is finite."""
-    path = Path(text)
-    if path.suffix in ARCHIVES and path.is_file():
-        read = read_npz if path.suffix == ".npz" else read_safetensors
-        arrays = read(path, "--calibration")
-        for name, array in arrays.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise InputError(
-                    f"{path}: {name!r} holds NaN or infinity",
-                    where="--calibration",
-                    fix="drop or replace those values first",
-                )
-        return arrays
-    return read_array(text, "--calibration", finite=True)
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    """Return floats as float32, and numbers and flags as they are."""
-    import torch
-
-    kept = array.dtype.kind in "biu"
-    return torch.from_numpy(np.array(array, None if kept else np.float32, order="C"))

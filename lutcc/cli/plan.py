@@ -1,12 +1,13 @@
 """Choose what each layer of a torch model should become, within a budget of error.
 
-MODEL is package.module:factory (a function without arguments that returns a torch.nn.Module), or
-the built-in digits-mlp. Every linear layer and convolution is tried as look-ups, with compressed
-weights and in other arithmetic: compiled, timed on this processor, and its effect on the model's
-output measured on the calibration rows. The fastest (or smallest) recipe whose drop stays within
---max-drop is written: `lutcc convert` takes it on. What has been measured is kept beside it, in
-RECIPE.toml.plan.json: an interrupted plan goes on there, and another budget needs no new
-measurements.
+MODEL is a folder in Hugging Face's layout (config.json and model.safetensors; needs transformers),
+package.module:factory (a function without arguments that returns a torch.nn.Module), or the
+built-in digits-mlp. Every linear layer and convolution is tried as look-ups, with compressed
+weights and in other arithmetic: compiled and timed on this processor; where that is cheaper, its
+effect on the model's output is measured on the calibration rows. The fastest (or smallest) recipe
+whose drop stays within --max-drop is written: `lutcc compile` and `lutcc convert` take it on. What
+has been measured is kept beside it, in RECIPE.toml.plan.json: an interrupted plan goes on there,
+and another budget needs few new measurements.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from lutcc.cli.arrays import output_file, read_array
+from lutcc.cli.arrays import existing_file, output_file, read_array
+from lutcc.cli.compile_source import DEFAULT_LENGTH, is_factory
 from lutcc.cli.console import Console
+from lutcc.cli.models import KINDS, kind_of, torch_model
+from lutcc.cli.typical import as_tensor, read_typical, text_batches
 from lutcc.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import nn
 
     from lutcc.planning import Plan
 
@@ -33,9 +37,17 @@ _GOAL = 0.15  # of the predicted time against the measured one
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the model, the data, the budget and the output."""
-    parser.add_argument("model", metavar="MODEL", help="package.module:factory, or digits-mlp")
     parser.add_argument(
-        "-c", "--calibration", required=True, metavar="X.npy", help="typical inputs"
+        "model",
+        metavar="MODEL",
+        help="a Hugging Face folder, package.module:factory, or digits-mlp",
+    )
+    parser.add_argument(
+        "-c",
+        "--calibration",
+        required=True,
+        metavar="X",
+        help="typical inputs: .npy, .npz by name; for a folder also .txt, a sentence a line",
     )
     parser.add_argument("-w", "--weights", metavar="W.safetensors", help="state of the model")
     parser.add_argument(
@@ -45,7 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-t", "--target", default="host", metavar="TARGET", help="one that runs here"
     )
-    parser.add_argument("--rows", type=int, metavar="N", help="the batch that is timed (64)")
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="the batch that is timed (64; of a folder's model 1)"
+    )
+    parser.add_argument(
+        "--length", type=int, metavar="N", help=f"tokens of a row of a .txt ({DEFAULT_LENGTH})"
+    )
+    parser.add_argument("--threads", type=int, metavar="T", help="threads of a call (all cores)")
     parser.add_argument("--labels", metavar="Y.npy", help="classes: the drop is the accuracy's")
     parser.add_argument(
         "--measure", default="auto", choices=("auto", "agreement", "accuracy", "error"),
@@ -65,29 +83,24 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if output.suffix == ".json":
         raise UsageError("recipes are written as TOML", where="--output", fix="name a .toml file")
     picture = output_file(args.png or str(output.with_suffix(".png")), "--png")
-    rows = read_array(args.calibration, "--calibration", finite=True)
     labels = None if args.labels is None else read_array(args.labels, "--labels", ndim=1)
-    import torch
-
     import lutcc
-    from lutcc.cli.models import torch_model
     from lutcc.planning.figure import draw
 
-    whole = np.issubdtype(rows.dtype, np.integer)
-    torch.manual_seed(args.seed)
-    model = torch_model(args.model, args.weights)
+    model, typical, batch = _read(args, console)
     kept = output.with_name(output.name + ".plan.json")
     start = time.perf_counter()
     try:
         with _progress(console) as progress:
             made = lutcc.plan(
                 model,
-                torch.from_numpy(np.ascontiguousarray(rows, None if whole else np.float32)),
+                typical,
                 max_drop=budget,
                 objective=args.objective,
                 target=args.target,
                 progress=progress,
-                rows=args.rows,
+                rows=batch,
+                threads=args.threads,
                 labels=labels,
                 measure=args.measure,
                 cache=kept,
@@ -106,6 +119,44 @@ def run(args: argparse.Namespace, console: Console) -> int:
         f"written: {output}, {picture} ({seconds:.1f} s)",
     )
     return 0
+
+
+def _read(args: argparse.Namespace, console: Console) -> tuple[nn.Module, Any, int | None]:
+    """Return the model, typical inputs, and the batch that is timed (None: by the inputs)."""
+    factory = is_factory(args.model)
+    path = Path(args.model) if factory else existing_file(args.model, "MODEL")
+    kind = None if factory else kind_of(path)
+    if kind not in (None, "hf"):
+        raise UsageError(
+            f"{args.model!r} is {KINDS[kind]}: its layers are no longer there to be swapped",
+            where="MODEL",
+            fix="name the model that it was made from: a Hugging Face folder, or "
+            "package.module:factory",
+        )
+    if kind == "hf":
+        if args.weights is not None:
+            raise UsageError("a folder has its own weights", where="--weights", fix="leave it out")
+        from lutcc.cli.hugging_face import load_text_model
+
+        with console.working(f"loading {path}"):
+            model = load_text_model(path)
+            length = DEFAULT_LENGTH if args.length is None else args.length
+            batches = text_batches(model, path, args.calibration, length)
+        return model, batches, 1 if args.rows is None else args.rows
+    if args.length is not None:
+        raise UsageError(
+            "a number of tokens is for Hugging Face folders only",
+            where="--length",
+            fix="leave it out: the inputs' shapes say it",
+        )
+    read = read_typical(args.calibration)
+    import torch
+
+    torch.manual_seed(args.seed)
+    model = torch_model(args.model, args.weights)
+    if isinstance(read, dict):
+        return model, {name: as_tensor(array) for name, array in read.items()}, args.rows
+    return model, as_tensor(read), args.rows
 
 
 @contextmanager
@@ -150,6 +201,9 @@ def table(plan: Plan) -> Table:
             escape(layer.name or "the model"), layer.shape, chosen.label, *times, *sizes,
             f"{chosen.error:.4f}", escape(layer.reason),
         )  # fmt: skip
+    if plan.rest_seconds:
+        rest = f"{plan.rest_seconds * 1e6:,.4g}"
+        shown.add_row("all else", "", "", rest, rest, "", "", "", "not planned for")
     for name, kind in plan.kept.items():
         reason = "looks up already: left as it is"
         shown.add_row(escape(name), "", kind, "", "", "", "", "", reason)

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import torch
 
 from lutcc import recipes
-from lutcc.convert_model import convert as convert_model
 from lutcc.errors import InputError, LutccError
 from lutcc.planning.cache import Cache, origin_of
 from lutcc.planning.calibration import Calibration, read_calibration
@@ -21,19 +20,19 @@ from lutcc.planning.candidates import (
     default_candidates,
     has_exact_arithmetic,
 )
-from lutcc.planning.choose import choose_options
-from lutcc.planning.drop import Drop, Judge
+from lutcc.planning.drop import Judge
 from lutcc.planning.layers import Layer, find_layers, look_ups_of
-from lutcc.planning.options import Measurer, Option
-from lutcc.planning.reasons import pays, why
-from lutcc.planning.result import LayerPlan, Plan, Recipe
-from lutcc.planning.speed import Speed, check_target
+from lutcc.planning.measuring import Measurer
+from lutcc.planning.options import Option
+from lutcc.planning.reasons import why
+from lutcc.planning.result import LayerPlan, Plan
+from lutcc.planning.search import Search
+from lutcc.planning.skipping import Skipping
+from lutcc.planning.speed import check_target
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 OBJECTIVES = ("time", "size")
-_TRIES = 8  # conversions of the whole model, until the exact one is taken
 _DRIFT = 1.1  # of the exact model's time while a plan is made
-_FRONT = 24  # budgets of the front, each three quarters of the one before
 
 
 def plan(
@@ -46,6 +45,7 @@ def plan(
     candidates: Sequence[recipes.Config] | None = None,
     progress: Progress | None = None,
     rows: int | None = None,
+    threads: int | None = None,
     labels: Any = None,
     measure: str = "auto",
     cache: str | Path | None = None,
@@ -53,11 +53,12 @@ def plan(
 ) -> Plan:
     """Choose for each layer what makes the model fastest, or smallest, within a budget of error.
 
-    Every linear layer and 2-D convolution is swapped alone for each candidate, fitted on half
-    of the calibration: a quarter of it tells what that does to the model's output, and compiled
-    kernels, timed in turns on this processor, what it takes. An integer program takes the cheapest
-    recipe whose effects add up to at most the budget. The model is converted with it and checked on
-    the last quarter; while its drop is too large, the budget is tightened.
+    Every linear layer and 2-D convolution is timed as each candidate: compiled kernels, in turns,
+    on this processor. Where that is cheaper than the exact layer it is swapped alone, fitted on
+    half of the calibration, and a quarter of it tells what that does to the model's output. The
+    whole model is timed with each candidate that may be chosen. An integer program takes the
+    cheapest recipe whose effects add up to at most the budget. The model is converted with it and
+    checked on the last quarter; while its drop is too large, the budget is tightened.
 
     Parameters
     ----------
@@ -80,6 +81,8 @@ def plan(
     rows
         The batch that is timed; default: that of the first calibration batch, of a single array
         at most 64.
+    threads
+        Of a call; None: all usable cores.
     labels
         (rows of the calibration,) integers, the classes: the drop is then that of the accuracy.
     measure
@@ -100,8 +103,8 @@ def plan(
 
     Notes
     -----
-    Effects of layers do not really add up: the check on the converted model is what holds. Times of
-    layers do not either, where compilation fuses them; ``Plan.miss`` says by how much.
+    Effects of layers do not really add up, nor do errors as squares: the check on the converted
+    model is what holds. Times of layers do not either; ``Plan.miss`` says by how much.
 
     Examples
     --------
@@ -119,17 +122,22 @@ def plan(
             f"objective={objective!r} is unknown", where="plan", fix=f"use one of {OBJECTIVES}"
         )
     check_target(target)
+    if threads is not None and (isinstance(threads, bool) or not 1 <= threads <= 1024):
+        raise InputError(
+            f"{threads!r} threads cannot call", where="plan(threads)", fix="use 1 to 1024"
+        )
     given = check_candidates(candidates)
     data = read_calibration(model, calibration, labels, rows)
     layers = find_layers(model, data.example)
     judge = Judge(model, data, measure)
     store = Cache(
         None if cache is None else Path(cache),
-        origin_of(model, data, judge.measure, target),
+        origin_of(model, data, judge.measure, target, threads),
         fresh=fresh,
     )
     told = progress or (lambda done, total, what: None)
-    measurer = Measurer(model, data, judge, store, target)
+    measurer = Measurer(model, data, judge, store, target, threads)
+    skipping = Skipping(objective, budget, judge.measure)
     told(0, len(layers), "compiling the exact model")
     whole = measurer.whole()
     found = []
@@ -139,14 +147,15 @@ def plan(
             measurer.options(
                 layer,
                 configs,
+                skipping,
                 lambda what, done=done, name=layer.name: told(
                     done, len(layers), f"{name or 'the model'}: {what}"
                 ),
             )
         )
-    search = _Search(model, data, judge, found, [la.name for la in layers], objective, whole)
-    told(len(layers), len(layers), "converting the whole model")
-    search.run(budget)
+    names = [layer.name for layer in layers]
+    search = Search(model, data, judge, found, names, objective, whole, measurer.everywhere)
+    search.run(budget, lambda what: told(len(layers), len(layers), what))
     told(len(layers), len(layers), "compiling the converted model")
     return _finish(search, measurer, layers, data, budget, target, given is None)
 
@@ -179,94 +188,8 @@ def read_max_drop(value: Any) -> float:
     return part
 
 
-class _Search:
-    """Looks for the cheapest recipe whose measured drop is small enough."""
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        data: Calibration,
-        judge: Judge,
-        found: list[list[Option]],
-        names: list[str],
-        objective: str,
-        whole: Speed | str,
-    ) -> None:
-        self.model, self.data, self.judge, self.names = model, data, judge, names
-        self.found, self.objective, self.whole = found, objective, whole
-        self.usable = [
-            [options[0], *(o for o in options[1:] if pays(o, options[0], objective))]
-            for options in found
-        ]
-        self.budget = 0.0
-        self.attempts: list[tuple[list[Option], float]] = []
-        self.pace = 1.0  # of the machine when the converted model was timed
-        self.chosen: list[Option] = []
-        self.drop = Drop(0.0, 0.0, 1.0)
-        self.converted = model
-
-    @property
-    def exact(self) -> Speed:
-        """The exact model; the sum of its layers if it cannot be compiled."""
-        if isinstance(self.whole, Speed):
-            return Speed(self.whole.seconds * self.pace, self.whole.nbytes)
-        options = [layer[0] for layer in self.found]
-        seconds = sum(o.seconds for o in options) * self.pace
-        return Speed(seconds, sum(o.nbytes for o in options))
-
-    def pick(self, budget: float) -> list[Option]:
-        """Return the cheapest recipe by the layers' effects."""
-        places = choose_options(
-            [[o.cost(self.objective) for o in options] for options in self.usable],
-            [[o.damage for o in options] for options in self.usable],
-            budget,
-        )
-        return [options[i] for options, i in zip(self.usable, places, strict=True)]
-
-    def predicted(self, chosen: list[Option], drop: float | None = None) -> Recipe:
-        """Return what a recipe should take: the exact model, and what layers differ by.
-
-        But no less than its slowest layer.
-        """
-        pairs = [(o, options[0]) for o, options in zip(chosen, self.found, strict=True)]
-        change = self.pace * sum(o.seconds - exact.seconds for o, exact in pairs)
-        slowest = self.pace * max(o.seconds for o in chosen)
-        return Recipe(
-            tuple(o.label for o in chosen),
-            max(self.exact.seconds + change, slowest),
-            self.exact.nbytes + sum(o.nbytes - exact.nbytes for o, exact in pairs),
-            sum(o.damage for o in chosen),
-            drop,
-        )
-
-    def run(self, max_drop: float) -> None:
-        """Convert with ever tighter budgets until the measured drop is at most ``max_drop``."""
-        self.budget = max_drop
-        for attempt in range(_TRIES + 1):
-            if attempt == _TRIES:
-                self.budget = 0.0
-            self.chosen = self.pick(self.budget)
-            recipe = dict(zip(self.names, (o.config for o in self.chosen), strict=True))
-            self.converted = convert_model(self.model, recipe, self.data.given)
-            self.drop = self.judge.drop(self.converted, "check")
-            self.attempts.append((self.chosen, self.drop.drop))
-            if self.drop.drop <= max_drop:
-                return
-            spent = sum(o.damage for o in self.chosen)
-            self.budget = spent * min(0.8, max(0.2, max_drop / self.drop.drop))
-
-    def front(self) -> list[Recipe]:
-        """Return the recipes that are the cheapest for their damage, the exact one first."""
-        most = sum(max(o.damage for o in options) for options in self.usable)
-        found: dict[tuple[str, ...], Recipe] = {}
-        for budget in [0.0, *(most * 0.75**i for i in reversed(range(_FRONT)))]:
-            recipe = self.predicted(self.pick(budget))
-            found.setdefault(recipe.labels, recipe)
-        return list(found.values())
-
-
 def _finish(
-    search: _Search,
+    search: Search,
     measurer: Measurer,
     layers: list[Layer],
     data: Calibration,
@@ -275,15 +198,14 @@ def _finish(
     by_default: bool,
 ) -> Plan:
     """Compile the converted model, and put everything together."""
-    notes = []
+    notes, limit = [], search.judge.limit(max_drop)
     if by_default and not has_exact_arithmetic():
         notes.append("exact layers in bfloat16 and int8 were not tried: recipes have none")
     if isinstance(search.whole, str):
         notes.append(f"the exact model cannot be compiled, layers only: {search.whole}")
-    if len(search.attempts) > 1:
-        several = (
-            "1 recipe was" if len(search.attempts) == 2 else f"{len(search.attempts) - 1} were"
-        )
+    coarse = sum(drop > max_drop for _, drop in search.attempts)
+    if coarse:
+        several = "1 recipe was" if coarse == 1 else f"{coarse} recipes were"
         notes.append(f"{several} too coarse once all layers were converted")
     measured = None
     try:
@@ -308,7 +230,7 @@ def _finish(
                 layer.shape,
                 at_pace(chosen),
                 tuple(map(at_pace, options)),
-                why(options, chosen, search.objective, search.budget, max_drop),
+                why(options, chosen, search.objective, search.budget, limit),
             )
             for layer, chosen, options in zip(layers, search.chosen, search.found, strict=True)
         ),

@@ -74,7 +74,11 @@ class Cache:
 
 
 def origin_of(
-    model: torch.nn.Module, calibration: Calibration, measure: str, target: str
+    model: torch.nn.Module,
+    calibration: Calibration,
+    measure: str,
+    target: str,
+    threads: int | None = None,
 ) -> dict[str, str]:
     """Return what measurements depend on."""
     from lutcc.tuning.host import cpu_name
@@ -100,6 +104,7 @@ def origin_of(
         "batch": str(calibration.rows),
         "measure": measure,
         "target": target,
+        "number of threads": "all" if threads is None else str(threads),
         "processor": cpu_name(),
         "version of lutcc": __version__,
     }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -86,14 +89,34 @@ def _solve(cost: np.ndarray, damage: np.ndarray, owner: np.ndarray, budget: floa
     constraints = [LinearConstraint(one, 1, 1)]
     if budget > 0:
         constraints.append(LinearConstraint(damage[None] / budget, -np.inf, 1))
-    found = milp(
-        cost / max(float(np.abs(cost).max()), 1e-300),
-        constraints=constraints,
-        integrality=np.ones(len(cost)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0},
-    )
+    with _nothing_printed():
+        found = milp(
+            cost / max(float(np.abs(cost).max()), 1e-300),
+            constraints=constraints,
+            integrality=np.ones(len(cost)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0},
+        )
     if found.x is None:  # pragma: no cover - options without damage always fit
         raise ValueError(f"no recipe was found: {found.message}")
     values = np.round(found.x)
     return [int(columns[owner == o][values[owner == o].argmax()]) for o in range(owner[-1] + 1)]
+
+
+@contextlib.contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """Keep off stdout what HiGHS prints there although it is told not to (scipy 1.15 and later)."""
+    try:
+        sys.stdout.flush()
+        before = os.dup(1)
+    except (OSError, ValueError, AttributeError):  # there is no stdout
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 1)
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+        os.close(nothing)

@@ -16,6 +16,8 @@ MEASURES = ("auto", "agreement", "accuracy", "error")
 #: The weight of the outputs' relative change beside the drop, so that of two options which flip no
 #: row, the gentler counts as such.
 CHANGE_WEIGHT = 1e-3
+#: Output values that are enough to tell the error of a single layer's swap by.
+_VALUES = 2**19
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,11 +37,6 @@ class Drop:
     drop: float
     change: float
     cosine: float
-
-    @property
-    def damage(self) -> float:
-        """What is added up over layers: never negative."""
-        return max(0.0, self.drop) + CHANGE_WEIGHT * self.change
 
 
 class Judge:
@@ -61,6 +58,10 @@ class Judge:
     ------
     InputError
         If the measure does not fit the model's output, or this has NaN.
+
+    Notes
+    -----
+    Where a batch has an ``attention_mask``, outputs of tokens that it switches off do not count.
     """
 
     def __init__(
@@ -96,6 +97,8 @@ class Judge:
         elif measure == "accuracy" and not labelled:
             raise InputError("there are no labels", where="plan(measure)", fix="pass labels")
         self.measure = measure
+        if measure == "error":
+            self._shorten("choose")
         if labelled and measure == "accuracy":
             classes_seen = self._exact["choose"][0][0].shape[1]
             for part in self._parts.values():
@@ -108,6 +111,16 @@ class Judge:
                         fix=f"number the classes from 0 to {classes_seen - 1}",
                     )
 
+    def _shorten(self, name: str) -> None:
+        """Keep as many batches of a part as have enough output values."""
+        kept, values = 0, 0
+        for outputs in self._exact[name]:
+            if values >= _VALUES:
+                break
+            kept, values = kept + 1, values + sum(t.numel() for t in outputs)
+        self._parts[name] = Part(self._parts[name].batches[:kept])
+        self._exact[name] = self._exact[name][:kept]
+
     @staticmethod
     def _unfit(what: str, measure: str) -> InputError:
         return InputError(
@@ -115,6 +128,24 @@ class Judge:
             where="plan",
             fix="leave it out, or use measure='error'",
         )
+
+    def damage(self, drop: Drop) -> float:
+        """Return what is added up over layers: never negative.
+
+        Shares of rows add up, at worst. Errors of layers point in directions of their own: their
+        squares do.
+        """
+        if self.measure == "error":
+            return drop.change**2
+        return max(0.0, drop.drop) + CHANGE_WEIGHT * drop.change
+
+    def limit(self, max_drop: float) -> float:
+        """Return what damages may add up to."""
+        return max_drop**2 if self.measure == "error" else max_drop
+
+    def expected(self, damage: float) -> float:
+        """Return the drop that damages which add up to so much should give."""
+        return expected_drop(self.measure, damage)
 
     def drop(self, model: torch.nn.Module, part: str) -> Drop:
         """Compare on "choose" or "check".
@@ -144,6 +175,11 @@ class Judge:
         return Drop(right[0] - right[1], change, cosine)
 
 
+def expected_drop(measure: str, damage: float) -> float:
+    """Return the drop that damages which add up to so much should give."""
+    return damage**0.5 if measure == "error" else damage
+
+
 def _flat(outputs: list[list[torch.Tensor]]) -> list[torch.Tensor]:
     return [tensor for out in outputs for tensor in out]
 
@@ -152,9 +188,23 @@ def _outputs(model: torch.nn.Module, part: Part) -> list[list[torch.Tensor]]:
     """Return the floating-point tensors that the model gives for each batch."""
     with torch.no_grad(), _plain_transformers(), _evaluated(model):
         return [
-            [t for t in _leaves(model(*args, **kwargs)) if t.is_floating_point()]
+            [
+                _attended(t, kwargs.get("attention_mask"))
+                for t in _leaves(model(*args, **kwargs))
+                if t.is_floating_point()
+            ]
             for args, kwargs in part.batches
         ]
+
+
+def _attended(output: torch.Tensor, mask: Any) -> torch.Tensor:
+    """Return zeros in the place of the results of tokens that a mask (rows, tokens) leaves out."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or output.dim() < 3:
+        return output
+    if output.shape[:2] != mask.shape:
+        return output
+    kept = mask.bool().reshape(*mask.shape, *(1,) * (output.dim() - 2))
+    return output.masked_fill(~kept.to(output.device), 0.0)
 
 
 def _leaves(value: Any) -> list[torch.Tensor]:

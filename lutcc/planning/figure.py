@@ -42,7 +42,15 @@ def _draw(axes: Any, plan: Plan) -> None:
         color=LIGHT["family1"], markersize=4, linewidth=1.2, markerfacecolor=PAPER,
         label="cheapest recipes, predicted from single layers", zorder=3,
     )  # fmt: skip
-    *failed, taken = plan.tried
+    *others, taken = plan.tried
+    failed = [recipe for recipe in others if (recipe.drop or 0) > plan.max_drop]
+    within = [recipe for recipe in others if recipe not in failed]
+    if within:
+        axes.plot(
+            [cost(r) for r in within], [max(0, r.drop or 0) * 100 for r in within], "o",
+            color=LIGHT["family0"], markersize=4, label="converted, measured: too careful",
+            zorder=4,
+        )  # fmt: skip
     if failed:
         axes.plot(
             [cost(r) for r in failed], [(r.drop or 0) * 100 for r in failed], "x", color=BAD,
@@ -94,10 +102,11 @@ def _single_layers(axes: Any, plan: Plan, time: bool, scale: float) -> None:
     points = []
     for layer in plan.layers:
         for option in layer.options[1:]:
-            if option.problem:
+            if not option.measured:
                 continue
             less = option.cost(plan.objective) - layer.exact.cost(plan.objective)
-            points.append(((base + less) / scale, option.damage * 100))
+            alone = plan.expected(option.damage)
+            points.append(((base + less) / scale, alone * 100))
     if points:
         axes.plot(
             *zip(*points, strict=True), ".", color=MUTED, markersize=4, alpha=0.6,

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lutcc.planning.options import EXACT, Option
-
-#: An option must be so much cheaper than the exact layer to be worth an error, or the noise.
-GAIN = 0.97
-
-
-def pays(option: Option, exact: Option, objective: str) -> bool:
-    """Tell whether an option is worth taking at all."""
-    cheaper = option.cost(objective) < GAIN * exact.cost(objective)
-    return not option.problem and cheaper
+from lutcc.planning.options import EXACT, Option, pays
 
 
 def why(
-    options: Sequence[Option], chosen: Option, objective: str, budget: float, max_drop: float
+    options: Sequence[Option], chosen: Option, objective: str, budget: float, limit: float
 ) -> str:
     """Return the reason for a choice.
 
@@ -31,8 +22,8 @@ def why(
         "time" or "size".
     budget
         What the damages were allowed to add up to in the end.
-    max_drop
-        The same at first.
+    limit
+        The most that they may add up to, so that one alone is within the budget.
 
     Examples
     --------
@@ -55,12 +46,14 @@ def why(
     if not paying:
         best = min(usable, key=lambda option: option.cost(objective))
         ratio = best.cost(objective) / exact.cost(objective)
+        if ratio <= 1 and best.skipped:
+            return f"{best.label}: {best.skipped}"
         if ratio <= 1:
             return f"{best.label} is hardly {less} than exact ({1 / ratio:.2f}x)"
         return f"{best.label} is {ratio:.2f}x {more} than exact here"
     gentle = min(paying, key=lambda option: option.damage)
     facts = f"error {gentle.error:.3g}, drop {gentle.drop:.2%}"
-    if gentle.damage > max_drop:
+    if gentle.damage > limit:
         return f"{gentle.label} ({facts}) is beyond the budget"
     if gentle.damage > budget:
         return f"{gentle.label} ({facts}) is beyond the budget, which had to be tightened"

@@ -11,6 +11,7 @@ import torch
 
 from lutcc import recipes
 from lutcc.planning.candidates import settings
+from lutcc.planning.drop import expected_drop
 from lutcc.planning.options import EXACT, Option
 
 
@@ -69,7 +70,7 @@ class Recipe:
     seconds, nbytes
         Predicted.
     damage
-        What the layers' damages add up to.
+        The drop that its layers should give together, by what each does alone.
     drop
         Measured on the converted model; None if it was not converted.
     """
@@ -142,6 +143,15 @@ class Plan:
         return {layer.name: layer.chosen.config for layer in self.layers}
 
     @property
+    def rest_seconds(self) -> float:
+        """What the exact model takes beside these layers: attention, norms and all else."""
+        return max(0.0, self.exact_seconds - sum(layer.exact.seconds for layer in self.layers))
+
+    def expected(self, damage: float) -> float:
+        """Return the drop that damages which add up to so much should give."""
+        return expected_drop(self.measure, damage)
+
+    @property
     def miss(self) -> float | None:
         """Relative error of the predicted time against the measured one; None without it."""
         if self.measured_seconds is None:
@@ -175,6 +185,7 @@ class Plan:
         fields = [f.name for f in dataclasses.fields(self) if f.name not in skipped]
         return {name: getattr(self, name) for name in fields} | {
             "miss": self.miss,
+            "rest_seconds": self.rest_seconds,
             "layers": [layer.to_dict() for layer in self.layers],
             "tried": [dataclasses.asdict(recipe) for recipe in self.tried],
             "front": [dataclasses.asdict(recipe) for recipe in self.front],

@@ -18,6 +18,10 @@ from lutcc.runtime import Artifact
 #: Length of a turn in seconds, and turns of each candidate: many short ones, so that all meet the
 #: same slow and fast moments.
 SECONDS, ROUNDS = 0.003, 40
+#: Seconds that all turns should take together, and the fewest rounds in any case.
+TOTAL, LEAST_ROUNDS = 6.0, 5
+#: Longer calls are made once a turn, without one to warm up.
+SLOW = 0.01
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,13 +72,18 @@ def compiled(module: torch.nn.Module, batch: Batch, target: str) -> Artifact:
 
 
 def time_in_turns(given: Mapping[str, tuple[Artifact, Batch]]) -> dict[str, Speed]:
-    """Time artifacts in turns, each on the arrays of its batch."""
-    calls = {}
+    """Time artifacts in turns, each on the arrays of its batch: some seconds in all."""
+    calls, once = {}, {}
     for name, (artifact, (args, kwargs)) in given.items():
         values = [kwargs[spec.name] for spec in artifact.inputs] if kwargs else args
         arrays = [v.detach().cpu().contiguous().numpy() for v in values if _tensor(v)]
-        calls[name] = partial(burst, partial(artifact, *arrays))
-    times = interleave(calls, seconds=SECONDS, rounds=ROUNDS)
+        call = partial(artifact, *arrays)
+        once[name] = min(burst(call, 0.0, warmup=1, least=1)) * 1e-9
+        slow = once[name] > SLOW
+        calls[name] = partial(burst, call, warmup=0 if slow else 2, least=1 if slow else 3)
+    turns = sum(max(SECONDS, time if time > SLOW else 5 * time) for time in once.values())
+    rounds = round(min(max(TOTAL / turns, LEAST_ROUNDS), ROUNDS))
+    times = interleave(calls, seconds=SECONDS, rounds=rounds)
     return {
         name: Speed(times[name].best, sum(a.nbytes for a in artifact.constants().values()))
         for name, (artifact, _) in given.items()

@@ -85,7 +85,7 @@ def test_an_interruption_says_what_is_kept(folder: Path, monkeypatch, capfd):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lutcc.planning.options.compiled", stop)
+    monkeypatch.setattr("lutcc.planning.measuring.compiled", stop)
     words = ["plan", "planned_models:small", "-c", "x.npy", "--max-drop", "1%", "-o", "r.toml"]
     assert main(words) == 130
     assert "what was measured is kept in r.toml.plan.json" in capfd.readouterr().err

@@ -125,10 +125,14 @@ def test_drops_are_those_of_their_definition():
         assert drop.change == pytest.approx((2 * expected) ** 0.5)
         assert drop.cosine == pytest.approx(1 - expected)
     assert Judge(wrong, data, "accuracy").drop(exact, "check").drop == pytest.approx(-expected)
-    assert Judge(wrong, data, "accuracy").drop(exact, "check").damage > 0
-    error = Judge(exact, data, "error").drop(wrong, "check")
+    rising = Judge(wrong, data, "accuracy")
+    assert rising.damage(rising.drop(exact, "check")) > 0
+    judge = Judge(exact, data, "error")
+    error = judge.drop(wrong, "check")
     assert error.drop == error.change
-    assert Judge(exact, data, "error").drop(exact, "check").damage == 0
+    assert judge.damage(judge.drop(exact, "check")) == 0
+    assert judge.expected(2 * judge.damage(error)) == pytest.approx(2**0.5 * error.drop)
+    assert judge.expected(judge.limit(0.25)) == 0.25
 
 
 def test_other_outputs_are_judged_by_their_error():

@@ -15,8 +15,7 @@ import lutcc
 from lutcc import recipes
 from lutcc.convert_model import ConversionReport
 from lutcc.errors import InputError
-from lutcc.planning import LayerPlan, Option, choose_options
-from lutcc.planning import options as measuring
+from lutcc.planning import LayerPlan, Option, choose_options, measuring
 from lutcc.planning.calibration import read_calibration
 from lutcc.planning.figure import draw
 from lutcc.planning.layers import find_layers, look_ups_of
@@ -35,8 +34,15 @@ def test_every_option_is_measured(made: Made):
             assert 0 < option.seconds < 1
             assert option.nbytes > 0
         assert layer.exact.error == layer.exact.drop == 0
-        assert all(0 < option.error < 0.8 for option in layer.options[1:])
-        assert all(0 <= option.drop < 0.9 for option in layer.options[1:])
+        for option in layer.options[1:]:
+            if option.skipped:
+                assert option.skipped == "not smaller than the exact layer"
+                assert option.nbytes >= 0.97 * layer.exact.nbytes
+                assert option.to_dict()["error"] is None
+            else:
+                assert 0 < option.error < 0.8
+                assert 0 <= option.drop < 0.9
+                assert option.damage >= option.drop
 
 
 def test_the_drop_is_that_of_held_out_rows(made: Made, mlp, rows):
@@ -104,7 +110,9 @@ def test_another_budget_measures_nothing_again(made: Made, mlp, rows, monkeypatc
     compiled = []
     real = measuring.compiled
     monkeypatch.setattr(measuring, "compiled", lambda *a: compiled.append(a) or real(*a))
-    plan = lutcc.plan(mlp, rows, max_drop=0, candidates=CANDIDATES, cache=made.cache)
+    plan = lutcc.plan(
+        mlp, rows, max_drop=0, objective="size", candidates=CANDIDATES, cache=made.cache
+    )
     assert len(compiled) == 2  # the converted model, and the exact one beside which it is timed
     assert plan.drop == 0
     assert [layer.chosen.config for layer in plan.layers] == [EXACT, EXACT]
@@ -113,29 +121,29 @@ def test_another_budget_measures_nothing_again(made: Made, mlp, rows, monkeypatc
         for one, other in zip(new.options, old.options, strict=True):
             paced = dataclasses.replace(one, seconds=other.seconds)
             assert paced == other
-            ratio = one.seconds / new.exact.seconds
-            assert ratio == pytest.approx(other.seconds / old.exact.seconds)
+            assert one.seconds > 0
         assert "exact" in new.reason or "beyond the budget" in new.reason
 
 
 def test_an_interrupted_plan_goes_on(rows, tmp_path, monkeypatch):
-    """Stopped in its second candidate, it fits no first one again."""
-    model, cache = torch.nn.Linear(64, 10).eval(), tmp_path / "r.plan.json"
+    """Stopped in its second candidate, it times nothing and fits no first one again."""
+    model, cache = torch.nn.Linear(64, 40).eval(), tmp_path / "r.plan.json"
     lookups, codebook = CANDIDATES
+    options = {"max_drop": 0.3, "objective": "size", "candidates": CANDIDATES, "cache": cache}
     real, told = measuring.convert_model, []
 
     def stop(*args, **kwargs):
-        if told:
+        if "" in args[1] and told:
             raise KeyboardInterrupt
-        told.append(args[1])
+        told.extend(args[1].values() if "" in args[1] else ())
         return real(*args, **kwargs)
 
     monkeypatch.setattr(measuring, "convert_model", stop)
     with pytest.raises(KeyboardInterrupt):
-        lutcc.plan(model, rows, max_drop=0.3, candidates=CANDIDATES, cache=cache)
-    assert told == [{"": lookups}]
+        lutcc.plan(model, rows, **options)
+    assert told == [codebook]
     kept = json.loads(cache.read_text())["found"]
-    assert [key.split("\n")[0] for key in kept] == ["model", "effect"]
+    assert [key.split("\n")[0] for key in kept] == ["model", "speed", "effect"]
 
     def again(*args, **kwargs):
         told.append(args[1])
@@ -143,12 +151,11 @@ def test_an_interrupted_plan_goes_on(rows, tmp_path, monkeypatch):
 
     told.clear()
     monkeypatch.setattr(measuring, "convert_model", again)
-    plan = lutcc.plan(model, rows, max_drop=0.3, candidates=CANDIDATES, cache=cache)
-    assert told[0] == {"": codebook}
-    assert told[1:] == [{"": lookups}]  # to compile it: an effect is kept, the module is not
+    plan = lutcc.plan(model, rows, **options)
+    assert told[0] == {"": lookups}
     assert plan.recipe.keys() == {""}
     kept = json.loads(cache.read_text())["found"]
-    assert [key.split("\n")[0] for key in kept] == ["model", "effect", "effect", "speed"]
+    assert [key.split("\n")[0] for key in kept][:4] == ["model", "speed", "effect", "effect"]
 
 
 def test_measurements_of_another_plan_are_refused(made: Made, mlp, rows):
@@ -210,7 +217,9 @@ def test_look_ups_stay_as_they_are():
 
 def test_reasons():
     exact = Option(EXACT, seconds=2e-6, nbytes=100)
-    fast = Option(recipes.Maddness(ncodebooks=4), seconds=1e-6, nbytes=130, error=0.3, drop=0.02)
+    fast = Option(
+        recipes.Maddness(ncodebooks=4), seconds=1e-6, nbytes=130, error=0.3, drop=0.02, damage=0.02
+    )
     assert "1.30x larger than exact here" in why([exact, fast], exact, "size", 1.0, 1.0)
     assert why([exact, fast], fast, "time", 1.0, 1.0) == "2.00x faster than exact"
     facts = "maddness C=4 (error 0.3, drop 2.00%)"
