@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from lutcc.ir.arithmetic import activate, quantize_rows, round_to_bfloat16
-from lutcc.ir.ops.codebook_matmul import MAX_INT8_COLUMNS
-from lutcc.ir.ops.dense import COMPUTE, check
+from lutcc.ir.ops.activation import EPILOGUE
+from lutcc.ir.ops.dense import COMPUTE, check, check_arithmetic
 from lutcc.ir.ops.im2col import output_size
-from lutcc.ir.ops.lut_dequantize import ACTIVATION
 from lutcc.ir.ops.sampled_conv2d import CONV_ATTRS, check_geometry
 from lutcc.ir.spec import Bindings, OpCost, OpDef, Operand, Run
 from lutcc.ir.types import Array, TensorType, scale_dim
@@ -20,15 +19,8 @@ from lutcc.ir.types import Array, TensorType, scale_dim
 def infer(b: Bindings) -> tuple[TensorType, ...]:
     """Return (N*OH*OW, O) float32."""
     height, width = check_geometry(b)
-    dtype, compute = b.type("weight").dtype, b.attrs.str("compute")
-    if (dtype == "int8") != (compute == "int8"):
-        b.fail(
-            f"operand 'weight' is {dtype}, but 'compute' is {compute!r}: integers are multiplied "
-            "with integers only (lutcc.ir.arithmetic.quantize_rows makes them)"
-        )
     terms = b.size("CG") * b.size("KH") * b.size("KW")
-    if compute == "int8" and terms > MAX_INT8_COLUMNS:
-        b.fail(f"{terms} weights of an output may overflow the int32 sums of 'compute' = 'int8'")
+    check_arithmetic(b, terms, f"{terms} weights of an output")
     return (TensorType((scale_dim(b["N"], height * width), b.size("O")), "float32"),)
 
 
@@ -112,7 +104,7 @@ OP = OpDef(
         Operand("units", ("O",), "float32", "what the sum of each output is times"),
         Operand("bias", ("O",), "float32", "added to every pixel"),
     ),
-    attrs=(*CONV_ATTRS, COMPUTE, ACTIVATION),
+    attrs=(*CONV_ATTRS, COMPUTE, EPILOGUE),
     results=("y",),
     infer=infer,
     reference=reference,

@@ -23,15 +23,20 @@ COMPUTE = AttrSpec(
 
 def infer(b: Bindings) -> tuple[TensorType, ...]:
     """Return (N, M) float32."""
+    check_arithmetic(b, b.size("K"), f"K = {b.size('K')} columns")
+    return (TensorType((b["N"], b.size("M")), "float32"),)
+
+
+def check_arithmetic(b: Bindings, terms: int, named: str) -> None:
+    """Fail unless weights have the type of ``compute``, and sums of ``terms`` products fit."""
     dtype, compute = b.type("weight").dtype, b.attrs.str("compute")
     if (dtype == "int8") != (compute == "int8"):
         b.fail(
             f"operand 'weight' is {dtype}, but 'compute' is {compute!r}: integers are multiplied "
             "with integers only (lutcc.ir.arithmetic.quantize_rows makes them)"
         )
-    if compute == "int8" and b.size("K") > MAX_INT8_COLUMNS:
-        b.fail(f"K = {b.size('K')} columns may overflow the int32 sums of 'compute' = 'int8'")
-    return (TensorType((b["N"], b.size("M")), "float32"),)
+    if compute == "int8" and terms > MAX_INT8_COLUMNS:
+        b.fail(f"{named} may overflow the int32 sums of 'compute' = 'int8'")
 
 
 def check(b: Bindings, known: Known) -> None:

@@ -18,6 +18,7 @@ from lutcc.bench.codebook_kernels import (
     bench_codebook_matmul,
     bench_sparse_add,
 )
+from lutcc.bench.conv_kernels import bench_conv2d
 from lutcc.bench.dense_kernels import bench_dense
 from lutcc.bench.kernel_rows import Row, compiled, in_place, levels, measured, one_op
 from lutcc.bench.limits import MIXES, limit_loop, memcpy, product_limit, read_loop, scan_limit
@@ -313,6 +314,7 @@ BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[Row]]] = {
     "nearest_encode": bench_nearest_encode,
     "linear": bench_linear,
     "dense": bench_dense,
+    "conv2d": bench_conv2d,
     "attention": bench_attention,
     "hadamard": bench_hadamard,
     "block_diagonal_matmul": bench_block_diagonal_matmul,

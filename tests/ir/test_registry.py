@@ -225,6 +225,21 @@ def _rng_inputs(opcode: str) -> tuple[list[np.ndarray], dict[str, Any]]:
             [f(2, 3, 10), f(2, 7, 5), f(2, 7, 3), ints(2, (1, 2, 3, 7), "uint8")],
             {"heads": 2, "kv_heads": 1, "scale": 0.5, "mask": "keep"},
         ),
+        "conv2d": (
+            [
+                f(2, 4, 3, 4),
+                ints(128, (4, 2, 2, 3), "int8") - ints(128, (4, 2, 2, 3), "int8"),
+                np.abs(f(4)),
+                f(4),
+            ],
+            {
+                "stride": (2, 1),
+                "padding": (1, 0),
+                "groups": 2,
+                "compute": "int8",
+                "activation": "relu",
+            },
+        ),
     }
     return inputs[opcode]
 
