@@ -42,6 +42,13 @@ class Importer(ExportedProgramImporter):
             for name, emit in {**self.convert_map, **own}.items()
         }
 
+    def retrieve_args(self, node: Node) -> Any:
+        """Return a node's arguments; of windows whose steps are left out, the steps."""
+        args = super().retrieve_args(node)
+        if "_pool" in op_name(node) and len(args) > 2 and args[2] in ([], ()):
+            args = [*args[:2], args[1], *args[3:]]
+        return args
+
     def _checked(self, node: Node, emit: Callable[[Node], Any]) -> Any:
         try:
             value = emit(node)

@@ -11,6 +11,7 @@ from lutcc.codegen.tvm_setup import import_tvm
 from lutcc.errors import CompileError
 from lutcc.frontend.relax.canonical import describe
 from lutcc.frontend.relax.fast_math import legalizers
+from lutcc.frontend.relax.nan_math import nan_legalizers
 from lutcc.frontend.relax.nests import Nest, loop_nest
 from lutcc.frontend.relax.thread_choice import choose_threads
 from lutcc.frontend.relax.transposed import absorb_transposes
@@ -72,7 +73,7 @@ def fuse_module(module: Any) -> Any:
     return tvm.transform.Sequential(
         [
             relax.transform.DeadCodeElimination(),
-            relax.transform.LegalizeOps(legalizers()),
+            relax.transform.LegalizeOps(legalizers() | nan_legalizers()),
             relax.transform.RewriteDataflowReshape(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FoldConstant(),
