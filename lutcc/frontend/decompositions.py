@@ -22,7 +22,10 @@ from lutcc.frontend.tracing import quiet_torch
 aten = torch.ops.aten
 Tensor = torch.Tensor
 
-_KEEP_WHOLE = (aten.linear.default, aten.conv1d.default, aten.conv2d.default)
+_KEEP_WHOLE = (
+    *(aten.linear.default, aten.conv1d.default, aten.conv2d.default),
+    *(aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default),
+)
 _RULES: dict[Any, Callable[..., Any]] = {
     aten.scaled_dot_product_attention.default: attention,
 }

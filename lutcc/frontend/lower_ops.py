@@ -56,6 +56,7 @@ def lower_node(region: RegionBuilder, node: Node) -> None:
         rules_elementwise,
         rules_gather,
         rules_layers,
+        rules_norms,
     )
 
     name = op_name(node)

@@ -30,6 +30,7 @@ _MOVEMENT = (
     "aten.alias.",
     "aten.contiguous.",
 )
+_NORMS = ("aten.native_layer_norm.", "aten.layer_norm.")
 _IMAGE_OPS = (
     "aten.conv",
     "lutcc.im2col",
@@ -192,6 +193,7 @@ def _trim(graph: Graph, members: Iterable[Node]) -> frozenset[Node]:
     for node in graph.nodes:
         if node in members and (is_anchor(node) or any(n in kept for n in node.all_input_nodes)):
             kept.add(node)
+    kept |= _leading(graph, frozenset(members), kept)
     for node in reversed(graph.nodes):
         if (
             node in kept
@@ -200,6 +202,21 @@ def _trim(graph: Graph, members: Iterable[Node]) -> frozenset[Node]:
         ):
             kept.remove(node)
     return frozenset(kept)
+
+
+def _leading(graph: Graph, members: frozenset[Node], kept: set[Node]) -> set[Node]:
+    """Return the norms that lead to what is kept, and what is between them."""
+    behind: set[Node] = set()
+    for node in graph.nodes:
+        if node in members and (
+            op_name(node).startswith(_NORMS) or any(n in behind for n in node.all_input_nodes)
+        ):
+            behind.add(node)
+    leading: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node in behind and any(u in kept or u in leading for u in node.users):
+            leading.add(node)
+    return leading
 
 
 def _build(graph: Graph, name: str, nodes: frozenset[Node], alone: frozenset[Node]) -> Region:

@@ -28,18 +28,18 @@ def _ops(region):
     return [op.opcode for op in region.module.main.body if op.opcode != "constant"]
 
 
-def test_mlp_with_gelu_has_a_region_on_each_side():
+def test_mlp_with_elu_has_a_region_on_each_side():
     imported = _mixed(
-        nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5), nn.GELU(), nn.Linear(5, 3)), 6
+        nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5), nn.ELU(), nn.Linear(5, 3)), 6
     )
     assert [_ops(r) for r in imported.regions] == [["linear", "relu", "linear"], ["linear"]]
     assert imported.notes == (
-        "layer '3' (GELU): compiled through TVM Relax (the IR has no op for aten.gelu.default)",
+        "layer '3' (ELU): compiled through TVM Relax (the IR has no op for aten.elu.default)",
     )
 
 
 def test_sequences_enter_regions_as_rows():
-    imported = _mixed(nn.Sequential(nn.Linear(6, 7), nn.GELU(), nn.Linear(7, 3)), 4, 6)
+    imported = _mixed(nn.Sequential(nn.Linear(6, 7), nn.ELU(), nn.Linear(7, 3)), 4, 6)
     for region in imported.regions:
         assert _ops(region) == ["linear"]
         assert len(region.module.main.params[0].type.shape) == 2
@@ -54,7 +54,7 @@ class _Around(nn.Module):
 
     def forward(self, x):
         h = torch.relu(self.a(x))
-        return self.b(h + torch.softmax(h, -1))
+        return self.b(h + torch.sin(h))
 
 
 def test_no_region_spans_an_op_between_its_nodes():
@@ -70,7 +70,7 @@ class _Free(nn.Module):
         self.a = nn.Linear(4, 4)
 
     def forward(self, x):
-        return torch.relu(torch.softmax(torch.relu(x) + 1, -1)) * torch.tanh(self.a(x))
+        return torch.relu(torch.sin(torch.relu(x) + 1)) * torch.sin(self.a(x))
 
 
 def test_elementwise_ops_alone_are_no_region():
@@ -85,7 +85,7 @@ def test_several_results_of_one_region():
 
         def forward(self, x):
             h = torch.relu(self.a(x))
-            return torch.tanh(h), torch.sigmoid(self.b(h))
+            return torch.sin(h), torch.sin(self.b(h))
 
     (region,) = _mixed(Two(), 4).regions
     assert len(region.outputs) == 2
@@ -130,7 +130,7 @@ class _Random(nn.Module):
                 rng.choice([torch.relu, torch.tanh, lambda v: v + 1.0])(rng.choice(values))
             )
             values.append(values[-1] + b)
-            values.append(torch.softmax(rng.choice(values), -1))
+            values.append(torch.sin(rng.choice(values)))
         return tuple(values[-5:])
 
 
