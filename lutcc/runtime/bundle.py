@@ -147,7 +147,7 @@ def work_per_row(module: Module) -> dict[str, int]:
 
     symbols, first = module.main.symbols, module.main.params[0].type.shape[:1]
     n = 1024 if len(symbols) < 2 else 32
-    rows = n ** len(symbols) if symbols else max(1, *(int(d) for d in first), 1)
+    rows = n ** len(symbols) if symbols else next((d for d in first if isinstance(d, int)), 1)
     total = ir.cost(module, n=n).total
     amounts = {
         "lookups": total.lookups,

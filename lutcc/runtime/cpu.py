@@ -1,7 +1,9 @@
 """What the processor can do: instruction-set levels, feature flags, cores.
 
-Feature names are those of Linux's ``/proc/cpuinfo`` ("avx512_vnni", "abm", ...). Where that file is
-missing, NumPy's own detection is translated into the same names.
+Feature names are those of Linux's ``/proc/cpuinfo`` ("avx512_vnni", "abm", ...). A feature counts
+if that file lists it for every processor and the processor itself reports it (:mod:`.cpuid`, or
+NumPy's detection where that cannot be asked): under user-mode emulation the file is that of
+another machine.
 
 ``LUTCC_MAX_ISA`` (``none`` or a level: ``avx2``, ``avx512``, ``avx512_vbmi_vnni``, ``avx512_bf16``)
 makes this process behave as if the processor had no instruction beyond that level: for tests of the
@@ -19,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lutcc.errors import TargetError, suggest
+from lutcc.runtime import cpuid
 
 _V3 = ("abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
@@ -110,29 +113,38 @@ def parse_cpuinfo(text: str) -> tuple[dict[str, str], ...]:
     return tuple(processors)
 
 
-def _numpy_flags() -> frozenset[str]:
-    """Return the flags that NumPy detects, under their ``/proc/cpuinfo`` names."""
+def _numpy_flags() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the flags that NumPy detects, and all that it looks for."""
     try:
         from numpy._core import _multiarray_umath as umath  # type: ignore[attr-defined]
     except ImportError:
-        return frozenset()
-    found = getattr(umath, "__cpu_features__", {})
-    flags = {_NUMPY_NAMES[name] for name, has in found.items() if has and name in _NUMPY_NAMES}
-    if "avx2" in flags and "fma" in flags:  # every such processor has them; NumPy does not ask
-        flags |= {"abm", "bmi1", "bmi2", "movbe"}
-    return frozenset(flags)
+        return frozenset(), frozenset()
+    looked = getattr(umath, "__cpu_features__", {})
+    known = {flag for name, flag in _NUMPY_NAMES.items() if name in looked}
+    flags = {flag for name, flag in _NUMPY_NAMES.items() if looked.get(name)}
+    assumed = {"abm", "bmi1", "bmi2", "movbe"}  # NumPy does not ask for all of them
+    if flags >= {"avx2", "fma"}:  # every such processor has them
+        flags |= assumed
+    return frozenset(flags), frozenset(known | assumed)
+
+
+def _listed_flags() -> frozenset[str] | None:
+    """Return the flags that ``/proc/cpuinfo`` has for every processor (hybrid machines differ)."""
+    processors = _cpuinfo()
+    if not processors or "flags" not in processors[0]:
+        return None
+    return frozenset.intersection(
+        *(frozenset(fields.get("flags", "").split()) for fields in processors)
+    )
 
 
 @lru_cache(maxsize=1)
 def _machine_flags() -> frozenset[str]:
-    processors = _cpuinfo()
-    if not processors or "flags" not in processors[0]:
-        return _numpy_flags()
-    # A flag counts only when every processor has it (hybrid machines differ).
-    common = set(processors[0]["flags"].split())
-    for fields in processors[1:]:
-        common &= set(fields.get("flags", "").split())
-    return frozenset(common)
+    said, known = cpuid.flags(), cpuid.KNOWN
+    if said is None:
+        said, known = _numpy_flags()
+    listed = _listed_flags()
+    return said if listed is None else listed - (known - said)
 
 
 def max_isa() -> str | None:

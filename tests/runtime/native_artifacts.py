@@ -28,6 +28,29 @@ int __tvm_ffi_scale(void* self, const void* args, int count, void* result) {
 }
 """
 
+#: A kernel that shares a loop among threads, of which the one with the highest number refuses.
+SHARING = """
+void TVMFFIErrorSetRaisedFromCStrParts(const char*, const char**, int);
+typedef struct { void* handle; int tasks; } env;
+typedef int (*loop)(int task, const env*, void*);
+int (*__TVMBackendParallelLaunch)(loop, void*, int);
+static int body(int task, const env* env, void* data) {
+  const char* parts[] = {task == 2 ? "row 2 is too large" : "?"};
+  (void)data;
+  if (task + 1 != env->tasks) return 0;
+  TVMFFIErrorSetRaisedFromCStrParts("IndexError", parts, 1);
+  return -1;
+}
+int __tvm_ffi_scale(void* self, const void* args, int count, void* result) {
+  (void)self, (void)args, (void)count, (void)result;
+  return 0;
+}
+int __tvm_ffi_scale_mt(void* self, const void* args, int count, void* result) {
+  (void)self, (void)args, (void)count, (void)result;
+  return __TVMBackendParallelLaunch(body, 0, 0);
+}
+"""
+
 #: A kernel that copies its one input, in which a matrix alone may have gaps, to its one output.
 COPYING = """
 #include <string.h>

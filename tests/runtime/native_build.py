@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 CMAKE, CXX, CC = shutil.which("cmake"), shutil.which("c++"), shutil.which("cc")
+CLANG = shutil.which("clang++")
 CHECKS = Path(__file__).parent / "native_checks.cpp"
 # Without optimisation: these programs are compiled more than they run.
 _FLAGS = "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
@@ -103,6 +104,20 @@ def build(exported: Path, folder: Path) -> Native:
         done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     return Native(folder / "build")
+
+
+def by_hand(compiler: str, exported: Path, folder: Path) -> Path:
+    """Build the exported library and the example without CMake; return the example."""
+    folder.mkdir()
+    sources = [*sorted((exported / "lutcc").glob("*.cpp")), exported / "example.cpp"]
+    warnings = ("-Wall", "-Wextra", "-Werror")
+    command = [compiler, "-std=c++17", "-O0", *warnings, f"-I{exported / 'lutcc'}", *sources]
+    link = ["-rdynamic", "-ldl", "-pthread", "-o", folder / "example"]
+    done = subprocess.run(
+        [*map(str, command), *map(str, link)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "example"
 
 
 def preloads() -> str | None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import lutcc
 from lutcc.runtime import Artifact, container, cpu
@@ -22,6 +24,7 @@ from tests.runtime import native_build, test_relax
 from tests.runtime.native_artifacts import (
     COPYING,
     REFUSING,
+    SHARING,
     edited,
     exchanged,
     rewrite,
@@ -85,6 +88,16 @@ def test_example_gives_what_python_gives(native: Native, look_up: Path, n: int) 
     assert b"input x: float32[1*n, 64]" in done.stderr
 
 
+@pytest.mark.skipif(native_build.CLANG is None, reason="there is no clang++")
+def test_clang_builds_it_without_warnings(exported: Path, look_up: Path, tmp_path: Path) -> None:
+    program = native_build.by_hand(str(native_build.CLANG), exported, tmp_path / "clang")
+    x = rows(7, 64)
+    done = subprocess.run(
+        [str(program), str(look_up), "7"], input=x.tobytes(), capture_output=True, check=True
+    )
+    assert done.stdout == lutcc.load(look_up)(x).tobytes()
+
+
 def test_example_reports_errors(native: Native, tiny: Path, tmp_path: Path) -> None:
     assert native.run("example", tiny, 3, data=b"short").returncode == 1
     done = native.run("example", tmp_path / "none.lutcc")
@@ -116,6 +129,36 @@ def test_eight_threads(native: Native, look_up: Path, tmp_path: Path) -> None:
     lutcc.load(look_up)(x).tofile(tmp_path / "y")
     printed = native.check("threads", look_up, tmp_path / "x", tmp_path / "y", 8, 200)
     assert printed == "1600 calls, 0 wrong"
+
+
+def test_loops_that_threads_share(native: Native, tmp_path: Path) -> None:
+    """Of eight callers, each with a thread beside it; the numbers are those of one thread."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(32, 2048), nn.ReLU(), nn.Linear(2048, 24)).eval()
+    artifact = lutcc.compile(layers, torch.zeros(2, 32), target="avx2")
+    assert artifact.kind == "ir"
+    path = artifact.save(tmp_path / "m.lutcc", packed=True)
+    x = rows(200, 32)
+    x.tofile(tmp_path / "x")
+    artifact.num_threads = 1
+    artifact(x).tofile(tmp_path / "y")
+    printed = native.check("threads", path, tmp_path / "x", tmp_path / "y", 8, 40)
+    assert printed == "320 calls, 0 wrong"
+    for threads in (1, 2, 5):
+        done = native.run("example", path, 200, threads, data=x.tobytes())
+        assert done.stdout == (tmp_path / "y").read_bytes()
+
+
+def test_a_number_that_one_of_the_threads_refuses(
+    native: Native, tiny: Path, tmp_path: Path
+) -> None:
+    much = edited(lambda body: body["work_per_row"].update(flops=10**9))
+    path = rewrite(rewrite(tiny, exchanged(SHARING, tmp_path)), much)
+    for _ in range(5):
+        done = native.run("example", path, 4, 3, data=rows(4, 16).tobytes())
+        assert done.returncode == 1
+        assert b"row 2 is too large\nTo mend it: correct the numbers" in done.stderr
+    assert native.run("example", path, 4, 1, data=rows(4, 16).tobytes()).returncode == 0
 
 
 def test_large_outputs_at_any_address(native: Native, look_up: Path, tmp_path: Path) -> None:

@@ -344,23 +344,40 @@ def test_levels_include_each_other() -> None:
 def test_cpuinfo_of_a_hybrid_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flag counts only when every processor has it."""
     text = (
-        "processor : 0\nflags : avx2 fma avx512f\nmodel name : A\n\n"
-        "processor : 1\nflags : avx2 fma\n"
+        "processor : 0\nflags : avx2 fma avx512f new\nmodel name : A\n\n"
+        "processor : 1\nflags : avx2 fma new\n"
     )
     monkeypatch.setattr(cpu, "_cpuinfo", lambda: cpu.parse_cpuinfo(text))
+    monkeypatch.setattr(cpu.cpuid, "flags", lambda: cpu.cpuid.KNOWN)
     cpu._machine_flags.cache_clear()
     try:
-        assert cpu.flags() == {"avx2", "fma"}
+        assert cpu.flags() == {"avx2", "fma", "new"}
         assert cpu.model_name() == "A"
     finally:
         monkeypatch.undo()
         cpu._machine_flags.cache_clear()
 
 
-def test_without_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NumPy's own detection finds the same level."""
+def test_a_flag_counts_only_when_the_processor_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under user-mode emulation, /proc/cpuinfo is that of the machine outside."""
+    text = "processor : 0\nflags : avx2 fma avx512f avx512_bf16 amx_tile new\n"
+    monkeypatch.setattr(cpu, "_cpuinfo", lambda: cpu.parse_cpuinfo(text))
+    monkeypatch.setattr(cpu.cpuid, "flags", lambda: frozenset({"avx2", "fma", "avx"}))
+    cpu._machine_flags.cache_clear()
+    try:
+        assert cpu.flags() == {"avx2", "fma", "new"}
+    finally:
+        monkeypatch.undo()
+        cpu._machine_flags.cache_clear()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_without_cpuinfo(monkeypatch: pytest.MonkeyPatch, asked: bool) -> None:
+    """The processor finds the same level, and so does NumPy's own detection."""
     known = cpu.best_isa()
     monkeypatch.setattr(cpu, "_cpuinfo", lambda: ())
+    if not asked:
+        monkeypatch.setattr(cpu.cpuid, "flags", lambda: None)
     cpu._machine_flags.cache_clear()
     try:
         assert cpu.best_isa() == known

@@ -42,6 +42,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
     def become(vendor: str, flags: str, told: str) -> None:
         text = cpuinfo(vendor, flags)
         monkeypatch.setattr(cpu, "_cpuinfo", lambda: cpu.parse_cpuinfo(text))
+        monkeypatch.setattr(cpu.cpuid, "flags", lambda: cpu.cpuid.KNOWN)
         monkeypatch.setattr(codegen, "llvm_get_system_cpu", lambda: told)
         monkeypatch.delenv(host.CPU_NAME_VARIABLE, raising=False)
         forget()

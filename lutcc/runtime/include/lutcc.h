@@ -84,8 +84,8 @@ typedef struct lutcc_options {
   const char* max_isa;     /* behave as if the CPU had no more than this level ("none": not even
                               AVX2); NULL: what the environment's LUTCC_MAX_ISA says */
   const char* temp_folder; /* where kernels are unpacked; NULL: TMPDIR, or /tmp */
-  /* For models with exact layers alone: */
-  int32_t num_threads;     /* of each call; 0: one */
+  int32_t num_threads;     /* that a call may use, the calling one among them; 0: one */
+  /* For models of kind "relax" alone: */
   const char* tvm_ffi;     /* path of libtvm_ffi.so; NULL: LUTCC_TVM_FFI, or the linker's search */
   const char* tvm_runtime; /* path of libtvm_runtime.so; NULL: LUTCC_TVM_RUNTIME, or the search */
 } lutcc_options;
@@ -108,7 +108,8 @@ LUTCC_API int lutcc_load(const char* path, const lutcc_options* options, lutcc_m
 /* Release a model; NULL is allowed. */
 LUTCC_API void lutcc_free(lutcc_model* model);
 
-/* Run the model on the calling thread.
+/* Run the model on the calling thread, and beside it on as many as the options allow and the batch
+ * is worth. The numbers do not depend on how many there are.
  *
  * Inputs are CPU tensors of the model's dtypes and shapes; the batch may be any size, 0 too. Any
  * strides are allowed; what kernels cannot read in place is copied. Outputs are either tensors of

@@ -1,6 +1,9 @@
 #include "cpu.hpp"
 
+#include <cpuid.h>
+
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
@@ -50,24 +53,68 @@ Cpu from_proc() {
   return cpu;
 }
 
-// Where there is no /proc: what the compiler's own detection says.
-void from_compiler(Cpu& cpu) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    cpu.flags.insert(levels()[0].features.begin(), levels()[0].features.end());
-#define LUTCC_FLAG(compiler, linux_name) \
-  if (__builtin_cpu_supports(compiler)) cpu.flags.insert(linux_name)
-  LUTCC_FLAG("avx512f", "avx512f");
-  LUTCC_FLAG("avx512bw", "avx512bw");
-  LUTCC_FLAG("avx512cd", "avx512cd");
-  LUTCC_FLAG("avx512dq", "avx512dq");
-  LUTCC_FLAG("avx512vl", "avx512vl");
-  LUTCC_FLAG("avx512vbmi", "avx512vbmi");
-  LUTCC_FLAG("avx512vnni", "avx512_vnni");
-  LUTCC_FLAG("avx512bf16", "avx512_bf16");
-#undef LUTCC_FLAG
-#endif
+// What the processor says of itself: flag, leaf, subleaf, register of cpuid, bit, and the registers
+// that the operating system must keep for it (bits of XCR0).
+struct Feature {
+  const char* flag;
+  uint32_t leaf, subleaf;
+  enum { kEax, kEbx, kEcx, kEdx } place;
+  int bit;
+  uint64_t kept;
+};
+constexpr uint64_t kYmm = 0x6, kZmm = 0xe6;
+constexpr Feature kFeatures[] = {
+    {"fma", 1, 0, Feature::kEcx, 12, kYmm},
+    {"movbe", 1, 0, Feature::kEcx, 22, 0},
+    {"avx", 1, 0, Feature::kEcx, 28, kYmm},
+    {"f16c", 1, 0, Feature::kEcx, 29, kYmm},
+    {"bmi1", 7, 0, Feature::kEbx, 3, 0},
+    {"avx2", 7, 0, Feature::kEbx, 5, kYmm},
+    {"bmi2", 7, 0, Feature::kEbx, 8, 0},
+    {"avx512f", 7, 0, Feature::kEbx, 16, kZmm},
+    {"avx512dq", 7, 0, Feature::kEbx, 17, kZmm},
+    {"avx512cd", 7, 0, Feature::kEbx, 28, kZmm},
+    {"avx512bw", 7, 0, Feature::kEbx, 30, kZmm},
+    {"avx512vl", 7, 0, Feature::kEbx, 31, kZmm},
+    {"avx512vbmi", 7, 0, Feature::kEcx, 1, kZmm},
+    {"avx512_vnni", 7, 0, Feature::kEcx, 11, kZmm},
+    {"avx512_bf16", 7, 1, Feature::kEax, 5, kZmm},
+    {"abm", 0x80000001, 0, Feature::kEcx, 5, 0},
+};
+
+// A bit of what cpuid reports.
+bool reports(uint32_t leaf, uint32_t subleaf, int place, int bit) {
+  uint32_t words[4] = {};
+  if (static_cast<uint32_t>(__get_cpuid_max(leaf & 0x80000000, nullptr)) < leaf) return false;
+  if (subleaf) {
+    __cpuid_count(leaf, 0, words[0], words[1], words[2], words[3]);
+    if (words[0] < subleaf) return false;
+  }
+  __cpuid_count(leaf, subleaf, words[0], words[1], words[2], words[3]);
+  return words[place] >> bit & 1;
+}
+
+// The registers that the operating system keeps for a program.
+uint64_t kept_registers() {
+  if (!reports(1, 0, Feature::kEcx, 27)) return 0;  // no xgetbv
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<uint64_t>(high) << 32 | low;
+}
+
+// Leave out what the processor does not report: /proc/cpuinfo is that of another machine under
+// user-mode emulation. Where there is no /proc, the processor is believed.
+void ask_processor(Cpu& cpu) {
+  const bool listed = !cpu.flags.empty();
+  const uint64_t kept = kept_registers();
+  for (const Feature& feature : kFeatures) {
+    const bool has = (kept & feature.kept) == feature.kept &&
+                     reports(feature.leaf, feature.subleaf, feature.place, feature.bit);
+    if (!has)
+      cpu.flags.erase(feature.flag);
+    else if (!listed)
+      cpu.flags.insert(feature.flag);
+  }
 }
 
 std::string names_of_levels() {
@@ -114,7 +161,7 @@ std::string Cpu::best() const {
 
 Cpu this_cpu(const char* max_isa) {
   Cpu cpu = from_proc();
-  if (cpu.flags.empty()) from_compiler(cpu);
+  ask_processor(cpu);
   if (cpu.model.empty()) cpu.model = "unknown processor";
   const char* variable = std::getenv(kVariable);
   const std::string cap = trimmed(max_isa ? max_isa : variable ? variable : "");

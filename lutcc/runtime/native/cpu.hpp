@@ -26,7 +26,7 @@ struct Cpu {
   std::string best() const;  // the best level; empty when there is none
 };
 
-// Read the processor's flags, capped at `max_isa` (NULL: at the environment's LUTCC_MAX_ISA).
+// Read the flags that /proc/cpuinfo lists and the processor reports, capped at `max_isa` (NULL: at the environment's LUTCC_MAX_ISA).
 Cpu this_cpu(const char* max_isa);
 
 }  // namespace lutcc

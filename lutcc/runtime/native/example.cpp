@@ -2,6 +2,7 @@
 // outputs to stdout.
 //
 //   example model.lutcc 4 < inputs.raw > outputs.raw      (the symbol, mostly the batch, is 4)
+//   example model.lutcc 4 2 < inputs.raw > outputs.raw    (on two threads)
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -47,10 +48,12 @@ void print(const char* kind, const lutcc_spec& spec) {
 
 int main(int argc, char** argv) {
   const long long n = argc > 2 ? std::atoll(argv[2]) : 1;
-  if (argc < 2 || n < 0) return fail("usage: example MODEL [N] < inputs.raw > outputs.raw");
+  if (argc < 2 || n < 0) return fail("usage: example MODEL [N [THREADS]] < inputs.raw > outputs.raw");
   if (lutcc_abi_version() != LUTCC_ABI_VERSION) return fail("liblutcc and lutcc.h do not fit");
   lutcc_model* loaded = nullptr;
-  if (lutcc_load(argv[1], nullptr, &loaded) != LUTCC_OK) return fail(lutcc_error());
+  lutcc_options options = LUTCC_OPTIONS;
+  if (argc > 3) options.num_threads = std::atoi(argv[3]);
+  if (lutcc_load(argv[1], &options, &loaded) != LUTCC_OK) return fail(lutcc_error());
   const std::unique_ptr<lutcc_model, FreeModel> model(loaded);
   std::fprintf(stderr, "kind %s, kernels for %s\n", lutcc_kind(loaded), lutcc_isa(loaded));
 

@@ -4,7 +4,12 @@
 #include <memory>
 #include <string>
 
+#include "lutcc.h"
 #include "memory.hpp"
+
+// What kernels report errors through; part of TVM's ABI.
+extern "C" LUTCC_API void TVMFFIErrorSetRaisedFromCStrParts(const char* kind, const char** parts,
+                                                            int32_t num_parts);
 
 namespace lutcc {
 

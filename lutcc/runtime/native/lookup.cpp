@@ -10,17 +10,22 @@
 #include "library.hpp"
 #include "tensors.hpp"
 #include "tvm_abi.hpp"
+#include "workers.hpp"
 
 namespace lutcc {
 namespace {
 
 using Entry = int (*)(void* self, const TvmAny* args, int32_t num_args, TvmAny* result);
 
+// A thread is worth waking for this much work.
+constexpr double kSecondsPerThread = 15e-6;
+
 // What a call needs; kept for the next one.
 struct Scratch {
   std::deque<Ready> inputs, outputs;
   std::vector<TvmAny> args;
   Buffer workspace;
+  std::unique_ptr<Workers> workers;
 };
 
 class LookupKernel : public Kernel {
@@ -30,6 +35,8 @@ class LookupKernel : public Kernel {
         inputs_(opening.manifest.inputs),
         outputs_(opening.manifest.outputs),
         where_(opening.container.path() + "/" + opening.variant.file),
+        threads_(std::max(opening.options.num_threads, 1)),
+        threads_per_row_(opening.manifest.seconds_per_row / kSecondsPerThread),
         blob_(load_blob(opening)),
         library_(open_kernels(opening.library, opening.variant.file,
                               opening.options.temp_folder)) {
@@ -38,6 +45,8 @@ class LookupKernel : public Kernel {
     if (!entry_)
       fail(LUTCC_ARTIFACT, "has no function " + quoted(variant_.entry), where_,
            "compile the model again");
+    parallel_ = reinterpret_cast<Entry>(library_.symbol((symbol + "_mt").c_str()));
+    SharedLoops::connect(library_);
     blob_tensor_.set(blob_.data(), {LUTCC_UINT, 8, 1}, {blob_.size()});
   }
 
@@ -119,9 +128,21 @@ class LookupKernel : public Kernel {
     return inputs_[0].shape.empty() ? 1 : inputs_[0].shape[0].size;
   }
 
+  // How many threads have enough to do.
+  int32_t useful_threads(int64_t rows) const {
+    if (!parallel_ || threads_ < 2) return 1;
+    const double useful = std::min<double>(threads_, static_cast<double>(rows) * threads_per_row_);
+    return std::max(1, static_cast<int32_t>(useful));
+  }
+
   void launch(Scratch& scratch, int64_t rows) const {
+    int32_t threads = useful_threads(rows);
+    if (threads > 1 && (!scratch.workers || scratch.workers->count() < threads))
+      scratch.workers = std::make_unique<Workers>(threads);
+    if (threads > 1) threads = std::min(threads, scratch.workers->count());
     const int64_t bytes = sum(sum(variant_.fixed, product(variant_.per_row, rows)),
-                              sum(variant_.per_thread, static_cast<int64_t>(kAlignment)));
+                              sum(product(variant_.per_thread, threads),
+                                  static_cast<int64_t>(kAlignment)));
     if (scratch.workspace.size() < bytes) scratch.workspace = Buffer(bytes);
     Ready workspace;
     workspace.set(scratch.workspace.data(), {LUTCC_UINT, 8, 1}, {scratch.workspace.size()});
@@ -137,12 +158,14 @@ class LookupKernel : public Kernel {
     add(blob_tensor_);
     add(workspace);
     for (const Ready& output : scratch.outputs) add(output);
-    TvmAny threads{}, result{};
-    threads.type_index = kTvmInt;
-    threads.integer = 1;
-    args.push_back(threads);
+    TvmAny count{}, result{};
+    count.type_index = kTvmInt;
+    count.integer = threads;
+    args.push_back(count);
     const KernelErrors errors;
-    if (!entry_(nullptr, args.data(), static_cast<int32_t>(args.size()), &result)) return;
+    const SharedLoops shared(threads > 1 ? scratch.workers.get() : nullptr, threads);
+    const Entry entry = threads > 1 ? parallel_ : entry_;
+    if (!entry(nullptr, args.data(), static_cast<int32_t>(args.size()), &result)) return;
     std::string kind, message;
     errors.take(kind, message);
     if (kind == "IndexError")  // the one thing that kernels check by themselves
@@ -157,10 +180,12 @@ class LookupKernel : public Kernel {
   const Variant variant_;
   const std::vector<Spec> inputs_, outputs_;
   const std::string where_;
+  const int32_t threads_;
+  const double threads_per_row_;
   const Buffer blob_;
   Ready blob_tensor_;
   Library library_;
-  Entry entry_ = nullptr;
+  Entry entry_ = nullptr, parallel_ = nullptr;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Scratch>> free_;
 };

@@ -201,6 +201,16 @@ std::map<std::string, Bounds> read_bounds(const Json& extra) {
   return out;
 }
 
+// Roughly how long one core needs for a row, by coarse speeds; an unknown amount of work counts as
+// a quarter of a microsecond. As lutcc.runtime.kernel has it.
+double read_seconds_per_row(const Node& work) {
+  const auto amount = [&work](const char* key) {
+    return work.has(key) ? static_cast<double>(work[key].integer(0, int64_t{1} << 62)) : 0.0;
+  };
+  const double seconds = amount("lookups") / 150e9 + amount("flops") / 40e9 + amount("bytes") / 20e9;
+  return seconds > 0 ? seconds : 0.25e-6;
+}
+
 void check_whole(const Manifest& manifest, const Node& root) {
   std::set<std::string> used{kConstants}, isas, names, symbols;
   for (const Node& name : root["modules"].list())
@@ -278,6 +288,7 @@ Manifest read_manifest(std::string text, const std::string& where) {
   if (manifest.kind != "ir" && manifest.kind != "relax")
     root["kind"].fail("expected 'ir' or 'relax', got " + quoted(manifest.kind));
   manifest.bounds = read_bounds(root["extra"].object());
+  manifest.seconds_per_row = read_seconds_per_row(root["work_per_row"]);
   manifest.files = read_files(root["files"]);
   manifest.inputs = read_specs(root["inputs"]);
   manifest.outputs = read_specs(root["outputs"]);

@@ -54,6 +54,7 @@ struct Bounds {
 
 struct Manifest {
   std::string kind, text;
+  double seconds_per_row = 0;  // roughly, of one core
   std::map<std::string, Bounds> bounds;  // of symbols; those without one are free
   std::vector<Spec> inputs, outputs;
   std::vector<Variant> variants;  // worst level first

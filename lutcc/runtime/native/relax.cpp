@@ -15,6 +15,8 @@
 namespace lutcc {
 namespace {
 
+// The parameter in whose place the number of threads is passed; what is stored is 1.
+constexpr const char* kThreads = "@threads";
 constexpr int64_t kCpu = 1, kDevice = 0, kPooled = 2;
 
 // A virtual machine, which one thread at a time uses, and copies of inputs.
@@ -70,6 +72,9 @@ class RelaxKernel : public Kernel {
       const Constant& constant = found->second;
       memory_.emplace_back(constant.bytes);
       std::copy(constant.data, constant.data + constant.bytes, memory_.back().data());
+      const int64_t threads = threads_;
+      if (name == kThreads && constant.bytes == sizeof threads)
+        std::memcpy(memory_.back().data(), &threads, sizeof threads);
       try {
         params_.push_back(tvm_.tensor(memory_.back().data(), constant.dtype, constant.shape));
       } catch (const TvmError& error) {
