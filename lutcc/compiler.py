@@ -129,7 +129,8 @@ def compile_module(
     """
     from lutcc.runtime import Artifact
 
-    prepared = prepare(module)
+    told: list[str] = []
+    prepared = prepare(module, told)
     programs: list[Program] = []
     tuning: list[str] = []
     with tempfile.TemporaryDirectory(prefix="lutcc-") as folder:
@@ -143,7 +144,7 @@ def compile_module(
             programs.append(made)
             tuning += _tuning_notes(chooser, [str(k["source"]) for k in made.kernels])
         mcpus = {t.isa.name: t.mcpu for t in targets}
-        extra = {"notes": list(notes), "tuning_notes": tuning, "mcpu": mcpus}
+        extra = {"notes": [*notes, *told], "tuning_notes": tuning, "mcpu": mcpus}
         return Artifact.from_programs(prepared, programs, paths, extra)
 
 

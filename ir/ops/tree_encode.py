@@ -76,7 +76,7 @@ OP = OpDef(
     ),
     source="Blalock and Guttag, Multiplying matrices without multiplying, algorithm 1",
     operands=(
-        Operand("x", ("N", "D"), "float32|uint8", "rows to hash", rows=True),
+        Operand("x", ("N", "D"), "float32|uint8|int32", "rows to hash", rows=True),
         Operand(
             "splitdims", ("C", "L"), "int32", "column compared at each level, 0..D-1; L in 1..7"
         ),

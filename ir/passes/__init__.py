@@ -9,11 +9,13 @@ from lutcc.ir.passes.assign_layouts import AssignLayouts
 from lutcc.ir.passes.base import Pass
 from lutcc.ir.passes.choose_accumulate import ChooseAccumulate, averaging_bias, averaging_error
 from lutcc.ir.passes.dead_code import DeadCode
+from lutcc.ir.passes.dead_columns import DeadColumns
 from lutcc.ir.passes.erase_layouts import EraseLayouts
 from lutcc.ir.passes.fold_affine import FoldBatchNormAndAffine
 from lutcc.ir.passes.fold_constants import FoldConstants
 from lutcc.ir.passes.fuse_rows import FuseRows
 from lutcc.ir.passes.inline_calls import InlineCalls
+from lutcc.ir.passes.integer_chains import IntegerChains
 from lutcc.ir.verifier import verify
 
 #: What a module goes through before it is lowered, top to bottom. No pass folds the scale of a
@@ -25,14 +27,21 @@ PIPELINE: tuple[Pass, ...] = (
     FoldConstants(),
     FoldBatchNormAndAffine(),
     ChooseAccumulate(),
+    IntegerChains(),
+    DeadColumns(),
     FuseRows(),
     AssignLayouts(),
     DeadCode(),
 )
 
 
-def run_pipeline(module: Module, passes: Sequence[Pass] = PIPELINE) -> Module:
+def run_pipeline(
+    module: Module, passes: Sequence[Pass] = PIPELINE, notes: list[str] | None = None
+) -> Module:
     """Run passes one after the other, verifying the module before the first and after each.
+
+    ``notes`` takes what passes tell a user: which sums stay integers, which columns are not
+    computed.
 
     Raises
     ------
@@ -49,6 +58,8 @@ def run_pipeline(module: Module, passes: Sequence[Pass] = PIPELINE) -> Module:
     """
     verify(module)
     for step in passes:
+        if notes is not None and isinstance(step, IntegerChains | DeadColumns):
+            notes += step.describe(module)
         module = step(module)
         verify(module)
     return module
@@ -59,11 +70,13 @@ __all__ = [
     "AssignLayouts",
     "ChooseAccumulate",
     "DeadCode",
+    "DeadColumns",
     "EraseLayouts",
     "FoldBatchNormAndAffine",
     "FoldConstants",
     "FuseRows",
     "InlineCalls",
+    "IntegerChains",
     "Pass",
     "averaging_bias",
     "averaging_error",

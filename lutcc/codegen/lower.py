@@ -40,13 +40,13 @@ class Lowered:
     module: Module
 
 
-def prepare(module: Module) -> Module:
-    """Run the passes unless the module already consists of stages."""
+def prepare(module: Module, notes: list[str] | None = None) -> Module:
+    """Run the passes unless the module already consists of stages; ``notes`` takes theirs."""
     if any(op.opcode == "call" for op in module.main.body):
         return module
     from lutcc.ir.passes import run_pipeline
 
-    return run_pipeline(module)
+    return run_pipeline(module, notes=notes)
 
 
 def lower(

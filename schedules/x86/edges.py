@@ -18,6 +18,7 @@ from lutcc.schedules.x86.emit import (
     local,
     loop,
     minimum,
+    reinterpret,
     shuffle,
     transpose16,
     when,
@@ -38,12 +39,15 @@ def load_chunks(
     starts: Sequence[int],
     target: View,
     slots: Sequence[int] | None = None,
+    *,
+    bits: bool = False,
 ) -> None:
     """Transpose chunks of 16 columns of one row group into ``target`` [slot][16 rows].
 
     Row-major sources (column stride 1) take 16x16 transposes; column-major ones (row stride 1)
     contiguous loads; others, and fewer than 16 columns, scalar loads. ``slots`` says where each
     column of each chunk goes (default: one after the other); columns that nobody reads share one.
+    With ``bits``, int32 keeps its bits; else all become float32.
     """
     rows = clamped_rows(ctx, group)
     where = ctx.blob.add("ints", "int32", [], values=list(starts))
@@ -63,16 +67,14 @@ def load_chunks(
             with loop(width) as j:
                 for lane, row in enumerate(rows):
                     value = source.view.load(source.index(row, first + j))
-                    if source.dtype != "float32":
-                        value = cast("float32", value)
-                    target.store(place(k, j) + lane, value)
+                    target.store(place(k, j) + lane, _float(source, value, 1, bits))
 
     def contiguous_columns() -> None:
         with loop(len(starts)) as k:
             first = bind(cast("int64", where.load(k)))
             with loop(width) as j:
                 value = source.view.load(source.index(rows[0], first + j), 16)
-                put(k, j, value if source.dtype == "float32" else cast("float32x16", value))
+                put(k, j, _float(source, value, 16, bits))
 
     def transposed() -> None:
         with loop(len(starts)) as k:
@@ -81,7 +83,7 @@ def load_chunks(
 
             def quarter(row: int, q: int) -> Expr:
                 value = source.view.load(starts_of_rows[row] + 4 * q, 4)
-                return value if source.dtype == "float32" else cast("float32x4", value)
+                return _float(source, value, 4, bits)
 
             for j, column in enumerate(transpose16(quarter)):
                 put(k, j, column)
@@ -107,6 +109,14 @@ def load_chunks(
                 scalar()
 
 
+def _float(source: External, value: Expr, lanes: int, bits: bool) -> Expr:
+    """Return loaded lanes as float32: their value, or the bits of int32."""
+    if source.dtype == "float32":
+        return value
+    dtype = f"float32x{lanes}" if lanes > 1 else "float32"
+    return reinterpret(dtype, value) if bits and source.dtype == "int32" else cast(dtype, value)
+
+
 def load_singles(
     ctx: StageContext,
     source: External,
@@ -114,8 +124,13 @@ def load_singles(
     columns: Sequence[int],
     target: View,
     slots: Sequence[int],
+    *,
+    bits: bool = False,
 ) -> None:
-    """Load some columns of one row group, one by one, into ``target`` [slot][16 rows]."""
+    """Load some columns of one row group, one by one, into ``target`` [slot][16 rows].
+
+    ``bits`` as in :func:`load_chunks`.
+    """
     rows = clamped_rows(ctx, group)
     lines = [bind(row * source.row_stride) for row in rows]
     where = ctx.blob.add("ints", "int32", [], values=list(columns))
@@ -125,9 +140,7 @@ def load_singles(
         place = bind(cast("int64", places.load(k)) * 16)
         for lane, line in enumerate(lines):
             value = source.view.load(line + across)
-            target.store(
-                place + lane, value if source.dtype == "float32" else cast("float32", value)
-            )
+            target.store(place + lane, _float(source, value, 1, bits))
 
 
 def materialise(ctx: StageContext, source: External) -> Columns:

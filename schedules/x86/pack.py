@@ -92,10 +92,12 @@ def pack_columns(columns: Array, *, slots: Sequence[int]) -> Array:
 
 
 def pack_tree_values(splitvals: Array, *, codebooks: int) -> Array:
-    """(C, K) in heap order -> (codebooks, max(K, 16)) float32; missing trees give code 0."""
-    values = np.asarray(splitvals, np.float32)
-    values = _padded(values, max(values.shape[1], 16), 1, np.inf)
-    return _padded(values, codebooks, 0, np.inf)
+    """(C, K) in heap order -> (codebooks, max(K, 16)), int32 or float32; missing trees give 0."""
+    integers = splitvals.dtype == np.int32
+    values = np.asarray(splitvals, np.int32 if integers else np.float32)
+    never = np.iinfo(np.int32).max if integers else np.inf
+    values = _padded(values, max(values.shape[1], 16), 1, never)
+    return _padded(values, codebooks, 0, never)
 
 
 def _as_unsigned(lut: Array) -> Array:

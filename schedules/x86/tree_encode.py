@@ -40,8 +40,12 @@ from lutcc.schedules.x86.pack import CHUNK, chunk_starts
 def threshold_lookup(isa: Isa, table: View, level: int, node: Expr) -> Expr:
     """Return ``table[node]`` in 16 lanes, ``node`` in ``2**level .. 2**(level+1)-1`` (heap order).
 
-    Registers hold 16 nodes (8 with AVX2); deeper levels blend several permutes.
+    Registers hold 16 nodes (8 with AVX2); deeper levels blend several permutes, of int32 by its
+    bits.
     """
+    if table.dtype == "int32":
+        found = threshold_lookup(isa, table.as_dtype("float32"), level, node)
+        return reinterpret("int32x16", found)
     if level == 0:
         return splat(table.load(1))
     if not isa.has_avx512:
@@ -85,6 +89,8 @@ def encode_codebook(
     node = splat(1, "int32")
     for level in range(depth):
         value = columns.load(cast("int64", slots.load(level)) * 16, 16)
+        if table.dtype == "int32" and columns.dtype != "int32":
+            value = reinterpret("int32x16", value)
         above = value > threshold_lookup(isa, table, level, node)
         double = bind(node + node)
         node = bind(select(above, double + splat(1, "int32"), double))
@@ -156,10 +162,12 @@ class LoadedColumns:
         """Load the columns of a row group; slot ``s`` is at element ``16 s``."""
         used = self.used
         if used.starts:
-            load_chunks(self.ctx, self.source, group, used.starts, self.target, used.places)
+            load_chunks(
+                self.ctx, self.source, group, used.starts, self.target, used.places, bits=True
+            )
         if used.singles:
             slots = [used.slots[c] for c in used.singles]
-            load_singles(self.ctx, self.source, group, used.singles, self.target, slots)
+            load_singles(self.ctx, self.source, group, used.singles, self.target, slots, bits=True)
         return self.target
 
 
@@ -207,9 +215,10 @@ def _tables(
     ctx: StageContext, op: Operation, slots: Sequence[int], codebooks: int
 ) -> tuple[View, View]:
     dims, vals = (ctx.ref(value) for value in op.operands[1:])
+    dtype = "int32" if op.operands[2].type.dtype == "int32" else "float32"
     return (
         ctx.blob.add("tree_slots", "int32", [dims], slots=list(slots), codebooks=codebooks),
-        ctx.blob.add("tree_values", "float32", [vals], codebooks=codebooks),
+        ctx.blob.add("tree_values", dtype, [vals], codebooks=codebooks),
     )
 
 
@@ -248,6 +257,7 @@ def emit_row(ctx: StageContext, op: Operation, row: Expr, target: Row) -> None:
     codebooks, depth = splitdims.shape
     entries = op.operands[2].type.shape[1]
     columns = op.operands[0].type.shape[1]
+    dtype = "int32" if op.operands[2].type.dtype == "int32" else "float32"
     dims, vals = _tables(ctx, op, list(range(columns)), codebooks)
     width = max(entries, 16)
     with loop(codebooks) as c:
@@ -256,12 +266,10 @@ def emit_row(ctx: StageContext, op: Operation, row: Expr, target: Row) -> None:
             column = cast("int64", dims.load(c * depth + level))
             if isinstance(source, External):
                 value = source.view.load(source.index(row, column))
-                if source.dtype != "float32":
-                    value = cast("float32", value)
             else:
                 value = source.view.load(column)
-                if source.dtype != "float32":
-                    value = cast("float32", value)
+            if source.dtype != dtype:
+                value = cast(dtype, value)
             above = value > vals.load(c * width + node)
             node = hold(node + node + select(above, i64(1), i64(0)))
         target.view.store(c, cast("uint8", node - entries))

@@ -290,6 +290,8 @@ def test_the_pipeline_lists_every_pass_once() -> None:
         "FoldConstants",
         "FoldBatchNormAndAffine",
         "ChooseAccumulate",
+        "IntegerChains",
+        "DeadColumns",
         "FuseRows",
         "AssignLayouts",
         "DeadCode",

@@ -154,7 +154,7 @@ F = "float32"
         (lambda: tree(vals=(3, 8)), r"K = 8 .*'splitdims' has L = 2 levels, which need 2\*\*2 = 4"),
         (lambda: tree(vals=(2, 4)), r"'splitvals'.*dimension 0 \(C\) = 2, but .*'splitdims' says C = 3"),
         (lambda: tree(dims=(3, 8), vals=(3, 256)), r"L = 8 levels, which is not in 1\.\.7"),
-        (lambda: tree(dtype="int32"), "must be float32 or uint8, not int32"),
+        (lambda: tree(dtype="int8"), "must be float32 or uint8 or int32, not int8"),
         (lambda: tree(dtype="uint8", other=F), "must have the element type of 'x', which is uint8"),
         (lambda: tree(x=(4, N)), "dimension D is n, but it must be a number"),
         (lambda: nearest((0, 5)), "'starts' has 2 entries, but operand 'half_norms' has C = 2"),

@@ -1,0 +1,172 @@
+"""Columns that no tree compares are not computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lutcc.ir.module import Module, Operation, Value
+from lutcc.ir.passes.dead_code import DeadCode
+from lutcc.ir.types import Array, TensorType
+
+#: Producers of columns, and the operands and axes of theirs that outputs run along.
+_PRODUCERS: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "lut_accumulate": ((1, 2),),
+    "linear": ((1, 0), (2, 0)),
+}
+#: Functions of single elements; the operands after the first are vectors over the columns.
+_MAPS = ("lut_dequantize", "affine", "relu", "activation")
+
+
+@dataclass(frozen=True)
+class Dead:
+    """Columns of a producer that only trees read, and not all of them.
+
+    Attributes
+    ----------
+    producer
+        Makes the columns.
+    maps
+        What follows, in order.
+    trees
+        The readers.
+    kept
+        The columns that are compared, ascending.
+    """
+
+    producer: Operation
+    maps: tuple[Operation, ...]
+    trees: tuple[Operation, ...]
+    kept: Array
+
+    @property
+    def columns(self) -> int:
+        """How many columns there are without the pass."""
+        return self.producer.results[0].type.size(1)
+
+
+class DeadColumns:
+    """Take columns out of tables and weights that no tree behind them compares."""
+
+    def describe(self, module: Module) -> list[str]:
+        """Return what a user is told of the columns of a module that the pass has not seen."""
+        return describe(module)
+
+    def __call__(self, module: Module) -> Module:
+        """Return the module with narrower values; only main is looked at."""
+        for _ in range(len(module.main.body)):
+            found = find_dead(module)
+            if not found:
+                break
+            module = _narrowed(module, found[0])
+        return DeadCode()(module)
+
+
+def find_dead(module: Module) -> list[Dead]:
+    """Return the producers in main with columns that nothing reads.
+
+    Examples
+    --------
+    >>> [(dead.columns, len(dead.kept)) for dead in find_dead(module)]
+    [(512, 241)]
+    """
+    main = module.main
+    readers: dict[str, list[Operation]] = {}
+    for op in main.body:
+        for value in op.operands:
+            readers.setdefault(value.name, []).append(op)
+    returned = {value.name for value in main.returns}
+    refs = _refs(module)
+    found = []
+    for op in main.body:
+        axes = _PRODUCERS.get(op.opcode)
+        if axes is None or not all(op.operands[i].name in refs for i, _ in axes):
+            continue
+        value, maps = op.results[0], []
+        while value.name not in returned and len(readers.get(value.name, ())) == 1:
+            (reader,) = readers[value.name]
+            known = all(v.name in refs for v in reader.operands[1:])
+            if reader.opcode not in _MAPS or not known or reader.operands[0] != value:
+                break
+            maps.append(reader)
+            value = reader.results[0]
+        trees = tuple(readers.get(value.name, ()))
+        if value.name in returned or not trees:
+            continue
+        if not all(t.opcode == "tree_encode" and t.operands[1].name in refs for t in trees):
+            continue
+        dims = [module.constants[refs[tree.operands[1].name]] for tree in trees]
+        kept = np.unique(np.concatenate([d.ravel() for d in dims]))
+        if len(kept) < op.results[0].type.size(1):
+            found.append(Dead(op, tuple(maps), trees, kept))
+    return found
+
+
+def describe(module: Module) -> list[str]:
+    """Return what a user is told of dead columns, before the pass has run.
+
+    Examples
+    --------
+    >>> describe(module)
+    ['271 of the 512 columns of %acc are compared by no tree, and not computed']
+    """
+    return [
+        f"{dead.columns - len(dead.kept)} of the {dead.columns} columns of "
+        f"%{dead.producer.results[0].name} are compared by no tree, and not computed"
+        for dead in find_dead(module)
+    ]
+
+
+def _refs(module: Module) -> dict[str, str]:
+    return {
+        op.results[0].name: str(op.attr("ref"))
+        for op in module.main.body
+        if op.opcode == "constant"
+    }
+
+
+def _narrowed(module: Module, dead: Dead) -> Module:
+    refs = _refs(module)
+    constants = dict(module.constants)
+    taken = {value.name for op in module.main.body for value in op.results} | set(constants)
+    taken |= {value.name for value in module.main.params}
+    body: list[Operation] = []
+    narrow: dict[str, Value] = {}
+
+    def constant(value: Value, array: Array) -> Value:
+        name = f"{value.name}_kept"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        constants[name] = np.ascontiguousarray(array)
+        made = Value(name, TensorType(array.shape, array.dtype.name))
+        body.append(Operation("constant", (), (made,), (("ref", name),)))
+        return made
+
+    def cut(op: Operation, axes: tuple[tuple[int, int], ...]) -> Operation:
+        operands = [narrow.get(v.name, v) for v in op.operands]
+        for index, axis in axes:
+            array = module.constants[refs[op.operands[index].name]]
+            operands[index] = constant(op.operands[index], np.take(array, dead.kept, axis))
+        (result,) = op.results
+        shape = (result.type.shape[0], len(dead.kept))
+        narrow[result.name] = Value(result.name, replace(result.type, shape=shape))
+        return replace(op, operands=tuple(operands), results=(narrow[result.name],))
+
+    for op in module.main.body:
+        if op == dead.producer:
+            body.append(cut(op, _PRODUCERS[op.opcode]))
+        elif op in dead.maps:
+            body.append(cut(op, tuple((i, 0) for i in range(1, len(op.operands)))))
+        elif op in dead.trees:
+            dims = module.constants[refs[op.operands[1].name]]
+            places = np.searchsorted(dead.kept, dims).astype(np.int32)
+            operands = (narrow[op.operands[0].name], constant(op.operands[1], places))
+            body.append(replace(op, operands=(*operands, *op.operands[2:])))
+        else:
+            body.append(op)
+    main = replace(module.main, body=tuple(body))
+    others = tuple(f for f in module.functions if f.name != "main")
+    return Module((main, *others), constants)

@@ -1,0 +1,77 @@
+"""Trees over integers, and whole chains of look-ups in integers, on every level."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lutcc import ir
+from lutcc.ir.passes import run_pipeline
+from tests.ir.test_integer_chains import Net
+from tests.schedules.harness import ISA_PARAMS, N, built
+
+LEAST, MOST = -(2**31), 2**31 - 1
+
+
+def trees(columns: int, codebooks: int, depth: int) -> ir.Module:
+    """Return one tree_encode of int32 with thresholds over the whole range."""
+    rng = np.random.default_rng(columns)
+    dims = rng.integers(0, columns, (codebooks, depth)).astype(np.int32)
+    values = rng.integers(LEAST, MOST, (codebooks, 2**depth)).astype(np.int32)
+    values[:, -1], values[0, 1] = MOST, LEAST
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((N, columns), "int32"))
+    b.returns(b.op("tree_encode", x, b.constant("dims", dims), b.constant("values", values)))
+    return b.module()
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize(("columns", "codebooks", "depth"), [(1, 3, 2), (40, 8, 4), (100, 5, 7)])
+def test_integers_are_compared_exactly(columns: int, codebooks: int, depth: int, isa: str) -> None:
+    """Numbers that float32 cannot tell apart, rows of any strides, few rows and blocks."""
+    module = trees(columns, codebooks, depth)
+    _, call = built(module, isa)
+    rng = np.random.default_rng(0)
+    for rows in (1, 17, 300):
+        x = rng.integers(LEAST, MOST, (2 * rows, 2 * columns)).astype(np.int32)
+        thresholds = module.constants["values"].ravel()
+        near = rng.choice(thresholds, x.shape).astype(np.int64) + rng.integers(-1, 2, x.shape)
+        x = np.where(rng.random(x.shape) < 0.5, np.clip(near, LEAST, MOST), x).astype(np.int32)
+        for view in (x[:rows, :columns], x[::2, ::2], np.asfortranarray(x[:rows, :columns])):
+            (want,) = ir.interpret(module, [np.ascontiguousarray(view)])
+            np.testing.assert_array_equal(call(view)[0], want)
+
+
+def chain(codebooks: int, outputs: int, **attrs: Any) -> ir.Module:
+    """Return three look-up layers; a third of the columns in between fall."""
+    net = Net(1, 20)
+    value = net.value
+    for layer in range(3):
+        acc = net.scan(net.encode(value, codebooks, 4, 1.0 if not layer else 4.0), outputs, **attrs)
+        signs = np.where(net.rng.random(outputs) < (0 if attrs else 0.3), -1.0, 1.0)
+        last = layer == 2
+        value = net.dequantize(acc, "none" if last else "relu", None if last else signs)
+    return net.module(value)
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("attrs", [{}, {"accumulate": "mean", "upcast_every": 4}], ids=str)
+def test_whole_chains(attrs: dict[str, Any], isa: str) -> None:
+    module = chain(7, 37, **attrs)
+    prepared = run_pipeline(module)
+    inside = [op for f in prepared.functions for op in f.body if op.opcode == "tree_encode"]
+    assert [op.operands[0].type.dtype for op in inside] == ["float32", "int32", "int32"]
+    _, call = built(prepared, isa)
+    for rows in (1, 2, 33, 300):
+        x = np.random.default_rng(rows).normal(size=(rows, 20)).astype(np.float32)
+        np.testing.assert_array_equal(call(x)[0], ir.interpret(module, [x])[0])
+
+
+@pytest.mark.isa("avx2")
+def test_threads_change_nothing() -> None:
+    module = chain(5, 33)
+    _, call = built(module, "avx2", threads=3)
+    x = np.random.default_rng(0).normal(size=(500, 20)).astype(np.float32)
+    np.testing.assert_array_equal(call(x)[0], ir.interpret(module, [x])[0])
