@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lutcc import __version__
 from lutcc.errors import ArtifactError
 from lutcc.runtime import cpu
 from lutcc.runtime.schema import Node, parse_json
@@ -30,6 +31,7 @@ MAX_FILE_BYTES = 2**40
 # One folder, no separators, no leading dot: a name of this form cannot leave the artifact.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"[0-9A-Za-z.+!_\-]{1,64}")
 _FLAG = re.compile(r"[a-z0-9_.\-]{1,64}")
 _FIX = "the manifest is damaged or was edited; make the artifact again with lutcc.compile and save"
 
@@ -194,20 +196,30 @@ def _check_version(root: Node) -> None:
     if head["format"].value != FORMAT:
         head["format"].fail(f"expected {FORMAT!r}, got {head['format'].value!r}")
     version = head["format_version"].as_int(0, 2**31)
+    writer = _writer(root)
     if version > FORMAT_VERSION:
         raise ArtifactError(
-            f"$.format_version: this artifact has format {version}, this lutcc reads "
-            f"{FORMAT_VERSION}",
+            f"$.format_version: this artifact has format {version}, written by {writer}; this "
+            f"lutcc, {__version__}, reads {FORMAT_VERSION}",
             where=root.where,
-            fix="upgrade lutcc, or compile the model again with this lutcc",
+            fix=f"upgrade lutcc (pip install --upgrade lutcc) to that of {writer}, or compile the "
+            "model again with this lutcc",
         )
     if version < FORMAT_VERSION:
         raise ArtifactError(
-            f"$.format_version: format {version} is no longer read (this lutcc reads "
-            f"{FORMAT_VERSION})",
+            f"$.format_version: format {version}, written by {writer}, is no longer read (this "
+            f"lutcc, {__version__}, reads {FORMAT_VERSION})",
             where=root.where,
-            fix="compile the model again with this lutcc",
+            fix=f"compile the model again with this lutcc, or load it with {writer}",
         )
+
+
+def _writer(root: Node) -> str:
+    """Return which lutcc wrote a manifest of any version, as far as it says so."""
+    text = root.as_object().get("lutcc_version")
+    if isinstance(text, str) and _VERSION.fullmatch(text):
+        return f"lutcc {text}"
+    return "an unknown version of lutcc"
 
 
 def _file(name: str, node: Node, files: Node) -> tuple[str, FileEntry]:

@@ -265,13 +265,43 @@ def test_lying_zip_directory(saved: Path, tmp_path: Path) -> None:
             lutcc.load(path)
 
 
-@pytest.mark.parametrize(("version", "pattern"), [(2, "upgrade lutcc"), (0, "no longer read")])
-def test_other_format_versions(saved: Path, tmp_path: Path, version: int, pattern: str) -> None:
-    files = edited(entries(saved), lambda m: m.update(format_version=version))
-    with pytest.raises(
-        ArtifactError, match=rf"(?s)\$\.format_version.*format {version}.*{pattern}"
-    ):
-        lutcc.load(write_zip(tmp_path / "a.lutcc", files))
+@pytest.mark.parametrize(
+    ("version", "writer", "told", "fix"),
+    [
+        (2, "7.0", "lutcc 7.0; this lutcc", "pip install --upgrade lutcc"),
+        (
+            0,
+            "0.0.1.dev3",
+            "lutcc 0.0.1.dev3, is no longer read",
+            "load it with lutcc 0.0.1.dev3",
+        ),
+        (2, "\n" * 9, "an unknown version of lutcc; this", "upgrade"),
+        (2, None, "an unknown version of lutcc; this", "upgrade"),
+    ],
+)
+def test_other_format_versions(
+    saved: Path, tmp_path: Path, version: int, writer: str | None, told: str, fix: str
+) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest.update(format_version=version, lutcc_version=writer, what_is_new=1)
+        if version > 1:
+            del manifest["variants"]
+
+    with pytest.raises(ArtifactError, match=r"\$\.format_version") as raised:
+        lutcc.load(write_zip(tmp_path / "a.lutcc", edited(entries(saved), change)))
+    assert f"format {version}, written by {told}" in raised.value.what
+    assert fix in (raised.value.fix or "")
+
+
+def test_an_artifact_of_the_first_format() -> None:
+    """Written on 2026-11-26 by lutcc 0.1.0; later versions must read it and find the same."""
+    path = Path(__file__).parent / "stored" / "format-1.zip"
+    artifact = lutcc.load(path)
+    assert artifact.manifest.lutcc_version == "0.1.0"
+    with np.load(path.with_suffix(".npz")) as stored:
+        np.testing.assert_array_equal(artifact(stored["x"]), stored["y"])
+        (want,) = lutcc.ir.interpret(artifact.module, [stored["x"]])
+        np.testing.assert_array_equal(want, stored["y"])
 
 
 def test_manifest_digest(saved: Path, tmp_path: Path) -> None:

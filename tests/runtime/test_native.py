@@ -400,7 +400,14 @@ def test_manifests_that_do_not_fit(native: Native, tiny: Path) -> None:
 
     changes: list[tuple[Callable[[dict], object], str]] = [
         (lambda b: b.update(format="zip"), "$.format: expected 'lutcc-artifact'"),
-        (lambda b: b.update(format_version=2), "this artifact has format 2, this library reads 1"),
+        (
+            lambda b: b.update(format_version=2, lutcc_version="7.0"),
+            "has format 2, written by lutcc 7.0; this library reads 1",
+        ),
+        (
+            lambda b: b.update(format_version=0, lutcc_version="\n"),
+            "has format 0, written by an unknown version of lutcc; this library reads 1",
+        ),
         (lambda b: b.update(format_version=1.5), "expected a whole number, got a number ('1.5')"),
         (lambda b: b.pop("modules"), "$: the key 'modules' is missing"),
         (lambda b: b.update(more=1), "unknown key 'more'"),

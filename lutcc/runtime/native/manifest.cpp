@@ -86,6 +86,17 @@ std::vector<std::string> read_flags(const Node& node) {
   return out;
 }
 
+// Which lutcc wrote a manifest of any version, as far as it says so.
+std::string writer(const Node& root) {
+  const Json* named = root.value().find("lutcc_version");
+  const bool told = named && named->kind == Json::Kind::kString && !named->text.empty() &&
+                    named->text.size() <= 64 &&
+                    std::all_of(named->text.begin(), named->text.end(), [](char c) {
+                      return word_character(c) || c == '.' || c == '+' || c == '!' || c == '-';
+                    });
+  return told ? "lutcc " + named->text : "an unknown version of lutcc";
+}
+
 void check_version(const Node& root, const std::string& where) {
   root.check_keys({"format", "format_version"}, {}, true);
   if (root["format"].string() != kFormat)
@@ -95,11 +106,13 @@ void check_version(const Node& root, const std::string& where) {
   if (version != kFormatVersion)
     fail(LUTCC_ARTIFACT,
          "$.format_version: this artifact has format " + std::to_string(version) +
-             ", this library reads " + std::to_string(kFormatVersion),
+             ", written by " + writer(root) + "; this library reads " +
+             std::to_string(kFormatVersion),
          where,
          version > kFormatVersion
-             ? "build the library of a newer lutcc, or compile the model with this version"
-             : "compile the model again with this version of lutcc");
+             ? "build the library of that lutcc or a newer one, or compile the model again with "
+               "the lutcc of this library"
+             : "compile the model again with the lutcc of this library");
 }
 
 std::map<std::string, FileEntry> read_files(const Node& node) {
