@@ -16,10 +16,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import time
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +29,17 @@ from torch import nn
 import lutcc
 from lutcc.bench.machine import describe, one_line
 from lutcc.bench.readme import markdown_table, replace_block
-from lutcc.bench.timing import Timing, burst, interleave, pin_to_core
+from lutcc.bench.timing import Timing, pin_to_core
 from lutcc.data import minilm
-from lutcc.data.minilm import pooled
-from lutcc.recipes import Exact
-
-SHAPES = ((1, 16), (1, 128), (32, 128))
-#: Precision, and what it is compared with.
-PRECISIONS: dict[str, Any] = {"float32": None, "bfloat16": "bfloat16", "int8": "int8"}
-
-Tokens = tuple[torch.Tensor, torch.Tensor]
-
-
-class Encoder(nn.Module):
-    """The hidden states alone, of positional arguments, as all frameworks take them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Return (N, L, D)."""
-        return self.model(input_ids, attention_mask).last_hidden_state
+from lutcc.report.minilm import (
+    PRECISIONS,
+    SHAPES,
+    Encoder,
+    compile_to,
+    distance,
+    random_tokens,
+    time_all,
+)
 
 
 def load(args: argparse.Namespace) -> tuple[Encoder, int]:
@@ -72,41 +59,17 @@ def load(args: argparse.Namespace) -> tuple[Encoder, int]:
     return encoder, 200
 
 
-def tokens(rows: int, length: int, vocabulary: int) -> Tokens:
-    """Return random tokens; the second half of the rows is padded at the end."""
-    draw = torch.Generator().manual_seed(rows * length)
-    ids = torch.randint(vocabulary // 10, vocabulary, (rows, length), generator=draw)
-    mask = torch.ones_like(ids)
-    mask[(rows + 1) // 2 :, length - length // 4 :] = 0
-    return ids, mask
-
-
-def distance(found: torch.Tensor, exact: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
-    """Return the largest difference where there are tokens, and the least cosine of a row."""
-    gap = ((found - exact).abs() * mask[..., None]).max()
-    cosine = (pooled(found, mask) * pooled(exact, mask)).sum(-1).min()
-    return float(gap), float(cosine)
-
-
 def compile_all(
     model: nn.Module, vocabulary: int, args: argparse.Namespace, console: Console
 ) -> tuple[dict[str, lutcc.Artifact], list[dict[str, Any]]]:
     """Compile each precision; return the artifacts, and what is told of each."""
-    example = tokens(2, 16, vocabulary)
-    check = tokens(3, 21, vocabulary)
+    check = random_tokens(3, 21, vocabulary)
     with torch.inference_mode():
         exact = model(*check)
     artifacts, told = {}, []
     for name in args.precisions:
-        compute = PRECISIONS[name]
-        started = time.perf_counter()
-        chosen = lutcc.convert(model, {"*": Exact(compute=compute)}) if compute else model
-        artifact = lutcc.compile(chosen, example, dynamic={0: "n", 1: "length"})
-        seconds = time.perf_counter() - started
         path = args.output / f"{name}.lutcc"
-        artifact.save(path)
-        artifacts[name] = lutcc.load(path)
-        artifacts[name].num_threads = 1
+        artifacts[name], seconds = compile_to(path, model, name, vocabulary)
         gap, cosine = distance(artifacts[name](*check), exact, check[1])
         row = {"precision": name, "compile_s": round(seconds, 1), "bytes": path.stat().st_size}
         told.append(row | {"difference": gap, "cosine": cosine})
@@ -139,7 +102,7 @@ def onnx_sessions(model: nn.Module, args: argparse.Namespace) -> dict[str, Calla
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model, tokens(2, 16, 100), str(plain), input_names=["ids", "mask"],
+            model, random_tokens(2, 16, 100), str(plain), input_names=["ids", "mask"],
             output_names=["states"], dynamic_axes={"ids": sizes, "mask": sizes, "states": sizes},
             dynamo=False,
         )  # fmt: skip
@@ -163,15 +126,8 @@ def measure(
 ) -> dict[tuple[int, int], dict[str, Timing]]:
     """Time all on each shape, in turns."""
     named = {f"lutcc, {name}": artifact for name, artifact in artifacts.items()} | others
-    times = {}
-    for shape in SHAPES[:1] if args.quick else SHAPES:
-        given = tokens(*shape, vocabulary)
-        calls = {
-            name: partial(burst, partial(call, *given), least=1) for name, call in named.items()
-        }
-        with torch.inference_mode():
-            times[shape] = interleave(calls, seconds=0.05, rounds=2 if args.quick else 8)
-    return times
+    shapes = SHAPES[:1] if args.quick else SHAPES
+    return time_all(named, shapes, vocabulary, seconds=0.05, rounds=2 if args.quick else 8)
 
 
 def speed_table(times: dict[tuple[int, int], dict[str, Timing]]) -> str:

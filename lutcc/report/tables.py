@@ -112,5 +112,44 @@ def verdict(speedup: float, fastest: str) -> str:
     return f"[yellow]dense {name} is {1 / speedup:.2f}x faster[/]"
 
 
+def minilm_table(found: dict[str, Any]) -> Table:
+    """Return what a compiled transformer takes beside torch."""
+    shapes = list(found["models"][0]["times"])
+    table = Table(
+        title="all-MiniLM-L6-v2, any batch and length; latency in milliseconds of batch x tokens: "
+        "best (median), one core",
+        title_justify="left",
+    )
+    table.add_column("model", no_wrap=True)
+    table.add_column("MB", justify="right")
+    table.add_column("compiled in", justify="right")
+    table.add_column("least cosine", justify="right")
+    for shape in shapes:
+        table.add_column(shape, justify="right", no_wrap=True)
+    for row in found["models"]:
+        taken = f"{row['compile_s']:.1f} s" if "compile_s" in row else ""
+        cells = [row["label"], f"{row['bytes'] / 1e6:.1f}", taken, f"{row['cosine']:.5f}"]
+        for shape in shapes:
+            best, median = (row["times"][shape][name] * 1e3 for name in ("best", "median"))
+            fastest = best <= min(r["times"][shape]["best"] for r in found["models"]) * 1e3
+            text = f"{number(best)} ({number(median)})"
+            cells.append(f"[bold green]{text}[/]" if fastest else text)
+        table.add_row(*cells)
+    return table
+
+
+def minilm_notes(found: dict[str, Any]) -> list[str]:
+    """Return how near the embeddings are, and an example."""
+    reference, pairs = "torch float32", found["pairs"]
+    lines = ["Least cosine: of a sentence's embedding and that of torch. Nearest sentences:"]
+    for name in [row["label"] for row in found["models"] if row["label"] != reference]:
+        same = sum(pair[name] == pair[reference] for pair in pairs)
+        lines[0] += f" {name} names the same as torch for {same} of {len(pairs)};"
+    lines[0] = lines[0].removesuffix(";") + "."
+    first = pairs[0]
+    lines.append(f'"{first["sentence"]}" is nearest to "{first[found["models"][0]["label"]]}"')
+    return lines
+
+
 def _has_amx(result: dict[str, Any]) -> bool:
     return "amx_int8" in result["machine"]["flags"]
