@@ -96,12 +96,12 @@ class Words(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.words, self.places = (Embedding(weights(20, 40, 4, 3)) for _ in range(2))
-        self.norm = nn.LayerNorm(40)
+        self.bent = nn.ELU()
         self.last = Linear(weights(8, 40, 2, 16, 2, 32), bias=True)
         self.register_buffer("known", torch.arange(7))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return self.last(self.norm(self.words(rows) + self.places(self.known)))
+        return self.last(self.bent(self.words(rows) + self.places(self.known)))
 
 
 def opcodes(module: Any) -> list[str]:

@@ -67,7 +67,7 @@ def test_converted_cnn(assert_interpreted):
 
 def test_look_ups_beside_exact_layers(tmp_path):
     first, _, second = _converted_mlp()
-    model = nn.Sequential(first, nn.GELU(), nn.LayerNorm(12), second).eval()
+    model = nn.Sequential(first, nn.ELU(), nn.GroupNorm(3, 12), second).eval()
     imported = import_torch(model, torch.zeros(2, 16))
     assert [_ops(r.module) for r in imported.regions] == [LOOK_UP, LOOK_UP]
     artifact = lutcc.compile(model, torch.zeros(2, 16), target="avx2")
