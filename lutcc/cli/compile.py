@@ -21,9 +21,9 @@ from lutcc.cli.arrays import output_file
 from lutcc.cli.compile_source import DEFAULT_LENGTH, read_source
 from lutcc.cli.console import Console
 from lutcc.cli.models import describe_specs
+from lutcc.cli.source_options import add_source_options, length_of
 
 DEFAULT_LOGS = "tuning_logs"
-MAX_LENGTH = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,20 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "library needs it",
     )
     parser.add_argument("--no-cache", action="store_true", help="build everything again")
-    torch = parser.add_argument_group("of a Hugging Face folder or package.module:factory")
-    torch.add_argument("-r", "--recipe", metavar="RECIPE.toml", help="convert layers first")
-    torch.add_argument(
-        "-c",
-        "--calibration",
-        metavar="X",
-        help="typical inputs: .npy, .npz by name; for a folder also .txt, a sentence a line",
-    )
-    torch.add_argument("-w", "--weights", metavar="W.safetensors", help="state of a factory")
-    torch.add_argument(
-        "--length",
-        type=_length,
-        metavar="N",
-        help=f"tokens of a row of a Hugging Face folder's model; a name leaves it open "
+    add_source_options(
+        parser,
+        length_of,
+        f"tokens of a row of a Hugging Face folder's model; a name leaves it open "
         f"({DEFAULT_LENGTH})",
     )
 
@@ -119,15 +109,3 @@ def run(args: argparse.Namespace, console: Console) -> int:
         f"runs here: {artifact.isa or 'no variant fits this CPU'}",
     )
     return 0
-
-
-def _length(text: str) -> int | str:
-    if text == "n":
-        raise argparse.ArgumentTypeError("'n' is the name of the batch size: use another one")
-    if text.isidentifier() and text.isascii():
-        return text
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_LENGTH:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of tokens: use 1 to {MAX_LENGTH}, or a name for an open length"
-        )
-    return int(text)

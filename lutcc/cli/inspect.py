@@ -1,7 +1,8 @@
 """Show what an artifact or an IR module holds: IR, costs, tables, layouts, kernels.
 
-MODEL is an artifact, an IR module (.ir) or an exported torch program (.pt2, imported first). An
-artifact made for another CPU can be inspected too.
+MODEL is an artifact, an IR module (.ir), or what `lutcc compile` imports first: an exported torch
+program (.pt2), a folder in Hugging Face's layout, package.module:factory. An artifact made for
+another CPU can be inspected too.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from lutcc.cli.arrays import existing_file
+from lutcc.cli.compile_source import DEFAULT_LENGTH, check_options, is_factory
 from lutcc.cli.console import Console
-from lutcc.cli.models import KINDS, kind_of, read_exported, read_module
+from lutcc.cli.models import kind_of
+from lutcc.cli.source_options import add_source_options, import_source, length_of
 from lutcc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,18 +35,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--optimized", action="store_true", help="the IR after all passes")
     parser.add_argument("--ir", action="store_true", help="print the IR text alone")
+    add_source_options(
+        parser,
+        length_of,
+        f"tokens of a row of a Hugging Face folder's model; a name leaves it open "
+        f"({DEFAULT_LENGTH})",
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Print everything that is known of the file."""
     if args.rows < 1:
         raise UsageError(f"{args.rows} is no batch size", where="--rows", fix="at least 1")
-    path = existing_file(args.model, "MODEL")
-    kind = kind_of(path)
+    made = is_factory(args.model)
+    path = Path(args.model) if made else existing_file(args.model, "MODEL")
+    kind = "factory" if made else kind_of(path)
     data: dict[str, Any] = {"file": str(path), "kind": kind}
     shown: list[Any] = []
     texts: dict[str, str] = {}
     if kind == "artifact":
+        check_options(args, "artifact")
         from lutcc.runtime import Artifact
 
         artifact = Artifact.read(path)
@@ -51,16 +62,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         shown += [str(artifact.explain()), _files_table(artifact), *_packing(artifact, data)]
         modules = {"main": artifact.module} if artifact.kind == "ir" else {}
         texts = _region_texts(artifact)
-    elif kind == "ir":
-        modules = {"main": read_module(path)}
-    elif kind == "hf":
-        raise UsageError(
-            f"{args.model!r} is {KINDS[kind]}",
-            where="MODEL",
-            fix=f"compile it, and inspect that: lutcc compile {args.model} -o model.lutcc",
-        )
     else:
-        modules = _imported(path)
+        modules = _modules(import_source(args, console))
     data["modules"] = {}
     for name, module in modules.items():
         facts, tables = _module_facts(module, args)
@@ -85,13 +88,15 @@ def _region_texts(artifact: Artifact) -> dict[str, str]:
     return {n.removesuffix(".ir"): t for n, t in texts.items() if t.startswith("lutcc.ir")}
 
 
-def _imported(path: Path) -> dict[str, ir.Module]:
-    from lutcc.frontend import import_torch
+def _modules(source: Any) -> dict[str, ir.Module]:
+    """Return the modules of an IR module or an imported model."""
+    from lutcc.ir.module import Module
 
-    imported = import_torch(read_exported(path))
-    if imported.module is not None:
-        return {"main": imported.module}
-    return {region.name: region.module for region in imported.regions}
+    if isinstance(source, Module):
+        return {"main": source}
+    if source.module is not None:
+        return {"main": source.module}
+    return {region.name: region.module for region in source.regions}
 
 
 def _module_facts(module: ir.Module, args: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:

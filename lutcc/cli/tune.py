@@ -1,7 +1,9 @@
 """Tune the kernels of a model, or of a list of ops, for a processor; what is found goes to a log.
 
-Each MODEL is an exported torch program (.pt2), an IR module (.ir), an artifact, or a list of ops
-(.toml, see docs/tuning.md). Trials are kept in LOG_DIR/<cpu>/<level>.jsonl the moment they are
+Each MODEL is what `lutcc compile` takes: an exported torch program (.pt2), an IR module (.ir), an
+artifact, a folder in Hugging Face's layout or package.module:factory; or it is a list of ops
+(.toml, see docs/tuning.md). Kernels of an open batch are tuned at --rows, of an open length at each
+of these with each of --length. Trials are kept in LOG_DIR/<cpu>/<level>.jsonl the moment they are
 measured: stop with Ctrl-C whenever you like, and the same command goes on from there. `lutcc
 compile --tuning-logs LOG_DIR` uses what was found.
 """
@@ -13,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lutcc.cli.arrays import existing_file
+from lutcc.cli.compile_source import DEFAULT_LENGTH, is_factory
 from lutcc.cli.console import Console
-from lutcc.cli.models import kind_of, read_model
+from lutcc.cli.models import kind_of
+from lutcc.cli.source_options import add_source_options, import_source, lengths_of
 from lutcc.errors import UsageError
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -22,7 +26,9 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what to tune, where, and what it may cost."""
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=".pt2, .ir, artifact or .toml")
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="what lutcc compile takes, or .toml"
+    )
     parser.add_argument(
         "-t", "--target", default="host", help="host, all, or levels: avx2,avx512 (host)"
     )
@@ -54,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--search", choices=("metaschedule", "random", "exhaustive"), default="metaschedule"
     )
+    add_source_options(
+        parser,
+        lengths_of,
+        f"tokens of a row of a Hugging Face folder's model, one or several: 16,128 "
+        f"({DEFAULT_LENGTH}); tokens=16,128 leaves the length open, as compile --length tokens "
+        "does, and tunes at these; of a .pt2, what open sizes other than the batch are",
+    )
     resume = parser.add_mutually_exclusive_group()
     resume.add_argument(
         "--resume", action="store_true", default=True, help="go on where the log ends (default)"
@@ -76,11 +89,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UsageError(f"--threads is {args.threads}", fix="use 1 or more")
     budget = None if args.budget is None else seconds_of(args.budget)
     rows = rows_of(args.rows)
-    paths = [existing_file(model, "MODEL") for model in args.models]
-    models: list[Any] = []
-    for path in paths:
-        with console.working(f"reading {path}"):
-            models.extend(_read(path))
+    opened, lengths = args.length or (None, ())
+    models = [model for name in args.models for model in _read(name, args, console)]
+    if not opened and any(map(_is_folder, args.models)):
+        lengths = ()  # it is traced at each
     from lutcc.cli.tune_display import Display, summary_data, summary_table
     from lutcc.tuning import tune
 
@@ -95,6 +107,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             seed=args.seed,
             runner=args.runner,
             rows=rows,
+            lengths=lengths or None,
             threads=args.threads,
             cache=args.cache,
             resume=args.resume,
@@ -109,12 +122,42 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _read(path: Path) -> list[Any]:
+def _read(name: str, args: argparse.Namespace, console: Console) -> list[Any]:
+    """Return the models that a MODEL stands for: one, a list of ops, or one for each length."""
+    path = Path(name)
     if path.suffix == ".toml":
         from lutcc.tuning import read_ops
 
-        return list(read_ops(path))
-    return [read_model(path, kind_of(path))]
+        return list(read_ops(existing_file(name, "MODEL")))
+    opened, lengths = args.length or (None, ())
+    folder = _is_folder(name)
+    traced: tuple[Any, ...] = (None,)
+    if folder:
+        traced = (opened,) if opened else lengths or (None,)
+    elif opened:
+        raise UsageError(
+            f"{opened!r} would name a size of a Hugging Face folder's model",
+            where="--length",
+            fix="write numbers only: open sizes of other models have names",
+        )
+    chosen = {**vars(args), "model": name}
+    if not is_factory(name):
+        existing_file(name, "MODEL")
+    elif lengths:
+        raise UsageError(
+            "a length is for Hugging Face folders, and for programs that leave one open",
+            where="--length",
+            fix="leave it out: the shapes of --calibration say it",
+        )
+    return [
+        import_source(argparse.Namespace(**{**chosen, "length": length}), console)
+        for length in traced
+    ]
+
+
+def _is_folder(name: str) -> bool:
+    """Tell whether a MODEL is a Hugging Face folder."""
+    return not is_factory(name) and Path(name).is_dir() and kind_of(Path(name)) == "hf"
 
 
 def seconds_of(text: str) -> float:

@@ -13,11 +13,10 @@ from lutcc.ir.module import Module
 from lutcc.tuning.logfile import LogFile, path_for
 from lutcc.tuning.oplist import OpSpec
 from lutcc.tuning.records import Place, Record
-from lutcc.tuning.relax_tasks import model_tasks
+from lutcc.tuning.relax_tasks import kernel_tasks, model_tasks
 from lutcc.tuning.runner import Runner, make_runner
 from lutcc.tuning.search import SEARCHES
 from lutcc.tuning.session import EFFORTS, Event, Session, SessionOptions, Summary
-from lutcc.tuning.stages import stage_tasks
 from lutcc.tuning.task import Task
 
 #: Batch sizes that a model with an open batch is tuned at.
@@ -35,6 +34,7 @@ def tune(
     seed: int = 0,
     runner: str = "local",
     rows: Sequence[int] = DEFAULT_ROWS,
+    lengths: Sequence[int] | None = None,
     threads: int = 1,
     cache: str = "hot",
     effort: str | None = None,
@@ -67,6 +67,9 @@ def tune(
         ``local``, or ``rpc://host:port/key`` (see ``lutcc serve-rpc``).
     rows
         Batch sizes to tune at, for models whose batch is open.
+    lengths
+        Values of open sizes other than the batch (64): kernels whose rows depend on them are tuned
+        at each batch size with each length. Loop nests of TVM are measured at 64 always.
     threads
         Threads that a kernel runs on.
     cache
@@ -106,18 +109,27 @@ def tune(
         if given not in known:
             names = ", ".join(repr(name) for name in known if name)
             raise InputError(f"there is no {what} {given!r}", where="tune", fix=f"use {names}")
-    if not rows or any(type(n) is not int or n < 1 for n in rows):
-        raise InputError(f"rows is {rows!r}", where="tune", fix="give whole numbers above 0")
+    for what, values in (("rows", rows), ("lengths", (1,) if lengths is None else lengths)):
+        if not values or any(type(n) is not int or n < 1 for n in values):
+            raise InputError(
+                f"{what} is {values!r}", where="tune", fix="give whole numbers above 0"
+            )
     if effort is not None:
         trials = EFFORTS[effort]
     options = SessionOptions(trials, budget_s, seed, resume, search)
     targets = None if target in ("host", "all") else parse_targets(target)
     models = _importable(model_or_module, example_inputs)
+    if lengths is not None and not any(_opens_more(model) for model in models):
+        raise InputError(
+            "no model leaves a size open other than its batch",
+            where="tune, lengths",
+            fix="leave lengths out; or export with a second open size",
+        )
     summaries = []
     with make_runner(runner, threads=threads, seed=seed) as measuring:
         for choice in targets or _own_levels(measuring, target):
             place = _place(measuring, choice)
-            tasks = _tasks(models, choice, rows, threads, cache)
+            tasks = _tasks(models, choice, rows, lengths or (None,), threads, cache)
             log = LogFile(path_for(log_dir, place.cpu, place.isa))
             session = Session(
                 tasks,
@@ -170,28 +182,39 @@ def _importable(given: Any, example_inputs: Any) -> list[Any]:
     return [import_torch(given, example_inputs)]
 
 
+def _opens_more(model: Any) -> bool:
+    """Tell whether an imported model has open sizes other than its batch."""
+    return len(getattr(getattr(model, "graph", None), "symbols", ())) > 1
+
+
 def _tasks(
-    models: Sequence[Any], target: Target, rows: Sequence[int], threads: int, cache: str
+    models: Sequence[Any],
+    target: Target,
+    rows: Sequence[int],
+    lengths: Sequence[int | None],
+    threads: int,
+    cache: str,
 ) -> list[Task]:
     """Return the distinct tasks of all models for one target."""
     how = {"mcpu": target.mcpu, "threads": threads, "cache": cache}
     tasks: dict[str, Task] = {}
     for index, model in enumerate(models):
-        name = f"model {index}"
-        if isinstance(model, OpSpec):
-            name = model.name
-            found: Iterable[Task] = stage_tasks(
-                model.module(), target.isa.name, rows=model.rows, **how
-            )
-        else:
-            found = model_tasks(model, isa=target.isa.name, rows=rows, **how)
-        for task in found:
-            tasks.setdefault(task.workload.id, replace(task, model=name))
+        for length in lengths if _opens_more(model) else (None,):
+            name = f"model {index}" if length is None else f"model {index}, length {length}"
+            if isinstance(model, OpSpec):
+                name = model.name
+                found: Iterable[Task] = kernel_tasks(
+                    model.module(), target.isa.name, rows=model.rows, **how
+                )
+            else:
+                found = model_tasks(model, isa=target.isa.name, rows=rows, length=length, **how)
+            for task in found:
+                tasks.setdefault(task.workload.id, replace(task, model=name))
     if not tasks:
         raise InputError(
             "there is nothing to tune: no kernel has a choice to make",
             where="tune",
-            fix="give a model or an op with look-ups, matrix products or elementwise layers",
+            fix="give a model or an op with look-ups, products or elementwise layers",
         )
     return list(tasks.values())
 

@@ -17,7 +17,7 @@ from lutcc.codegen.lower import stage_functions
 from lutcc.codegen.products import product_name, products_of
 from lutcc.ir.module import Function, Module, Operation
 from lutcc.ir.types import Dim, Sym
-from lutcc.schedules.space import Config, Knob, KnobValue, Space, nested
+from lutcc.schedules.space import Config, KnobValue, Space, nested
 from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.schedules.x86.plan import ALWAYS, default_stage_configs, rows_only, stage_space
 from lutcc.tuning.host import vendor_of
@@ -68,6 +68,7 @@ class Chooser:
 
     def __post_init__(self) -> None:
         self._logs = [Logs(folder, self.isa) for folder in self.folders]
+        self._known: dict[tuple[str, ...], Chosen | None] = {}
 
     @property
     def target(self) -> str:
@@ -88,7 +89,9 @@ class Chooser:
                 kernels[product_name(op)] = self._of_product(module, op)
         result = {}
         for name, kernel in kernels.items():
-            config, source = self._chosen(kernel) or ({}, UNTUNED)
+            if kernel.ids not in self._known:
+                self._known[kernel.ids] = self._chosen(kernel)
+            config, source = self._known[kernel.ids] or ({}, UNTUNED)
             result[name] = {**nested(config), "source": source}
         return result
 
@@ -116,7 +119,9 @@ class Chooser:
             default = default_stage_configs(level, function).stage.row_threshold
         return _Kernel(
             f"@{function.name}",
-            [_kernel_id("stage", stage_kernel(module, f)) for f in (function, opened(function))],
+            tuple(
+                _kernel_id("stage", stage_kernel(module, f)) for f in (function, opened(function))
+            ),
             function.params[0].type.shape[0],
             lambda rows: stage_space(level, function, rows),
             Way(THRESHOLD, ALWAYS, default),
@@ -126,7 +131,7 @@ class Chooser:
         level = isa_by_name(self.isa)
         return _Kernel(
             product_name(op),
-            [_kernel_id("product", text) for text in product_kernels(module, op)],
+            tuple(_kernel_id("product", text) for text in product_kernels(module, op)),
             op.operands[0].type.shape[0],
             lambda rows: product_space(op, level, rows),
             few_rows(op, level),
@@ -316,7 +321,7 @@ class _Kernel:
     """
 
     where: str
-    ids: Sequence[str]
+    ids: tuple[str, ...]
     lead: Dim
     space: Callable[[int], Space]
     way: Way | None
@@ -354,23 +359,18 @@ class _Spaces:
         return self._spaces[rows]
 
     def knobs(self, rows: int, value: int) -> tuple[str, ...]:
-        """Name the knobs that matter to one of the two ways; the other's are held."""
+        """Name the knobs that vary in one of the two ways; the other's are held."""
         key = (rows or self._own_rows, value)
         if key not in self._knobs:
             assert self.way is not None
             space, way = self.at(rows), self.way.knob
-            base = {**space.default, way: value}
-            self._knobs[key] = tuple(
-                knob.name
-                for knob in space.knobs
-                if knob.name != way and self._varies(space, base, knob)
-            )
+            seen: dict[str, set[KnobValue]] = {knob.name: set() for knob in space.knobs}
+            for config in space.configs():
+                if config[way] == value:
+                    for name, chosen in config.items():
+                        seen[name].add(chosen)
+            self._knobs[key] = tuple(n for n, values in seen.items() if len(values) > 1)
         return self._knobs[key]
-
-    def _varies(self, space: Space, base: Config, knob: Knob) -> bool:
-        """Whether a knob has another value beside the defaults of the rest, or of some of them."""
-        others = (v for v in knob.values if v != base[knob.name])
-        return any({**base, knob.name: v} in space for v in others)
 
     def today(self, rows: int, config: Config) -> dict[str, KnobValue] | None:
         """Return a recorded config with what does not matter to it at today's defaults."""

@@ -70,7 +70,7 @@ def tunable(op: Operation) -> bool:
 
 def product_space(op: Operation, isa: Isa, rows: int) -> Space:
     """Return the configs worth trying for a product with ``rows`` rows (images)."""
-    return SCHEDULES[op.opcode].space(_at_rows(op, rows), isa)
+    return SCHEDULES[op.opcode].space(at_rows(op, rows), isa)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +136,13 @@ def _constant_refs(main: Function) -> dict[str, str]:
     return refs
 
 
-def _at_rows(op: Operation, rows: int) -> Operation:
+def at_rows(op: Operation, rows: int) -> Operation:
     """Return an op with its open size put in: ``rows`` of what its first operand has."""
     lead = op.operands[0].type.shape[0]
-    size = rows // lead.factor if isinstance(lead, Sym) else rows
+    factor = lead.factor if isinstance(lead, Sym) else 1
 
     def value(v: Value) -> Value:
-        shape = tuple(d.factor * size if isinstance(d, Sym) else d for d in v.type.shape)
+        shape = tuple(d.factor * rows // factor if isinstance(d, Sym) else d for d in v.type.shape)
         return Value(v.name, replace(v.type, shape=shape))
 
     operands, results = (tuple(map(value, vs)) for vs in (op.operands, op.results))
@@ -161,7 +161,7 @@ def _task(
 ) -> Task:
     lead = module.main.params[0].type.shape[0]
     size = rows // lead.factor if isinstance(lead, Sym) else rows
-    op = _at_rows(products_of(module.main)[0], rows)
+    op = at_rows(products_of(module.main)[0], rows)
     cost = ir.cost(module, size)
     constants = [c for c in module.main.body if c.opcode == "constant"]
     workload = Workload(

@@ -367,12 +367,14 @@ class StageSubject:
         """
         body = [op for f in self.module.functions for op in f.body]
         opcodes = {op.opcode for op in body}
-        exact = not opcodes & {"linear", *HASHES}
+        loose = {op.opcode: tolerance for op in body if (tolerance := _tolerance(op))}
         flips = "sign_hash" in opcodes and bool(opcodes & {"hadamard", "block_diagonal_matmul"})
         quantised = any(v.type.dtype == "int8" for op in body for v in op.operands)
-        tolerance = (2e-3 if quantised else 2e-5) if opcodes & HASHES else 1e-5
+        tolerance = max(loose.values(), default=0.0)
+        if opcodes & HASHES:
+            tolerance = 2e-3 if quantised else 2e-5
         for index, (have, wanted) in enumerate(zip(got, want, strict=True)):
-            if exact or have.dtype.kind in "iu":
+            if not tolerance or have.dtype.kind in "iu":
                 wrong = ~((have == wanted) | ((have != have) & (wanted != wanted)))
             else:
                 scale = float(np.max(np.abs(wanted), initial=1e-30))
@@ -386,6 +388,14 @@ class StageSubject:
                     f"at {where}: {have[where]} instead of {wanted[where]}"
                 )
         return None
+
+
+def _tolerance(op: Operation) -> float:
+    """Return the error that an operation's definition allows, 0 if it is exact."""
+    spec = ir.OPS.get(op.opcode)
+    if spec is None or (spec.exact is not None and spec.exact([v.type for v in op.operands])):
+        return 0.0
+    return spec.tolerance
 
 
 def _shape(value: Value, size: int) -> tuple[int, ...]:

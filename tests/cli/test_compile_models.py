@@ -237,11 +237,11 @@ def test_what_a_folder_is_not_taken_for(lutcc_command, bert: Path, tmp_path: Pat
     path = copy(bert, tmp_path, is_encoder_decoder=True)
     assert "has an encoder and a decoder" in refused(lutcc_command, path)
     assert "the model has 20 positions, not 128" in refused(lutcc_command, bert, code=2)
-    for command in ("run", "inspect", "tune"):
-        rest = ["x.npy"] if command == "run" else []
-        done = lutcc_command(command, bert, *rest)
-        assert done.code == 2
-        assert "a model in Hugging Face's layout" in done.err
+    done = lutcc_command("run", bert, "x.npy")
+    assert done.code == 2
+    assert "a model in Hugging Face's layout" in done.err
+    for command in ("inspect", "tune"):
+        assert "the model has 20 positions, not 128" in lutcc_command(command, bert).err
 
 
 def test_tokens_that_do_not_fit_are_told(lutcc_command, bert: Path, tmp_path: Path):
