@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lutcc import __version__
 from lutcc.errors import InputError
 from lutcc.nn.fitted_layers import digest
 from lutcc.planning.calibration import Calibration
+from lutcc.runtime.files import write_text
 
 
 class Cache:
@@ -68,9 +68,7 @@ class Cache:
         if self._path is None:
             return
         text = json.dumps({"origin": self._origin, "found": self._found}, indent=1)
-        partial = self._path.with_name(self._path.name + ".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, self._path)
+        write_text(self._path, text + "\n")
 
 
 def origin_of(

@@ -13,6 +13,7 @@ from lutcc import recipes
 from lutcc.planning.candidates import settings
 from lutcc.planning.drop import expected_drop
 from lutcc.planning.options import EXACT, Option
+from lutcc.runtime.files import write_text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ class Plan:
     def write(self, path: str | Path) -> Path:
         """Write the recipe as a TOML file, which :func:`lutcc.convert` reads."""
         path = Path(path)
-        path.write_text(self.toml(), encoding="utf-8")
+        write_text(path, self.toml())
         return path
 
     def to_dict(self) -> dict[str, Any]:
