@@ -143,6 +143,11 @@ class PreparedRows:
                 result = halves(value)
             self.values.store(row * self.columns + k * LANES, result, LANES)
 
+    @property
+    def scattered(self) -> bool:
+        """Whether rows lie here and there: code to load from them leaves nothing to load ahead."""
+        return False
+
     def start(self, row: Expr, step: Expr) -> Expr:
         """Return the number of the first value of a row at a step of the weights."""
         return row * self.columns + step * self.layout.step_columns

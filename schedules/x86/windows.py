@@ -85,6 +85,11 @@ class Windows:
         """Return the distance of gathered windows, each with room behind it."""
         return layout.steps * layout.step + LANES
 
+    @property
+    def scattered(self) -> bool:
+        """Whether windows are read in place, by a level with registers for a part of each."""
+        return self.places is not None and self.granules.isa.has_avx512
+
     def steps(self) -> list[int]:
         """Return how far from the beginning of a window each step lies in the images."""
         shape = self.shape
