@@ -16,12 +16,17 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lutcc.cli.arrays import output_file
 from lutcc.cli.compile_source import DEFAULT_LENGTH, read_source
 from lutcc.cli.console import Console
 from lutcc.cli.models import describe_specs
 from lutcc.cli.source_options import add_source_options, length_of
+
+if TYPE_CHECKING:
+    from lutcc.codegen.compile_cache import CompileCache
+    from lutcc.runtime import Artifact
 
 DEFAULT_LOGS = "tuning_logs"
 
@@ -58,18 +63,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Compile and save."""
-    output = output_file(args.output)
-    source = read_source(args, console)
-    import lutcc
+    from lutcc.cli.compiled_before import artifact_key, recall, remember
+    from lutcc.codegen.compile_cache import default_cache
 
+    output = output_file(args.output)
     logs = args.tuning_logs
     if logs is None and Path(DEFAULT_LOGS).is_dir():
         logs = Path(DEFAULT_LOGS)
-    from lutcc.codegen.compile_cache import default_cache
-
     cache = None if args.no_cache else default_cache()
-    console.progress(f"tuning logs: {f'{logs}, then ' if logs else ''}those that ship with lutcc")
     start = time.perf_counter()
+    key = None if cache is None else artifact_key(cache, args, output, logs)
+    before = None if cache is None or key is None else recall(cache, key, output)
+    if before is not None:
+        artifact, told = before
+        console.progress("compiled before, from the same files: taken from the cache as it is")
+    else:
+        artifact, report = _compiled(args, console, logs, cache)
+        told = {
+            "conversion": None if report is None else report.to_dict(),
+            "report": None if report is None else str(report),
+        }
+        saved = artifact.save(output, packed=args.packed)
+        if cache is not None and key is not None:
+            remember(cache, key, saved, told)
+    seconds = time.perf_counter() - start
+    size = sum(f.stat().st_size for f in ([output] if output.is_file() else output.iterdir()))
+    isas = [variant.isa for variant in artifact.manifest.variants]
+    data = {
+        "output": str(output),
+        "variants": isas,
+        "runs_here": artifact.isa,
+        "inputs": [str(spec) for spec in artifact.inputs],
+        "outputs": [str(spec) for spec in artifact.outputs],
+        "bytes": size,
+        "seconds": seconds,
+        "cache": None if cache is None else {"hits": cache.hits, "misses": cache.misses},
+        "tuning_logs": None if logs is None else str(logs),
+        "conversion": told["conversion"],
+        "notes": [*artifact.extra["notes"], *artifact.extra["tuning_notes"]],
+    }
+    console.result(
+        data,
+        *([] if told["report"] is None else [told["report"]]),
+        f"{output}: {describe_specs(artifact.inputs)} -> {describe_specs(artifact.outputs)}",
+        f"variants: {', '.join(isas)}; {size:,} bytes; {seconds:.1f} s",
+        f"runs here: {artifact.isa or 'no variant fits this CPU'}",
+    )
+    return 0
+
+
+def _compiled(
+    args: argparse.Namespace, console: Console, logs: Path | None, cache: CompileCache | None
+) -> tuple[Artifact, Any]:
+    """Read and compile the model; return the artifact and the report of the conversion, if any."""
+    source = read_source(args, console)
+    import lutcc
+
+    console.progress(f"tuning logs: {f'{logs}, then ' if logs else ''}those that ship with lutcc")
     with console.working(f"compiling for {args.target}"):
         artifact = lutcc.compile(
             source.model,
@@ -84,28 +134,4 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if cache is not None and cache.hits:
         parts = cache.hits + cache.misses
         console.progress(f"{cache.hits} of {parts} parts were built before ({cache.folder})")
-    seconds = time.perf_counter() - start
-    saved = artifact.save(output, packed=args.packed)
-    size = sum(f.stat().st_size for f in ([saved] if saved.is_file() else saved.iterdir()))
-    isas = [variant.isa for variant in artifact.manifest.variants]
-    data = {
-        "output": str(saved),
-        "variants": isas,
-        "runs_here": artifact.isa,
-        "inputs": [str(spec) for spec in artifact.inputs],
-        "outputs": [str(spec) for spec in artifact.outputs],
-        "bytes": size,
-        "seconds": seconds,
-        "cache": None if cache is None else {"hits": cache.hits, "misses": cache.misses},
-        "tuning_logs": None if logs is None else str(logs),
-        "conversion": None if source.report is None else source.report.to_dict(),
-        "notes": [*artifact.extra["notes"], *artifact.extra["tuning_notes"]],
-    }
-    console.result(
-        data,
-        *([] if source.report is None else [str(source.report)]),
-        f"{saved}: {describe_specs(artifact.inputs)} -> {describe_specs(artifact.outputs)}",
-        f"variants: {', '.join(isas)}; {size:,} bytes; {seconds:.1f} s",
-        f"runs here: {artifact.isa or 'no variant fits this CPU'}",
-    )
-    return 0
+    return artifact, source.report

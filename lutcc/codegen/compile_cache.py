@@ -76,6 +76,11 @@ class CompileCache:
     misses: int = 0
     _room: int | None = field(default=None, repr=False)
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest entry that is kept: others should have room too."""
+        return self.limit // 4
+
     @staticmethod
     def key(kind: str, *parts: Any) -> str:
         """Return the name of an entry: of its kind and the digest of all that it depends on.
@@ -120,7 +125,7 @@ class CompileCache:
     def put(self, key: str, data: Any, blob: bytes = b"") -> None:
         """Keep plain data and bytes, if there is room; older entries make room."""
         framed = _framed(data, blob)
-        if len(framed) > self.limit // 4:
+        if len(framed) > self.largest:
             return
         part = None
         try:
