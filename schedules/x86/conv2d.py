@@ -21,6 +21,7 @@ import numpy as np
 
 from lutcc.ir.module import Operation
 from lutcc.ir.types import Sym
+from lutcc.schedules.space import Space
 from lutcc.schedules.x86 import codebook_many, depthwise
 from lutcc.schedules.x86.codebook_many import Block, Cut, Many
 from lutcc.schedules.x86.config import DenseConfig
@@ -34,6 +35,7 @@ from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack import round_up
 from lutcc.schedules.x86.pack_dense import STEP_COLUMNS, DenseLayout
 from lutcc.schedules.x86.panels import ThreadLoop, ceiling, share
+from lutcc.schedules.x86.product_space import dense_space
 from lutcc.schedules.x86.product_weights import Weights
 from lutcc.schedules.x86.windows import Windows, in_place
 
@@ -177,6 +179,20 @@ def default_config(op: Operation, isa: Isa) -> DenseConfig:
         tile = smaller
     fields |= {"tile_rows": tile, "block_rows": BLOCK_ROWS}
     return DenseConfig(few=0, prefetch=0, **fields)
+
+
+def space(op: Operation, isa: Isa) -> Space:
+    """Return the configs worth trying; convolutions of one channel each have no choice."""
+    default = default_config(op, isa)
+    usual = Cutting.of(op, isa, default)
+    if usual.depthwise:
+        return Space((), {}, lambda config: True)
+
+    def cut_of(config: DenseConfig) -> Cut:
+        return Cutting.of(op, isa, config).cut
+
+    rows = op.operands[0].type.size(0) * usual.shape.pixels
+    return dense_space(PART, default, cut_of, rows, few=False)
 
 
 @dataclass(frozen=True)
