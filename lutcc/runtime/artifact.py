@@ -222,6 +222,8 @@ class Artifact:
     def num_threads(self) -> int:
         """How many threads a large enough call uses; None given restores the global number.
 
+        Models of both kinds follow it, and their numbers do not depend on it.
+
         Raises
         ------
         InputError

@@ -3,7 +3,7 @@
 The count is global (:func:`set_num_threads`), can be set per artifact (``artifact.num_threads``),
 and starts as ``LUTCC_NUM_THREADS`` or the number of CPUs that the process may use. Kernels run on
 TVM's thread pool, of which every calling thread owns one; it is made on the first parallel call of
-that thread and ends with it.
+that thread and ends with it. The numbers that kernels compute do not depend on the count.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 executable = test_relax.executable  # a fixture: the library of a model with exact layers
+counting = test_relax.counting  # a fixture: an artifact that adds the number of threads
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +273,13 @@ def test_exact_layers(native: Native, executable: Path, tmp_path: Path) -> None:
     done = native.run("example", path, 1, data=x.tobytes(), env=libraries)
     assert done.returncode == 1
     assert b"LUTCC_TVM_FFI" in done.stderr
+
+
+def test_exact_layers_are_told_the_number_of_threads(native: Native, counting: Path) -> None:
+    for given, count in (((), 1), ((2,), 2), ((7,), 7)):
+        done = native.run("example", counting, 3, *given, data=bytes(60), env=tvm_libraries())
+        assert done.returncode == 0, done.stderr.decode()
+        assert (np.frombuffer(done.stdout, np.float32) == count).all()
 
 
 # What is refused -----------------------------------------------------------------------------

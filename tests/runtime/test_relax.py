@@ -15,6 +15,7 @@ import lutcc
 from lutcc.cli.main import main
 from lutcc.errors import ArtifactError, InputError
 from lutcc.runtime import Artifact
+from lutcc.runtime.threads import THREADS
 
 WEIGHT = np.linspace(-1, 1, 5, dtype=np.float32)
 SHAPE = [["n", 1], 5]
@@ -60,6 +61,35 @@ def saved(executable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return artifact.save(tmp_path_factory.mktemp("relax-saved") / "model.lutcc")
 
 
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact whose executable takes the number of threads: main(x, t) = x + t."""
+    tvm = pytest.importorskip("tvm")
+    from tvm import relax
+
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((tvm.tirx.Var("n", "int64"), 5), "float32"))
+    t = relax.Var("t", relax.TensorType((1,), "int64"))
+    with builder.function("main", [x, t]):
+        with builder.dataflow():
+            number = builder.emit(relax.op.astype(t, "float32"))
+            total = builder.emit_output(relax.op.add(x, number))
+        builder.emit_func_output(total)
+    folder = tmp_path_factory.mktemp("counting")
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
+    module = relax.get_pipeline("zero")(builder.get())
+    tvm.compile(module, target=target).export_library(str(folder / "model.so"))
+    artifact = Artifact.from_relax(
+        {},
+        {"avx2": folder / "model.so"},
+        [{"name": "x", "shape": SHAPE, "dtype": "float32"}],
+        [{"name": "y", "shape": SHAPE, "dtype": "float32"}],
+        {THREADS: np.ones(1, np.int64)},
+        [THREADS],
+    )
+    return artifact.save(folder / "model.lutcc")
+
+
 def check(artifact: Artifact, x: np.ndarray) -> None:
     total, product = artifact(x)
     np.testing.assert_array_equal(total, np.maximum(np.asarray(x) + WEIGHT, 0))
@@ -75,6 +105,13 @@ def test_numpy(saved: Path, n: int) -> None:
         check(artifact, x)
     total, _ = artifact(base[:, :5])
     assert total.flags.writeable
+
+
+def test_regions_are_told_the_number_of_threads(counting: Path) -> None:
+    artifact, x = lutcc.load(counting), np.zeros((3, 5), np.float32)
+    for count in (1, 2, 7, 1):
+        artifact.num_threads = count
+        assert (artifact(x) == count).all()
 
 
 def test_torch(saved: Path) -> None:

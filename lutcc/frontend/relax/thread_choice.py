@@ -6,13 +6,15 @@ from typing import Any
 
 from lutcc.codegen.tvm_setup import import_tvm
 
-WORTH = 20_000
-"""Vector instructions that make a second thread worth waking, measured: some ten microseconds."""
+WORTH = 250_000
+"""Work (see below) from which a second thread is worth waking: some 20 microseconds, measured."""
 
+# Work of a vector register: of an operation, of a store, of an exponential and its like.
+_OPERATION, _STORE, _COSTLY = 1, 4, 80
 _VECTOR_BYTES = 32
-_COSTLY = {f"tirx.{name}" for name in ("exp", "exp2", "tanh", "erf", "log", "pow", "sin", "cos")}
-_COSTLY_OPERATIONS = 20
+_COSTLY_CALLS = {f"tirx.{n}" for n in ("exp", "exp2", "tanh", "erf", "log", "pow", "sin", "cos")}
 _LEAVES = ("TensorLoad", "Ramp", "IntImm", "FloatImm", "StringImm")
+_FREE = ("Broadcast", "Cast")
 _PARTS = ("a", "b", "value", "condition", "true_value", "false_value")
 
 
@@ -91,7 +93,7 @@ class _Chooser:
 
 
 class _Work:
-    """Estimates the vector instructions of a statement: an int64 expression in its open sizes."""
+    """Estimates the work of a statement: an int64 expression in its open sizes."""
 
     def __init__(self, tirx: Any) -> None:
         self.tirx = tirx
@@ -114,7 +116,10 @@ class _Work:
             self.bound[node.var] = node.value
             return tirx.IntImm("int64", 0)
         if isinstance(node, tirx.BufferStore):
-            return tirx.IntImm("int64", _vectors(node.value) * (1 + self._operations(node.value)))
+            # Local buffers are registers.
+            store = 0 if node.buffer.scope() == "local" else _STORE
+            work = _vectors(node.value) * (store + self._operations(node.value))
+            return tirx.IntImm("int64", work)
         return tirx.IntImm("int64", 0)
 
     def _size(self, extent: Any) -> Any:
@@ -127,18 +132,18 @@ class _Work:
         return self.tirx.IntImm("int64", 1) if hidden else known.astype("int64")
 
     def _operations(self, value: Any) -> int:
-        """Count the operations of a value, not those in indices."""
-        tirx = self.tirx
-        if isinstance(value, tirx.Var):
+        """Return the work of a value's operations, without those in indices."""
+        if isinstance(value, self.tirx.Var):
             # A value that was computed once for several readers counts for each of them.
             return self._operations(self.bound[value]) if value in self.bound else 0
-        if type(value).__name__ in _LEAVES:
+        kind = type(value).__name__
+        if kind in _LEAVES:
             return 0
         if hasattr(value, "args"):
-            costly = getattr(value.op, "name", "") in _COSTLY
-            return (_COSTLY_OPERATIONS if costly else 1) + sum(map(self._operations, value.args))
+            own = _COSTLY if getattr(value.op, "name", "") in _COSTLY_CALLS else _OPERATION
+            return own + sum(map(self._operations, value.args))
         parts = [getattr(value, name) for name in _PARTS if hasattr(value, name)]
-        return 1 + sum(map(self._operations, parts))
+        return (0 if kind in _FREE else _OPERATION) + sum(map(self._operations, parts))
 
 
 def _vectors(value: Any) -> int:
