@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.metadata
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,24 +31,24 @@ def artifact_key(
     """
     if not Path(args.model).exists() or output.suffix not in (".lutcc", ".zip") or output.is_dir():
         return None
-    from lutcc.tuning.choose import SHIPPED_LOGS
-    from lutcc.tuning.host import cpu_name
-
     options: dict[str, Any] = {}
     for name, value in vars(args).items():
         if name in _OF_NO_ACCOUNT:
             continue
         path = None if value is None or isinstance(value, bool | int) else Path(str(value))
         options[name] = str(value) if path is None or not path.exists() else _contents(path)
-    found = [_contents(folder) for folder in (logs, SHIPPED_LOGS) if folder is not None]
+    root = Path(__file__).parents[1]
+    shipped = root / "tuning_logs"
+    found = [_contents(folder) for folder in (logs, shipped) if folder is not None]
     versions = [platform.python_version()]
     with suppress(importlib.metadata.PackageNotFoundError):
         versions.append(importlib.metadata.version("transformers"))
-    root = Path(__file__).parents[1]
     folders = sorted(p.name for p in root.iterdir() if p.is_dir())
     own = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(root.glob("*.py")))).hexdigest()
     code = [own, code_digest(*folders), *versions]
-    return cache.key("artifact", options, found, code, cpu_name(), cpu.best_isa())
+    host = cpu.host()  # all that the names of the processor and its level are made of
+    machine = [host.model, host.isa, sorted(host.flags), os.environ.get("LUTCC_CPU_NAME")]
+    return cache.key("artifact", options, found, code, machine)
 
 
 def recall(cache: CompileCache, key: str, output: Path) -> tuple[Artifact, Any] | None:
