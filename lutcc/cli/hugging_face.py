@@ -129,6 +129,24 @@ def _require_text(model: Any, where: str) -> None:
         )
 
 
+def check_length(model: nn.Module, length: int) -> None:
+    """Refuse a number of tokens that the model has no positions for.
+
+    Raises
+    ------
+    UsageError
+        With how many it has.
+    """
+    config: Any = model.config
+    most = getattr(config, "max_position_embeddings", None)
+    if length < 1 or (most is not None and length > most):
+        raise UsageError(
+            f"the model has {'no' if most is None else most} positions, not {length}",
+            where="--length",
+            fix=f"use 1 to {most}" if most is not None else "use 1 or more",
+        )
+
+
 def example_tokens(model: nn.Module, length: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Make inputs to trace a model with: two rows of random tokens, all of them attended to.
 
@@ -144,15 +162,9 @@ def example_tokens(model: nn.Module, length: int, seed: int = 0) -> dict[str, to
     UsageError
         When the model has not so many positions, or fails on so many tokens.
     """
+    check_length(model, length)
     config: Any = model.config
     size = config.get_text_config().vocab_size
-    most = getattr(config, "max_position_embeddings", None)
-    if most is not None and length > most:
-        raise UsageError(
-            f"the model has {most} positions, not {length}",
-            where="--length",
-            fix=f"use 1 to {most}",
-        )
     random = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, size, (2, length), generator=random)
     pad = getattr(config, "pad_token_id", None)

@@ -136,11 +136,12 @@ def _read(args: argparse.Namespace, console: Console) -> tuple[nn.Module, Any, i
     if kind == "hf":
         if args.weights is not None:
             raise UsageError("a folder has its own weights", where="--weights", fix="leave it out")
-        from lutcc.cli.hugging_face import load_text_model
+        from lutcc.cli.hugging_face import check_length, load_text_model
 
         with console.working(f"loading {path}"):
             model = load_text_model(path)
             length = DEFAULT_LENGTH if args.length is None else args.length
+            check_length(model, length)
             batches = text_batches(model, path, args.calibration, length)
         return model, batches, 1 if args.rows is None else args.rows
     if args.length is not None:
