@@ -172,6 +172,7 @@ def summary_data(summary: Summary) -> dict[str, Any]:
         "kernels": [
             {
                 "name": p.task.name,
+                "op": p.task.workload.op,
                 "workload_id": p.task.workload.id,
                 "rows": p.task.workload.rows,
                 "default_s": p.default_s,

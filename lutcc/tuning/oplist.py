@@ -25,6 +25,7 @@ import numpy as np
 
 from lutcc import ir
 from lutcc.errors import InputError, suggest
+from lutcc.ir.arithmetic import quantize_rows
 
 _N = ir.Sym("n")
 
@@ -108,6 +109,24 @@ def _linear(D: int, M: int, activation: str = "none") -> ir.Module:
     weight = b.constant("weight", rng.normal(size=(M, D)).astype(np.float32))
     bias = b.constant("bias", rng.normal(size=M).astype(np.float32))
     b.returns(b.op("linear", x, weight, bias, activation=activation))
+    return b.module()
+
+
+def _dense(D: int, M: int, compute: str = "float32", activation: str = "none") -> ir.Module:
+    """Make an exact layer in one of three precisions."""
+    rng = np.random.default_rng(0)
+    weight, units = rng.normal(size=(M, D)).astype(np.float32), np.ones(M, np.float32)
+    stored: Any = weight
+    if compute == "int8":
+        integers, units = quantize_rows(weight)
+        stored = integers.astype(np.int8)
+    elif compute == "bfloat16":
+        stored = weight.astype(ml_dtypes.bfloat16)
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((_N, D), "float32"))
+    arrays = {"weight": stored, "units": units, "bias": rng.normal(size=M).astype(np.float32)}
+    operands = [b.constant(name, array) for name, array in arrays.items()]
+    b.returns(b.op("dense", x, *operands, compute=compute, activation=activation))
     return b.module()
 
 
@@ -197,6 +216,7 @@ def _elementwise(op: str) -> Callable[..., ir.Module]:
 OPS: dict[str, Callable[..., ir.Module]] = {
     "lookup": _lookup,
     "linear": _linear,
+    "dense": _dense,
     "tree_encode": _encode,
     "lut_accumulate": _scan,
     "hadamard": _hadamard,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import shutil
@@ -15,6 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lutcc
+from lutcc.cli import tune
+from lutcc.cli.console import Console
+from lutcc.cli.source_options import lengths_of
 from lutcc.errors import UsageError
 from tests.cli.support import Files
 
@@ -286,3 +290,58 @@ def test_examples_are_attended_tokens(bert: Path):
     assert [len(batch["input_ids"]) for batch in batches] == [2, 2, 1]
     assert torch.equal(torch.cat([b["input_ids"] for b in batches]), ids)
     assert all(b["attention_mask"].all() for b in batches)
+
+
+@pytest.mark.isa("avx2")
+def test_a_folder_is_tuned_and_inspected(lutcc_command, bert: Path, tmp_path: Path, monkeypatch):
+    """Kernels found at two lengths serve the one of an open length."""
+    monkeypatch.chdir(tmp_path)
+    Path("exact.toml").write_text('["*.query"]\nmethod = "exact"\ncompute = "int8"\n')
+    words = [bert, "-r", "exact.toml", "-q"]
+    shown = lutcc_command("inspect", *words, "--length", "5", "--json")
+    assert shown.code == 0, shown.err
+    assert any("dense(" in module["ir"] for module in shown.json["modules"].values())
+    where = ["--length", "tokens=4,6", "--rows", "2", "-t", "avx2", "--effort", "none"]
+    done = lutcc_command("tune", *words, *where, "--log-dir", "logs", "--json")
+    assert done.code == 0, done.err
+    rows = {k["rows"] for k in done.json[0]["kernels"] if k["op"] == "dense"}
+    assert rows == {8, 12}
+    compiled = ["-t", "avx2", "--length", "tokens", "-o", "m.lutcc", "--json"]
+    made = lutcc_command("compile", *words, *compiled, "--tuning-logs", "logs")
+    assert made.code == 0, made.err
+    kernels = lutcc.load("m.lutcc").explain().kernels
+    (source,) = {k.source for k in kernels if str(k.ops[0]).startswith("dense(")}
+    assert source.startswith("tuned on")
+    assert "(rows 8, 12)" in source
+
+
+def test_a_folder_is_traced_at_each_length(bert: Path, monkeypatch):
+    seen: list[Any] = []
+    monkeypatch.setattr(tune, "import_source", lambda args, console: seen.append(args.length))
+    for text in ("4,6", "tokens=4,6", "tokens", None):
+        args = argparse.Namespace(length=None if text is None else lengths_of(text))
+        tune._read(str(bert), args, Console())
+    assert seen == [4, 6, "tokens", "tokens", None]
+
+
+def test_a_factory_is_tuned(lutcc_command, folder: Path):
+    words = ["compiled_models:small", "-c", "x.npy", "-t", "avx2", "--rows", "3", "-q"]
+    done = lutcc_command("tune", *words, "--effort", "none", "--json")
+    assert done.code == 0, done.err
+    assert done.json[0]["kernels"]
+    for more, message in (
+        (["--length", "8"], "a length is for Hugging Face folders, and for programs"),
+        (["--length", "tokens=8"], "'tokens' would name a size of a Hugging Face folder's"),
+        (["--length", "8,x"], "'8,x' lists no lengths: write 16,128"),
+    ):
+        refused = lutcc_command("tune", *words, *more)
+        assert refused.code == 2
+        assert message in refused.err
+
+
+def test_lengths_are_read() -> None:
+    assert lengths_of("16,128,16") == (None, (16, 128))
+    assert lengths_of("tokens") == ("tokens", ())
+    for text in ("", "n=3", "0", "3,", "a b", "=3", "tokens=x", "1.5"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            lengths_of(text)

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 
 from lutcc import ir
+from lutcc.codegen.products import SCHEDULES, default_config, product_name, products_of
 from lutcc.ir.passes import run_pipeline
 from lutcc.schedules.space import Space, nested
+from lutcc.schedules.x86.config import MOST_FEW
 from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.schedules.x86.plan import ALWAYS, default_stage_configs, stage_space
+from lutcc.tuning.products import at_rows
+from tests.schedules.codebook_modules import Weights
 from tests.schedules.harness import (
     ISA_PARAMS,
     WIDEST_ISA_PARAMS,
@@ -22,6 +26,7 @@ from tests.schedules.harness import (
     maddness,
     random_lut,
 )
+from tests.schedules.test_dense import dense_module
 
 
 def _start(columns: int, dtype: str = "float32") -> tuple[ir.Builder, ir.Value]:
@@ -161,6 +166,67 @@ def test_every_value_of_every_knob(isa: str, stage: str) -> None:
     for config in covering(space):
         configs = {function.name: nested(config)}
         check(module, isa, inputs_of(module), rows=(1, 5, 70, 131), configs=configs)
+
+
+def sampled(columns: int, outputs: int) -> ir.Module:
+    """A product over every other column."""
+    b, x = _start(columns)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "b": rng.integers(-3, 4, (columns, outputs)).astype(np.float32),
+        "indices": np.arange(0, columns, 2, dtype=np.int32),
+        "scales": np.full(columns // 2, 2.0, np.float32),
+        "bias": rng.integers(-8, 9, outputs).astype(np.float32),
+    }
+    b.returns(b.op("sampled_matmul", x, *(b.constant(n, a) for n, a in arrays.items())))
+    return b.module()
+
+
+PRODUCTS: dict[str, Callable[[], ir.Module]] = {
+    "float32": lambda: dense_module("float32", 37, 150),
+    "bfloat16": lambda: dense_module("bfloat16", 37, 150),
+    "int8": lambda: dense_module("int8", 37, 150),
+    "codebooks": lambda: Weights(37, 150, bits=4, codebooks=37, scales=1).matmul("int8"),
+    "sampled": lambda: sampled(40, 37),
+}
+
+
+@pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
+@pytest.mark.parametrize(
+    ("product", "rows"), [*((p, 61) for p in PRODUCTS), ("float32", 5), ("codebooks", 5)]
+)
+def test_every_value_of_every_knob_of_a_product(isa: str, product: str, rows: int) -> None:
+    """Whole numbers, so that the order of sums does not matter; x is scaled to 127 where it is."""
+    module = PRODUCTS[product]()
+    op = at_rows(products_of(module.main)[0], rows)
+    space = SCHEDULES[op.opcode].space(op, isa_by_name(isa))
+    rng = np.random.default_rng(rows)
+    x = rng.integers(-8, 9, (rows, op.operands[0].type.size(1))).astype(np.float32)
+    (want,) = ir.interpret(module, [x])
+    scale = np.abs(want).max()
+    for config in covering(space):
+        _, call = built(module, isa, {product_name(op): nested(config)})
+        error = np.abs(call(x)[0] - want).max()
+        assert error <= (0 if product in ("int8", "codebooks", "sampled") else 1e-5 * scale), config
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("rows", [1, 2, 8, 64, 4096])
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_spaces_of_products_are_small_and_hold_the_default(
+    isa: str, rows: int, product: str
+) -> None:
+    level = isa_by_name(isa)
+    op = at_rows(products_of(PRODUCTS[product]().main)[0], rows)
+    space = SCHEDULES[op.opcode].space(op, level)
+    wanted = default_config(op, level).to_json()
+    for name, value in space.default.items():
+        field = name.partition(".")[2]
+        if field == "few":
+            assert value == (MOST_FEW if rows <= wanted["few"] else 0)
+        else:
+            assert wanted[field] == value
+    assert 1 <= sum(1 for _ in space.configs()) <= 400
 
 
 ELEMENTWISE = ("relu", "add", "affine", "quantize")

@@ -171,6 +171,7 @@ SIZES = {
     "lookup_ffn": {"D": 9, "M": 5, "H": 3, "T": 4, "table_dtype": "int8"},
     "lookup": {"D": 9, "M": 5, "C": 3},
     "linear": {"D": 9, "M": 5},
+    "dense": {"D": 9, "M": 5, "compute": "int8"},
     "tree_encode": {"D": 9, "C": 3},
     "lut_accumulate": {"C": 3, "M": 5},
 }
