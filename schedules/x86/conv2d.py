@@ -28,7 +28,7 @@ from lutcc.schedules.x86.config import DenseConfig
 from lutcc.schedules.x86.context import Constant, External, Scratch
 from lutcc.schedules.x86.dense import ITEMSIZE, DenseWeights, halves
 from lutcc.schedules.x86.emit import ITEMSIZE as BYTES
-from lutcc.schedules.x86.emit import Expr, View, bind, i64, loop, minimum
+from lutcc.schedules.x86.emit import Expr, View, bind, i64, loop, maximum, minimum
 from lutcc.schedules.x86.granules import Granules
 from lutcc.schedules.x86.images import SHIFT, Geometry, Images
 from lutcc.schedules.x86.isa import Isa
@@ -37,7 +37,7 @@ from lutcc.schedules.x86.pack_dense import STEP_COLUMNS, DenseLayout
 from lutcc.schedules.x86.panels import ThreadLoop, ceiling, share
 from lutcc.schedules.x86.product_space import dense_space
 from lutcc.schedules.x86.product_weights import Weights
-from lutcc.schedules.x86.windows import Windows, in_place
+from lutcc.schedules.x86.windows import Windows, in_place, steps_of
 
 #: Operands that are packed into the blob.
 PACKED = (1, 2, 3)
@@ -197,22 +197,17 @@ def space(op: Operation, isa: Isa) -> Space:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all threads read, in the workspace; windows are None where none are needed."""
+    """What all threads read, in the workspace."""
 
     cutting: Cutting
     images: Images
-    windows: Windows | None
 
 
 def take_shared(op: Operation, isa: Isa, config: DenseConfig, scratch: Scratch) -> Shared:
     """Assign the shared part of the workspace."""
     cutting = Cutting.of(op, isa, config)
-    shape, granules = cutting.shape, cutting.granules
-    images = Images.take(shape, granules, cutting.images, cutting.copied, scratch)
-    if cutting.depthwise:
-        return Shared(cutting, images, None)
-    windows = Windows.take(shape, granules, cutting.layout, images.values, cutting.windows, scratch)
-    return Shared(cutting, images, windows)
+    shape, granules, copied = cutting.shape, cutting.granules, cutting.copied
+    return Shared(cutting, Images.take(shape, granules, cutting.images, copied, scratch))
 
 
 def emit(
@@ -230,6 +225,9 @@ def emit(
     x, *constants = operands
     cutting, shape = shared.cutting, shared.cutting.shape
     weights = _pack(op, cutting, constants)
+    places = None
+    if in_place(shape):
+        places = constants[0].blob.add("ints", "int32", [], values=steps_of(shape))
     with loop(ceiling(images, cutting.images)) as b:
         first = bind(b * cutting.images)
         now = bind(minimum(i64(cutting.images), images - first))
@@ -238,16 +236,12 @@ def emit(
         if source is None:
             source = x.at(bind(first * shape.numbers))
         here = target.at(bind(first * (shape.pixels * shape.outputs)))
-        if shared.windows is None:
+        if cutting.depthwise:
             depthwise.emit(weights, shared.images, source, here, now, thread_loop)
         else:
-            windows = shared.windows
-            if in_place(shape):
-                blob = constants[0].blob
-                places = blob.add("ints", "int32", [], values=windows.steps())
-                windows = replace(windows, values=source, places=places)
-            product = Convolution(cutting, weights, shared.images, source, windows, here)
-            product.emit(bind(now * shape.pixels), thread_loop, private)
+            product = Convolution(cutting, weights, shared.images, source, places, here)
+            with thread_loop() as (thread, threads):
+                product.emit(bind(now * shape.pixels), thread, threads, private(thread))
 
 
 def _pack(op: Operation, cutting: Cutting, constants: list[Any]) -> ShiftedWeights:
@@ -287,8 +281,8 @@ class Convolution:
         How it is cut; what windows are multiplied with.
     images, source
         What is known of the images; their numbers.
-    windows
-        Room for those of a block.
+    places
+        How far from the beginning of a window each step lies; None where windows are gathered.
     target
         The result of the first image, and what follows.
     """
@@ -297,45 +291,44 @@ class Convolution:
     weights: ShiftedWeights
     images: Images
     source: View
-    windows: Windows
+    places: View | None
     target: View
 
-    def emit(self, rows: Expr, thread_loop: ThreadLoop, private: Callable[[Expr], Scratch]) -> None:
-        """Emit it, a block of windows after the other, and in it a group after the other."""
-        capacity, groups = self.cutting.windows, self.cutting.shape.groups
-        with loop(ceiling(rows, capacity)) as b:
-            first = bind(b * capacity)
-            now = bind(minimum(i64(capacity), rows - first))
-            with thread_loop() as (thread, threads):
-                begin, own = share(i64(capacity), thread, threads)
-                self.windows.list(self.images, first, begin, own, bind(rows - 1))
-            with loop(groups) as group:
-                self._group(group, first, now, thread_loop, private)
+    def emit(self, rows: Expr, thread: Expr, threads: Expr, scratch: Scratch) -> None:
+        """Emit what a thread does, a block of windows after the other, group after group.
 
-    def _group(
-        self,
-        group: Expr,
-        first: Expr,
-        rows: Expr,
-        thread_loop: ThreadLoop,
-        private: Callable[[Expr], Scratch],
-    ) -> None:
-        """Multiply a block of windows with the weights of a group."""
+        Threads share out the panels of weights, if there are many, else the windows: each lists,
+        and gathers, those of its own.
+        """
+        cutting, capacity = self.cutting, self.cutting.windows
+        tile, cut = cutting.config.tile_rows, cutting.cut
+        begin, own = i64(0), rows
+        if self.places is None or cut.panels < cutting.config.together:
+            tiles, most = share(bind(ceiling(rows, tile)), thread, threads)
+            begin = bind(tiles * tile)
+            own = bind(maximum(minimum(most * tile, rows - begin), 0))
+            thread, threads = i64(0), i64(1)
+        windows = Windows.take(
+            cutting.shape, cutting.granules, cutting.layout, self.source, capacity, scratch
+        )
+        windows = replace(windows, places=self.places)
+        with loop(ceiling(own, capacity)) as b:
+            first = bind(begin + b * capacity)
+            now = bind(minimum(i64(capacity), begin + own - first))
+            count = bind(ceiling(now, tile) * tile)
+            windows.list(self.images, first, count, bind(rows - 1))
+            with loop(cutting.shape.groups) as group:
+                product = self._group(windows, group, count)
+                Block(product, first, now, scratch).emit(thread, threads)
+
+    def _group(self, windows: Windows, group: Expr, count: Expr) -> Many:
+        """Return the product of a block of windows with the weights of a group."""
         cutting, shape = self.cutting, self.cutting.shape
-        windows = replace(self.windows, first_channel=bind(group * shape.group_channels))
+        windows = replace(windows, first_channel=bind(group * shape.group_channels))
         if windows.places is None:
-            with thread_loop() as (thread, threads):
-                windows.gather(self.source, *share(i64(cutting.windows), thread, threads))
+            windows.gather(self.source, count)
         output = bind(group * shape.group_outputs)
         view = self.target.at(output)
         target = External(view, shape.outputs, "float32", i64(shape.outputs), i64(1))
-        product = Many(
-            cutting.cut,
-            self.weights.of_group(group, output),
-            windows,
-            cutting.windows,
-            target,
-            target,
-        )
-        with thread_loop() as (thread, threads):
-            Block(product, first, rows, private(thread)).emit(thread, threads)
+        weights = self.weights.of_group(group, output)
+        return Many(cutting.cut, weights, windows, cutting.windows, target, target)

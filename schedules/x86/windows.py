@@ -33,6 +33,16 @@ def in_place(shape: Geometry) -> bool:
     return shape.group_channels % STEP_COLUMNS == 0
 
 
+def steps_of(shape: Geometry) -> list[int]:
+    """Return how far from the beginning of a window each step lies in the images."""
+    return [
+        shape.tap(i, j) + channel
+        for i in range(shape.kernel[0])
+        for j in range(shape.kernel[1])
+        for channel in range(0, shape.group_channels, STEP_COLUMNS)
+    ]
+
+
 @dataclass(frozen=True)
 class Windows:
     """Windows of some pixels of a result; see :class:`lutcc.schedules.x86.codebook_rows`.
@@ -90,17 +100,7 @@ class Windows:
         """Whether windows are read in place, by a level with registers for a part of each."""
         return self.places is not None and self.granules.isa.has_avx512
 
-    def steps(self) -> list[int]:
-        """Return how far from the beginning of a window each step lies in the images."""
-        shape = self.shape
-        return [
-            shape.tap(i, j) + channel
-            for i in range(shape.kernel[0])
-            for j in range(shape.kernel[1])
-            for channel in range(0, shape.group_channels, STEP_COLUMNS)
-        ]
-
-    def list(self, images: Images, first: Expr, begin: Expr, count: Expr, last: Expr) -> None:
+    def list(self, images: Images, first: Expr, count: Expr, last: Expr) -> None:
         """Write down where windows begin.
 
         Parameters
@@ -109,14 +109,13 @@ class Windows:
             What they are windows of.
         first
             The pixel, counted through all images, of row 0.
-        begin, count
-            Which rows.
+        count
+            How many rows.
         last
             The last pixel that there is; rows after it repeat it.
         """
         shape = self.shape
-        with loop(count) as r:
-            row = bind(begin + r)
+        with loop(count) as row:
             pixel = bind(minimum(first + row, last))
             line = bind(pixel // i64(shape.out_width))
             image = bind(line // i64(shape.out_height))
@@ -125,11 +124,10 @@ class Windows:
             if self.granules.integers:
                 self.units.store(row, images.units.load(image))
 
-    def gather(self, source: View, begin: Expr, count: Expr) -> None:
+    def gather(self, source: View, count: Expr) -> None:
         """Copy windows of a group; each piece may write over what comes after it."""
         shape = self.shape
-        with loop(count) as r:
-            row = bind(begin + r)
+        with loop(count) as row:
             there = bind(cast("int64", self.begins.load(row)) + self.first_channel)
             target = self.values.at(bind(row * self.row_numbers(self.layout)))
             for start, place, length in self._pieces():
