@@ -71,28 +71,30 @@ def existing_file(text: str, what: str) -> Path:
     return path
 
 
-def output_file(text: str, what: str = "--output") -> Path:
+def output_file(text: str, what: str = "--output", *, folder: bool = True) -> Path:
     """Return a path that can be written, checked before the work whose result goes there.
 
     A new file or artifact folder takes its place, so its folder must be writable; only what is no
-    file (``/dev/stdout``) is written into.
+    file (``/dev/stdout``) is written into. ``folder``: it may be an artifact folder.
 
     Raises
     ------
     UsageError
-        When its folder is missing or may not be written.
+        When its folder is missing or may not be written, or it is a folder where none may be.
     """
     path = Path(text)
-    folder = path.parent
-    if not folder.is_dir():
-        what_is = "is no folder" if folder.exists() else "does not exist"
+    above = path.parent
+    if not above.is_dir():
+        what_is = "is no folder" if above.exists() else "does not exist"
         raise UsageError(
-            f"{text!r} cannot be written: the folder {str(folder)!r} {what_is}",
+            f"{text!r} cannot be written: the folder {str(above)!r} {what_is}",
             where=what,
-            fix="name another path" if folder.exists() else f"mkdir -p {folder}",
+            fix="name another path" if above.exists() else f"mkdir -p {above}",
         )
+    if path.is_dir() and not folder:
+        raise UsageError(f"{text!r} is a folder", where=what, fix="name a file")
     special = path.exists() and not (path.is_file() or path.is_dir())
-    _writable(path if special else folder, text, what)
+    _writable(path if special else above, text, what)
     return path
 
 

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for name in args.sections:
         if name not in SECTIONS:
             raise UsageError(f"no section {name!r}", where="bench", fix=suggest(name, SECTIONS))
-    output = output_file(args.output) if args.output else None
+    output = output_file(args.output, folder=False) if args.output else None
     from lutcc.bench.machine import describe, one_line
     from lutcc.bench.timing import pin_to_core
     from lutcc.runtime import cpu, set_num_threads

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Convert, report what became of each layer, export."""
     recipe = existing_file(args.recipe, "--recipe")
-    output = output_file(args.output)
+    output = output_file(args.output, folder=False)
     given = read_array(args.calibration, "--calibration", finite=True)
     rows = np.ascontiguousarray(given, dtype=np.float32)
     refuse_sampled(recipe)

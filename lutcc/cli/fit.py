@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     ):
         if value < least:
             raise UsageError(f"{value} is too few", where=option, fix=f"{least} or more")
-    output = output_file(args.output)
+    output = output_file(args.output, folder=False)
     A = read_array(args.A, "A", ndim=2, finite=True)
     B = read_array(args.B, "B", ndim=2, finite=True)
     B = B.T if args.transpose else B
