@@ -314,14 +314,16 @@ class Block:
     def _step(self, acc: Registers, starts: list[Expr], load: Callable[[int, int], Expr]) -> None:
         """Add what is multiplied together of each row of x times the panel's.
 
-        The factors of one side stay in registers while those of the other come one by one.
+        The factors of one side stay in registers while those of the other come one by one. Where
+        rows are scattered, those are theirs, and nothing is pinned, which would cost up to half.
         """
         together, vectors = self.cut.granules.together, self.cut.vectors
 
         def weights(c: int) -> list[Expr]:
             return [bind(load(c, k)) for k in range(together)]
 
-        if vectors * together < len(starts):
+        scattered = self.many.x.scattered
+        if vectors * together < len(starts) and not scattered:
             held = [weights(c) for c in range(vectors)]
             for r, start in enumerate(starts):
                 parts = self.many.x.parts(start)
@@ -332,7 +334,8 @@ class Block:
         for c in range(vectors):
             found = weights(c)
             for r, parts in enumerate(rows):
-                self._add(acc, r * vectors + c, found, parts, last=r == len(rows) - 1)
+                last = r == len(rows) - 1 and not scattered
+                self._add(acc, r * vectors + c, found, parts, last=last)
 
     def _add(
         self, acc: Registers, slot: int, weights: list[Expr], parts: list[Expr], *, last: bool
