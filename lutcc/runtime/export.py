@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lutcc.errors import ArtifactError
+from lutcc.runtime.files import cannot_write
 
 if TYPE_CHECKING:
     from lutcc.runtime.artifact import Artifact
@@ -48,8 +49,6 @@ def export_c(artifact: Artifact, folder: str | os.PathLike[str]) -> Path:
         (library / "example.cpp").replace(folder / "example.cpp")
         (folder / "CMakeLists.txt").write_text(_PROJECT, encoding="utf-8")
     except OSError as error:
-        raise ArtifactError(
-            f"cannot be written: {error.strerror}", where=str(folder), fix="name another folder"
-        ) from error
+        raise cannot_write(Path(error.filename or folder), error, ArtifactError) from error
     artifact.save(folder / MODEL, packed=True)
     return folder

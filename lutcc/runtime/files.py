@@ -81,11 +81,11 @@ def write_whole(
             for folder in folders:
                 _sync_folder(folder)
         except (OSError, MemoryError) as problem:
+            _discard(parts)
+            held.close()  # so that what is told of the room there is does not count it
             raise cannot_write(path, problem, error, nbytes) from problem
         finally:
-            for part in parts.values():
-                with contextlib.suppress(OSError):
-                    os.unlink(part)
+            _discard(parts)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -186,6 +186,12 @@ def umask() -> int:
         return int(line.split()[1], 8)
     except (OSError, StopIteration, ValueError):
         return 0o022
+
+
+def _discard(parts: dict[Path, str]) -> None:
+    while parts:
+        with contextlib.suppress(OSError):
+            os.unlink(parts.popitem()[1])
 
 
 def _unfinished(path: Path) -> tuple[int, str]:

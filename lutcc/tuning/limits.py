@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,6 +20,7 @@ from lutcc.bench.machine import caches
 from lutcc.bench.timing import burst, interleave
 from lutcc.errors import InputError
 from lutcc.runtime import cpu
+from lutcc.runtime.files import write_text
 from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.tuning.workload import Workload
 
@@ -301,12 +300,6 @@ def save_limits(folder: str | Path, limits: Limits) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     known = load_limits(folder) | {limits.isa: limits}
     data = {"schema": _SCHEMA, "levels": [known[isa].to_json() for isa in sorted(known)]}
-    with tempfile.NamedTemporaryFile(
-        "w", dir=folder, prefix=LIMITS_FILE, delete=False, encoding="utf-8"
-    ) as file:
-        json.dump(data, file, indent=1)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
     path = folder / LIMITS_FILE
-    os.replace(file.name, path)
+    write_text(path, json.dumps(data, indent=1) + "\n")
     return path
