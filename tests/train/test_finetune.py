@@ -1,0 +1,198 @@
+"""Fine-tuning look-ups: forward is what is compiled, gradients are soft, runs are resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lutcc
+from lutcc.errors import ConvertError, InputError
+from lutcc.nn.latent_lookup import LatentLookup, latent_lookups, looked_up_by
+from lutcc.recipes import Maddness
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"nprototypes": 4},
+    {"nprototypes": 32},
+    {"encoder": "nearest", "nprototypes": 6},
+    {"lut_dtype": "float32"},
+    {"accumulate": "mean", "upcast_every": 2},
+]
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+
+
+def rows(count: int = 300, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(count, 4, generator=generator)
+    return hidden @ torch.randn(4, 12, generator=torch.Generator().manual_seed(9))
+
+
+def converted(**options: Any) -> tuple[nn.Sequential, nn.Module, torch.Tensor]:
+    exact, x = network(), rows()
+    return exact, lutcc.convert(exact, {"*": Maddness(ncodebooks=4, **options)}, x), x
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_training_computes_what_is_stored_bit_for_bit(options: dict[str, Any]) -> None:
+    """Also after the parameters have moved, and in a compiled artifact."""
+    _, small, x = converted(**options)
+    latents = latent_lookups(small)
+    with torch.no_grad():
+        for latent in latents.values():
+            moved = 0.05 * torch.randn(latent.tables.shape, generator=torch.manual_seed(1))
+            latent.tables.add_(moved * latent.tables.std())
+            latent.compared.add_(0.01)
+    with looked_up_by(latents):
+        trained = small(x)
+    for latent in latents.values():
+        latent.finish()
+    with torch.no_grad():
+        stored = small(x)
+    if options.get("lut_dtype") == "float32":  # sums of floats depend on their order
+        torch.testing.assert_close(trained, stored, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(trained, stored)
+        assert torch.equal(lutcc.compile(small, x)(x), stored)
+
+
+@pytest.mark.parametrize("options", [{}, {"encoder": "nearest", "nprototypes": 6}], ids=str)
+def test_gradients_are_those_of_soft_codes(options: dict[str, Any]) -> None:
+    """Against finite differences of the soft sum, in float64, with float tables."""
+    _, small, x = converted(lut_dtype="float32", **options)
+    layer: Any = small[0]  # type: ignore[index]
+    latent = LatentLookup(layer)
+    latent.look_up(x[:5])
+    latent = latent.double()
+    batch = x[:5].double()
+    codes = latent._tree if layer.encoder == "tree" else latent._nearest
+
+    def soft() -> torch.Tensor:
+        if layer.encoder == "tree":
+            return (codes(batch)[1].flatten(1) @ latent.tables.flatten(0, 1)).square().sum()
+        squares = latent._half_norms()
+        parts = [
+            batch[:, a:b] @ latent.compared[:, a:b].T
+            for a, b in zip(layer.starts, layer.starts[1:], strict=False)
+        ]
+        scores = torch.stack(parts, 1) - squares
+        found = torch.softmax(scores / latent.log_temperature.exp(), -1)
+        return (found.flatten(1) @ latent.tables.flatten(0, 1)).square().sum()
+
+    for parameter in (latent.compared, latent.log_temperature, latent.tables):
+        (gradient,) = torch.autograd.grad(soft(), [parameter])
+        flat = parameter.data.view(-1)
+        for place in range(0, flat.numel(), max(1, flat.numel() // 7)):
+            kept = flat[place].item()
+            values = []
+            for step in (1e-6, -1e-6):
+                flat[place] = kept + step
+                values.append(soft().item())
+            flat[place] = kept
+            numeric = (values[0] - values[1]) / 2e-6
+            assert gradient.view(-1)[place].item() == pytest.approx(numeric, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_comes_nearer_to_the_teacher(options: dict[str, Any]) -> None:
+    exact, small, _ = converted(**options)
+    x, fresh = rows(2000, seed=4), rows(500, seed=5)
+    with torch.no_grad():
+        wanted = exact(fresh)
+    before = [p.clone() for p in small.buffers()]
+    tuned = lutcc.finetune(small, (x, None), epochs=6, batch_size=50, teacher=exact)
+    assert all(torch.equal(a, b) for a, b in zip(before, small.buffers(), strict=True))
+    errors = [float((model(fresh) - wanted).square().mean()) for model in (small, tuned)]
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_labels_objectives_and_exact_layers() -> None:
+    exact, x = network(), rows()
+    labels = exact(x).argmax(1)
+    half = lutcc.convert(exact, {"0": Maddness(ncodebooks=1)}, x)
+    tuned = lutcc.finetune(half, (x, labels), epochs=20, batch_size=32)
+    accuracy = [float((model(x).argmax(1) == labels).float().mean()) for model in (half, tuned)]
+    assert accuracy[1] > accuracy[0]
+    last: Any = tuned[2]  # type: ignore[index]
+    assert not torch.equal(last.weight, exact.get_parameter("2.weight"))
+    assert last.weight.grad is None
+    seen: list[int] = []
+
+    def objective(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.append(len(target))
+        return (output - target).abs().mean()
+
+    lutcc.finetune(half, (x, exact(x).detach()), epochs=1, batch_size=128, objective=objective)
+    assert seen == [128, 128, 44]
+
+
+def test_same_seed_same_result_and_a_run_goes_on(tmp_path: Path) -> None:
+    exact, small, x = converted()
+    given: dict[str, Any] = {"teacher": exact, "epochs": 4, "noise": 0.01, "batch_size": 64}
+    whole = lutcc.finetune(small, (x, None), seed=3, **given)
+
+    class Stop(Exception):
+        pass
+
+    def stop(epoch: int, epochs: int, loss: float) -> None:
+        if epoch == 2:
+            raise Stop
+
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(Stop):
+        lutcc.finetune(small, (x, None), seed=3, checkpoint=path, progress=stop, **given)
+    epochs: list[int] = []
+    rest = lutcc.finetune(
+        small,
+        (x, None),
+        seed=3,
+        checkpoint=path,
+        progress=lambda epoch, *_: epochs.append(epoch),
+        **given,
+    )
+    assert epochs == [3, 4]
+    for a, b in zip(whole.state_dict().values(), rest.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(InputError, match="other settings: seed 3 -> 4"):
+        lutcc.finetune(small, (x, None), seed=4, checkpoint=path, **given)
+
+
+def test_convolutions() -> None:
+    torch.manual_seed(0)
+    exact = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 3, stride=2),
+        nn.Flatten(),
+        nn.Linear(45, 3),
+    ).eval()
+    x = torch.randn(60, 1, 8, 8)
+    small = lutcc.convert(exact, {"3": Maddness(ncodebooks=4), "5": Maddness(ncodebooks=9)}, x)
+    tuned = lutcc.finetune(small, (x, None), epochs=8, batch_size=20, teacher=exact)
+    with torch.no_grad():
+        errors = [float((m(x) - exact(x)).square().mean()) for m in (small, tuned)]
+        assert errors[1] < errors[0]
+        torch.testing.assert_close(lutcc.compile(tuned, x)(x), tuned(x), rtol=1e-4, atol=1e-5)
+
+
+def test_refusals() -> None:
+    exact, small, x = converted()
+    with pytest.raises(InputError, match="nothing to learn from"):
+        lutcc.finetune(small, (x, None))
+    with pytest.raises(InputError, match="no look-up layers"):
+        lutcc.finetune(exact, (x, None), teacher=exact)
+    with pytest.raises(InputError, match="300 inputs, 3 targets"):
+        lutcc.finetune(small, (x, torch.zeros(3)))
+    with pytest.raises(InputError, match="epochs=0"):
+        lutcc.finetune(small, (x, None), teacher=exact, epochs=0)
+    x[0, 0] = torch.nan
+    with pytest.raises(ConvertError, match="the loss is nan in epoch 0"):
+        lutcc.finetune(small, (x, None), teacher=exact, epochs=1)
