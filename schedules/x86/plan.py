@@ -220,7 +220,8 @@ def _table_bytes(scan: Operation) -> int:
 def rows_only(function: Function) -> bool:
     """Whether some operation of the stage has no block kernel."""
     return hashes(function) or any(
-        op.opcode == "lut_accumulate" and lut_accumulate.needs_rows(op) for op in function.body
+        op.opcode in REDUCTIONS or (op.opcode == "lut_accumulate" and lut_accumulate.needs_rows(op))
+        for op in function.body
     )
 
 

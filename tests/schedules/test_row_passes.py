@@ -11,7 +11,8 @@ import pytest
 from lutcc import ir
 from lutcc.ir.activations import KINDS
 from lutcc.ir.arithmetic import quantize_rows
-from tests.schedules.harness import ISA_PARAMS, N, built
+from lutcc.ir.passes import fuse_rows
+from tests.schedules.harness import ISA_PARAMS, N, built, tree_constants
 
 F32 = np.float32
 #: One column, less than a vector, a power of two, whole vectors, tails, more vectors than sums.
@@ -160,6 +161,22 @@ def test_a_far_mean_costs_no_digits() -> None:
     (got,) = built(module, "avx2")[1](x, x)
     (want,) = ir.interpret(module, [x, x])
     np.testing.assert_allclose(got, want, atol=3e-3)  # what rounding x itself costs: 1e4 * 2**-24
+
+
+@pytest.mark.isa("avx2")
+def test_a_stage_that_mixes_look_ups_and_reductions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The passes make none, but a module may come with one: then all rows go as they lie."""
+    monkeypatch.setattr(fuse_rows, "_FAMILIES", {})
+    rng = np.random.default_rng(3)
+    dims, values = tree_constants(rng, 24, 4, 16)
+
+    def body(b: ir.Builder, x: Any, y: Any, constant: Any) -> tuple[Any, ...]:
+        h = norm(b, b.op("add", x, y), constant)
+        codes = b.op("tree_encode", x, b.constant("dims", dims), b.constant("vals", values))
+        found = b.op("lut_accumulate", codes, constant(4, 16, 24))
+        return b.op("softmax", b.op("add", found, h)), h
+
+    assert agree(module_of(24, body), "avx2", (1, 40, 300)) == {"call"}
 
 
 @pytest.mark.isa("avx2")
