@@ -171,5 +171,8 @@ def _converted(
         if layer:
             console.progress(f"[{done + 1}/{total}] fitting {layer}")
 
-    converted = lutcc.convert(model, recipe, calibration, progress=fitting).eval()
+    exact = all(c.method == "exact" for c in lutcc.recipes.read_recipe(recipe).values())
+    converted = lutcc.convert(
+        model, recipe, calibration, progress=None if exact else fitting
+    ).eval()  # exact layers are made at once
     return converted, converted.conversion_report

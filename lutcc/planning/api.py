@@ -137,9 +137,10 @@ def plan(
     )
     told = progress or (lambda done, total, what: None)
     measurer = Measurer(model, data, judge, store, target, threads)
-    skipping = Skipping(objective, budget, judge.measure)
     told(0, len(layers), "compiling the exact model")
     whole = measurer.whole()
+    total = 0.0 if isinstance(whole, str) else whole.cost(objective)
+    skipping = Skipping(objective, budget, judge.measure, total)
     found = []
     for done, layer in enumerate(layers):
         configs = default_candidates(layer.columns) if given is None else given

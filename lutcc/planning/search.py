@@ -19,6 +19,7 @@ from lutcc.planning.speed import Speed
 _TRIES = 8  # conversions of the whole model, until the exact one is taken
 _NEAR = 0.85  # of the allowed drop is near enough
 _FRONT = 24  # budgets of the front, each three quarters of the one before
+_LEAST = 0.1  # of its time alone is what a layer takes in the whole model at least
 _MOST = 4.0  # times what layers gain alone is what the whole model may gain by them
 
 
@@ -110,13 +111,20 @@ class Search:
         self.found = self._corrected()
 
     def _corrected(self) -> list[list[Option]]:
-        """Return the options with times in the whole model."""
+        """Return the options with times in the whole model.
+
+        Where options gain more there than alone, exact layers must take longer there too, but all
+        together no longer than the whole.
+        """
         most = max([1.0, *self.scales.values()])
+        alone = sum(options[0].seconds for options in self.alone)
+        if isinstance(self.whole, Speed) and alone > 0:
+            most = min(most, self.whole.seconds / alone)
 
         def corrected(option: Option, exact: Option) -> Option:
             scale = self.scales.get(option.config, 1.0)
             seconds = most * exact.seconds - scale * (exact.seconds - option.seconds)
-            return dataclasses.replace(option, seconds=seconds)
+            return dataclasses.replace(option, seconds=max(seconds, _LEAST * option.seconds))
 
         return [[corrected(o, options[0]) for o in options] for options in self.alone]
 

@@ -17,6 +17,8 @@ from lutcc.planning.options import Option, cheaper
 #: options is then not tried. Where the drop is a share of rows, small errors flip none at all.
 FAR = {"error": 8.0}
 FAR_SHARE = 20.0
+#: In a layer that is so small a part of the model, look-ups are not tried.
+SMALL = 0.01
 #: In so many layers of one shape must a family be far beyond, until the others go without it.
 LAYERS = 3
 
@@ -42,10 +44,12 @@ class Skipping:
     ----------
     objective, max_drop, measure
         Of the plan.
+    total
+        Seconds or bytes of the whole exact model; 0 if unknown.
     """
 
-    def __init__(self, objective: str, max_drop: float, measure: str) -> None:
-        self._objective, self._max_drop = objective, max_drop
+    def __init__(self, objective: str, max_drop: float, measure: str, total: float = 0.0) -> None:
+        self._objective, self._max_drop, self._total = objective, max_drop, total
         self._far = max_drop * FAR.get(measure, FAR_SHARE)
         self._failed: Counter[tuple[str, str]] = Counter()
 
@@ -68,6 +72,8 @@ class Skipping:
             return f"not {less} than the exact layer"
         if isinstance(option.config, recipes.Exact):
             return ""
+        if exact.cost(self._objective) < SMALL * self._total:
+            return f"the layer is less than {SMALL:.0%} of the model"
         family = type(option.config)
         for other in found:
             if not other.measured:

@@ -31,6 +31,10 @@ class Speed:
     seconds: float
     nbytes: int
 
+    def cost(self, objective: str) -> float:
+        """Seconds or bytes."""
+        return self.seconds if objective == "time" else float(self.nbytes)
+
 
 def check_target(target: str) -> str:
     """Return the target's level, which must run here.

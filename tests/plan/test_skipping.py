@@ -64,3 +64,9 @@ def test_a_family_is_given_up_for_layers_of_a_shape():
     assert "in 3 layers of this shape" in skipping.reason(given, AS_IS, [], "a")
     assert skipping.reason(given, AS_IS, [], "b") == ""
     assert skipping.reason(option(recipes.Codebook(), 1e-6), AS_IS, [], "a") == ""
+
+
+def test_look_ups_are_not_fitted_for_what_hardly_counts():
+    skipping = Skipping("time", 0.01, "error", total=1e-3)
+    assert skipping.reason(option(INT8, 1e-6), AS_IS, [], "a") == ""
+    assert "less than 1% of the model" in skipping.reason(option(FINE, 1e-6), AS_IS, [], "a")
