@@ -365,8 +365,9 @@ class EntryEmitter:
             if not self.parallel:
                 self.per_thread = max(self.per_thread, ctx.scratch.used)
 
-        with self._thread_loop(tir.floordiv(rows + group - 1, i64(group))) as (thread, threads):
-            share = tir.floordiv(rows + threads * group - 1, threads * group) * group
+        unit = plan.rows_of_a_thread(self.isa, function, configs)
+        with self._thread_loop(tir.floordiv(rows + unit - 1, i64(unit))) as (thread, threads):
+            share = tir.floordiv(rows + threads * unit - 1, threads * unit) * unit
             begin = self._opaque(thread * share)
             end = self._opaque(minimum(begin + share, rows))
 

@@ -182,6 +182,15 @@ def row_group(isa: Isa, function: Function) -> int:
     return isa.vector_bytes
 
 
+def rows_of_a_thread(isa: Isa, function: Function, configs: KernelConfigs) -> int:
+    """Return the rows that threads share a batch out by: a group, or less where rows go alone."""
+    scans = any(op.opcode == "lut_accumulate" for op in function.body)
+    alone = elementwise_only(function) or configs.stage.row_threshold >= ALWAYS
+    if scans or hashes(function) or not alone:
+        return row_group(isa, function)
+    return 8
+
+
 def default_stage_configs(isa: Isa, function: Function) -> KernelConfigs:
     """Return the hand-picked configs of a stage."""
     scans = [op for op in function.body if op.opcode == "lut_accumulate"]
