@@ -11,7 +11,7 @@ from lutcc.errors import InputError
 
 #: Rows or patches that look-ups are fitted on while a plan is made; the recipe says the same.
 MAX_ROWS = 16384
-_ALPHAS = (4.0, 5.33, 8.0)
+_ALPHAS = (4.0, 5.33, 7.9)  # 2 bits and what goes with them: large layers just reach it
 _ARITHMETIC = ("bfloat16", "int8")
 
 
