@@ -20,20 +20,18 @@ from typing import Any
 import numpy as np
 
 from lutcc.ir.module import Operation
-from lutcc.ir.types import Sym
 from lutcc.schedules.space import Space
 from lutcc.schedules.x86 import codebook_many, depthwise
 from lutcc.schedules.x86.codebook_many import Block, Cut, Many
 from lutcc.schedules.x86.config import DenseConfig
 from lutcc.schedules.x86.context import Constant, External, Scratch
-from lutcc.schedules.x86.dense import ITEMSIZE, DenseWeights, halves
-from lutcc.schedules.x86.emit import ITEMSIZE as BYTES
+from lutcc.schedules.x86.conv2d_cut import BLOCK_ROWS, Cutting, images_together
+from lutcc.schedules.x86.dense import DenseWeights, halves
 from lutcc.schedules.x86.emit import Expr, View, bind, i64, loop, maximum, minimum
 from lutcc.schedules.x86.granules import Granules
 from lutcc.schedules.x86.images import SHIFT, Geometry, Images
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack import round_up
-from lutcc.schedules.x86.pack_dense import STEP_COLUMNS, DenseLayout
 from lutcc.schedules.x86.panels import ThreadLoop, ceiling, share
 from lutcc.schedules.x86.product_space import dense_space
 from lutcc.schedules.x86.product_weights import Weights
@@ -43,12 +41,6 @@ from lutcc.schedules.x86.windows import Windows, in_place, steps_of
 PACKED = (1, 2, 3)
 #: The part of a product's record that holds its config.
 PART = "dense"
-#: Windows of a block. Those read in place overlap, so that more of them fit into L2.
-BLOCK_ROWS = 240
-#: By bytes of a weight, the columns of a step: of gathered windows, those that waste the least.
-STEPS = {1: (32, 16), 2: (32, 24, 16, 8), 4: (32, 24, 16, 8)}
-#: Bytes of gathered windows, and of images that are converted together where they are small.
-GATHERED_BYTES, IMAGES_BYTES = 256 << 10, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -86,93 +78,11 @@ class ShiftedWeights(Weights):
         return super().results(x, row, column, value, width)
 
 
-@dataclass(frozen=True)
-class Cutting:
-    """How a convolution is cut.
-
-    Attributes
-    ----------
-    shape, granules, config
-        What is computed, with which arithmetic and sizes.
-    images
-        How many are converted together.
-    """
-
-    shape: Geometry
-    granules: Granules
-    config: DenseConfig
-    images: int
-
-    @classmethod
-    def of(cls, op: Operation, isa: Isa, config: DenseConfig) -> Cutting:
-        """Return the cutting of an operation."""
-        shape, form = Geometry.of(op), str(op.attr("compute"))
-        granules = Granules.of_conv2d(isa, form)
-        if depthwise.applies(shape, form):
-            granules = depthwise.arithmetic(isa, form)
-        return cls(
-            shape, granules, config, _images_together(op, shape, granules, config.block_rows)
-        )
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether each output has a channel of its own."""
-        return depthwise.applies(self.shape, self.granules.form)
-
-    @property
-    def copied(self) -> bool:
-        """Whether images are copied before they are multiplied."""
-        plain = self.granules.form == "float32" and self.shape.padding == (0, 0)
-        direct = depthwise.in_place(self.shape) if self.depthwise else in_place(self.shape)
-        return not (plain and direct)
-
-    @property
-    def layout(self) -> DenseLayout:
-        """How the weights of a group are packed."""
-        shape, granules = self.shape, self.granules
-        itemsize = ITEMSIZE[granules.form]
-        step = min(STEPS[itemsize], key=lambda step: (round_up(shape.terms, step), -step))
-        if in_place(shape):
-            step = STEP_COLUMNS
-        return DenseLayout(
-            itemsize,
-            shape.group_outputs,
-            round_up(shape.terms, step),
-            granules.isa.vector_bytes // 16,
-            self.config.vectors,
-            0,
-            step,
-        )
-
-    @property
-    def cut(self) -> Cut:
-        """How the product of a group is cut."""
-        return Cut(self.granules, self.layout, self.config)
-
-    @property
-    def windows(self) -> int:
-        """Windows of a block, in whole tiles."""
-        rows, tile = self.images * self.shape.pixels, self.config.tile_rows
-        most = self.config.block_rows
-        if not in_place(self.shape):
-            row = Windows.row_numbers(self.layout) * BYTES[self.granules.values]
-            most = max(tile, min(most, GATHERED_BYTES // row))
-        return round_up(-(-rows // -(-rows // most)), tile)
-
-
-def _images_together(op: Operation, shape: Geometry, granules: Granules, rows: int) -> int:
-    """Return how many images are done together: enough for a block, if they are small."""
-    enough = -(-rows // shape.pixels)
-    most = max(1, min(enough, IMAGES_BYTES // (shape.numbers * BYTES[granules.values])))
-    images = op.operands[0].type.shape[0]
-    return most if isinstance(images, Sym) else max(1, min(most, images))
-
-
 def default_config(op: Operation, isa: Isa) -> DenseConfig:
     """Return the hand-picked config: of two sizes of tiles, the one that leaves fewer rows idle."""
     shape, granules = Geometry.of(op), Granules.of_conv2d(isa, str(op.attr("compute")))
     fields = codebook_many.default_panels(granules, direct=not halves(granules))
-    rows = _images_together(op, shape, granules, BLOCK_ROWS) * shape.pixels
+    rows = images_together(op, shape, granules, BLOCK_ROWS) * shape.pixels
     tile = fields["tile_rows"]
     smaller = tile - 1
     if round_up(rows, smaller) * 1.03 < round_up(rows, tile):

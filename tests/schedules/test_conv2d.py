@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from lutcc import ir
+from lutcc.errors import CompileError
 from lutcc.ir.arithmetic import quantize_rows
-from lutcc.schedules.x86 import conv2d
+from lutcc.schedules.x86 import conv2d_cut
 from lutcc.schedules.x86.pack_conv2d import pack_conv2d
 from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
 from tests.schedules.harness import ALL_ISA_PARAMS, N, built
@@ -103,7 +104,7 @@ def test_any_geometry(isa: str, compute: str, case: str) -> None:
 def test_blocks_and_threads(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """Several blocks of windows, of columns and of images; panels or rows are shared out."""
     shape, outputs, kernel, geometry = CASES[case]
-    monkeypatch.setattr(conv2d, "IMAGES_BYTES", 2 * 4 * 9 * 8 * 32)
+    monkeypatch.setattr(conv2d_cut, "IMAGES_BYTES", 2 * 4 * 9 * 8 * 32)
     module = conv2d_module("int8", shape, outputs, kernel, **geometry)
     configs = {"conv2d.y": {"dense": {"block_rows": 13, "panel_bytes": 2048, "together": 2}}}
     lowered, call = built(module, "avx2", configs, threads=3)
@@ -136,6 +137,12 @@ def test_what_is_not_finite_stays_where_it_is_seen(case: str, compute: str) -> N
     np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
     assert np.isnan(want).any()
     assert np.isfinite(got[: len(got) // 3]).all()
+
+
+def test_images_that_32_bits_do_not_count_are_refused() -> None:
+    module = conv2d_module("float32", (2, 2, 4), 1, (1, 1), padding=(2**14, 2**14))
+    with pytest.raises(CompileError, match="have more numbers than 32 bits count"):
+        built(module, "avx2")
 
 
 @pytest.mark.parametrize(("itemsize", "dtype"), [(1, np.int8), (2, ml_dtypes.bfloat16)])
