@@ -17,6 +17,8 @@ from lutcc.schedules.x86.pack import CHUNK, chunk_starts
 
 #: Less rows than this take wide tiles of one or two rows, whatever the config says.
 FEW_ROWS = 3
+#: What is left of the rows goes in batches of these: each reads all weights once.
+_SMALL_BATCHES = (5, 4, 3, 2, 1)
 
 
 class LinearTile:
@@ -110,7 +112,7 @@ def emit_rows(
             all_rows(i64(len(starts) - rest), rest, batches)
 
     largest = min(choice.linear_batch, capacity)
-    smaller = {n for n in (largest // 2, 3, 2, 1) if 0 < n < largest}
+    smaller = {n for n in (largest // 2, *_SMALL_BATCHES) if 0 < n < largest}
     with branch(rows < i64(FEW_ROWS)) as (few, many):
         with few:  # enough independent sums to hide the latency of an addition
             product(4, (2, 1) if ctx.isa.has_avx512 else (1,))
