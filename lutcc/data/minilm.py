@@ -119,6 +119,24 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) for name in (PACKAGE, "transformers"))
 
 
+def installed_folder() -> Path:
+    """Return where the package has the model, in the layout of Hugging Face.
+
+    Raises
+    ------
+    DependencyError
+        If it is not installed.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise DependencyError(
+            "the weights of all-MiniLM-L6-v2 are not installed",
+            where="lutcc.data.minilm",
+            fix=f"{INSTALL}, or name a folder that has them",
+        )
+    return Path(spec.origin).parent / "model"
+
+
 def load(folder: str | Path | None = None) -> SentenceEncoder:
     """Return the encoder in eval mode.
 
@@ -136,15 +154,7 @@ def load(folder: str | Path | None = None) -> SentenceEncoder:
         If the folder holds no model.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
-    if folder is None:
-        spec = importlib.util.find_spec(PACKAGE)
-        if spec is None or spec.origin is None:
-            raise DependencyError(
-                "the weights of all-MiniLM-L6-v2 are not installed",
-                where="minilm.load",
-                fix=f"{INSTALL}, or name a folder that has them",
-            )
-        folder = Path(spec.origin).parent / "model"
+    path = installed_folder() if folder is None else Path(folder)
     try:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
@@ -154,10 +164,10 @@ def load(folder: str | Path | None = None) -> SentenceEncoder:
             where="minilm.load",
             fix="pip install 'lutcc[examples]'",
         ) from error
-    if not (Path(folder) / "config.json").is_file():
+    if not (path / "config.json").is_file():
         raise InputError(
-            "there is no config.json", where=str(folder), fix="name a folder with a model"
+            "there is no config.json", where=str(path), fix="name a folder with a model"
         )
     logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(str(folder), local_files_only=True)
-    return SentenceEncoder(model.eval(), AutoTokenizer.from_pretrained(str(folder)))
+    model = AutoModel.from_pretrained(str(path), local_files_only=True)
+    return SentenceEncoder(model.eval(), AutoTokenizer.from_pretrained(str(path)))
