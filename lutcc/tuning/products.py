@@ -10,7 +10,14 @@ import numpy as np
 
 from lutcc import ir
 from lutcc.codegen.lower import prepare
-from lutcc.codegen.products import SCHEDULES, default_config, part_name, product_name, products_of
+from lutcc.codegen.products import (
+    SCHEDULES,
+    TENSORS,
+    default_config,
+    part_name,
+    product_name,
+    products_of,
+)
 from lutcc.ir.module import Function, Module, Operation, Value
 from lutcc.ir.types import Array, Sym, numpy_dtype
 from lutcc.schedules.space import Space
@@ -65,7 +72,8 @@ def product_tasks(
 def tunable(op: Operation) -> bool:
     """Tell whether a product has a choice, and takes and gives what NumPy has a type for."""
     kinds = {v.type.dtype for v in (op.operands[0], *op.results)}
-    return hasattr(SCHEDULES[op.opcode], "space") and "bfloat16" not in kinds
+    known = op.opcode not in TENSORS and "bfloat16" not in kinds
+    return known and hasattr(SCHEDULES[op.opcode], "space")
 
 
 def product_space(op: Operation, isa: Isa, rows: int) -> Space:
@@ -194,7 +202,14 @@ def product_dims(op: Operation, rows: int) -> dict[str, float]:
     """Return the numbers that decide how fast a product is.
 
     ``rows``, ``columns_in``, ``columns_out``; ``depth`` and ``width`` of the matrix of weights;
-    ``itemsize`` of what is multiplied.
+    ``multiplied``, the bytes of a number that is multiplied; for images ``pixels`` of a result.
+
+    Parameters
+    ----------
+    op
+        Of known sizes.
+    rows
+        Rows, or images.
     """
     result, first = op.results[0].type, op.operands[0].type
     weight = op.operands[1].type.static_shape
@@ -213,8 +228,7 @@ def product_dims(op: Operation, rows: int) -> dict[str, float]:
         dims |= {"width": dims["columns_out"], "depth": dims["columns_in"]}
         dims |= {"bits": float(dict(op.attrs)["bits"])}  # type: ignore[arg-type]
     if len(first.shape) == 4:
-        pixels = math.prod(result.sizes(2)) if len(result.shape) == 4 else dims["columns_out"]
-        dims |= {"pixels": float(pixels)}
+        dims |= {"pixels": math.prod(result.static_shape) / (rows * dims["width"])}
     return dims
 
 

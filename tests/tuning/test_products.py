@@ -24,6 +24,7 @@ from lutcc.tuning.products import product_tasks
 from lutcc.tuning.records import Place
 from lutcc.tuning.stages import value_of
 from tests.schedules.harness import N
+from tests.schedules.test_conv2d import conv2d_module
 from tests.schedules.test_dense import dense_module
 from tests.tuning.samples import record
 
@@ -91,6 +92,33 @@ def test_the_subject_tells_right_from_wrong(compute: str) -> None:
     far = want.copy()
     far[3, 4] += 0.01
     assert "1 of 63 elements are wrong, first at (3, 4)" in str(task.subject.compare([far], [want]))
+
+
+def test_convolutions_are_products_of_pixels() -> None:
+    module = conv2d_module("int8", (9, 8, 16), 20, (3, 3), padding=(1, 1))
+    (task,) = product_tasks(module, ISA, rows=(2,))
+    dims = task.workload.dims
+    assert (dims["rows"], dims["pixels"], dims["width"], dims["depth"]) == (2, 72, 20, 144)
+    assert features_of(task.workload, ISA, task.space.default)["packed.idle_rows"] >= 1
+    inputs = task.subject.inputs(0)
+    assert [x.shape for x in inputs] == [(2, 9, 8, 16)]
+    assert len(list(task.space.configs())) > 1
+    assert "conv2d 144→20 int8" in short_name(task.workload)
+
+
+def test_what_is_sampled_exists() -> None:
+    """Indices are an input: those that are measured are distinct and within bounds."""
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((N, 21), "float32"))
+    weight = b.constant("w", np.ones((21, 5), np.float32))
+    indices = b.param("indices", ir.TensorType((7,), "int32"))
+    scales = b.param("scales", ir.TensorType((7,), "float32"))
+    bias = b.constant("bias", np.zeros(5, np.float32))
+    b.returns(b.op("sampled_matmul", x, weight, indices, scales, bias, group_size=2))
+    (task,) = product_tasks(b.module(), ISA, rows=(3,))
+    inputs = task.subject.inputs(0)
+    assert inputs[1].tolist() == [0, 1, 3, 4, 6, 7, 9]
+    assert task.subject.reference(inputs)[0].shape == (3, 5)
 
 
 def test_features_tell_what_is_read_and_idle() -> None:
