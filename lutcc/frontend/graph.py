@@ -114,10 +114,27 @@ class Graph:
 
     @property
     def outputs(self) -> tuple[Port, ...]:
-        """Ports of the flattened outputs, in order: ``output``, or ``output0``, ``output1``, ..."""
+        """Ports of the flattened outputs, in order: ``output``, or ``output0``, ``output1``, ...
+
+        Those of a model that returns a dictionary of tensors have their names in it.
+        """
         nodes = [n for n in self.output_nodes if n is not None]
         names = ["output"] if len(nodes) == 1 else [f"output{i}" for i in range(len(nodes))]
+        names = self._output_keys() or names
         return tuple(self._port(name, node) for name, node in zip(names, nodes, strict=True))
+
+    def _output_keys(self) -> list[str]:
+        """Return the keys of a returned dictionary of tensors; none if it is something else."""
+        spec = self.program.call_spec.out_spec
+        if spec is None or not isinstance(spec.type, type) or not issubclass(spec.type, dict):
+            return []
+        keys: list[Any] = list(spec.context)
+        if len(keys) != len(self.output_nodes):
+            return []
+        taken = {node.name for node in self.input_nodes}
+        fit = all(isinstance(k, str) and k.isidentifier() and k not in taken for k in keys)
+        pairs = zip(keys, self.output_nodes, strict=True)
+        return [key for key, node in pairs if node is not None] if fit else []
 
     def _port(self, name: str, node: Node) -> Port:
         value = node.meta["val"]
