@@ -15,6 +15,7 @@ from torch import nn
 
 import lutcc
 from lutcc import ir
+from lutcc.errors import FrontendError
 from lutcc.frontend import import_torch
 from lutcc.ir.passes import run_pipeline
 from lutcc.recipes import Exact
@@ -117,3 +118,12 @@ def test_the_operator_itself(compute: str) -> None:
     artifact = lutcc.compile(program, target="avx2")
     got, want = artifact(x.numpy()), converted(x).detach().numpy()
     assert np.linalg.norm(got - want) <= {"float32": 1e-5}.get(compute, 0.02) * np.linalg.norm(want)
+
+
+def test_open_heights_are_refused_with_the_layer() -> None:
+    model: Any = lutcc.convert(
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), {"*": Exact(compute="int8")}
+    )
+    height = torch.export.Dim("h", min=5, max=99)
+    with pytest.raises(FrontendError, match=r"layer '0' .*conv2d.default is compiled for const"):
+        lutcc.compile(model, (torch.randn(2, 3, 9, 8),), dynamic={0: "n", 2: height}, target="avx2")

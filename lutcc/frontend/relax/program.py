@@ -364,6 +364,13 @@ def refuse_unknown_ops(graph: Graph, regions: Iterable[Region]) -> None:
     for node in graph.nodes:
         if node not in graph.used or node in inside or node.op != "call_function":
             continue
+        if op_name(node).startswith("lutcc."):  # TVM may know another op of that name
+            raise FrontendError(
+                f"{op_name(node)} is compiled for constant weights, and sizes that are fixed but "
+                "for the batch; here something is not",
+                where=place_of(node),
+                fix="fix the other sizes, or leave the layer outside the compiled model",
+            )
         if getattr(node.target, "__name__", "") not in known:
             raise FrontendError(
                 f"{op_name(node)} has neither an op in lutcc's IR nor an importer in TVM",
