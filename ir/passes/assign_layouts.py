@@ -9,8 +9,10 @@ from lutcc.ir.ops import OPS
 from lutcc.ir.passes.base import fresh_name, is_rowwise
 from lutcc.ir.types import Layout, TensorType
 
-#: Ops that walk along a row: transforms of it, and sums of table rows that lie end to end.
-ALONG_ROWS = frozenset({"hadamard", "block_diagonal_matmul", "sign_hash", "weighted_gather"})
+#: Ops that walk along a row: transforms and sums of it, and sums of table rows that lie end to end.
+ALONG_ROWS = frozenset(
+    {"hadamard", "block_diagonal_matmul", "sign_hash", "weighted_gather", "layer_norm", "softmax"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,8 @@ class AssignLayouts:
     A function counts as row-wise if every operation in it is a constant or row-wise. Parameters
     that are read as rows are repacked at the start, returned values at the end; constants stay
     row-major. A function with an op that walks along rows (``hadamard``, ``block_diagonal_matmul``,
-    ``sign_hash``, ``weighted_gather``) keeps its rows as they lie. What a layout means is written
-    in :class:`lutcc.ir.Layout`; results do not change.
+    ``sign_hash``, ``weighted_gather``, ``layer_norm``, ``softmax``) keeps its rows as they lie.
+    What a layout means is written in :class:`lutcc.ir.Layout`; results do not change.
 
     Parameters
     ----------
