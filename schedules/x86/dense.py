@@ -9,6 +9,7 @@ weights are widened in registers, or into a panel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from lutcc.ir.module import Operation
 from lutcc.schedules.space import Space
 from lutcc.schedules.x86 import codebook_many, codebook_matmul
 from lutcc.schedules.x86.codebook_rows import PreparedRows
-from lutcc.schedules.x86.config import DenseConfig
+from lutcc.schedules.x86.config import MOST_FEW, DenseConfig
 from lutcc.schedules.x86.context import Constant, External, Scratch
 from lutcc.schedules.x86.emit import Expr, View, bind, i64, reinterpret
 from lutcc.schedules.x86.granules import Granules, widened
@@ -35,6 +36,10 @@ PACKED = (1, 2, 3)
 PART = "dense"
 #: Up to so many rows stream the weights. More are faster by panels, which need not be expanded.
 FEW_512, FEW_256 = 4, 2
+#: Weights of more bytes come from memory, which streaming asks for in time: it is faster for all
+#: rows that it can take (measured with AVX-512: 5 rows of 2048 x 2048 floats by 1.2, of 4096 x 4096
+#: by 1.3, bfloat16 by 2; of 8 MiB, panels are faster by 1.3).
+MEMORY_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,11 @@ def default_config(op: Operation, isa: Isa) -> DenseConfig:
     """Return the hand-picked config."""
     granules = Granules.of_dense(isa, str(op.attr("compute")))
     panels = codebook_many.default_panels(granules, direct=not halves(granules))
-    return DenseConfig(few=FEW_512 if isa.has_avx512 else FEW_256, prefetch=8192, **panels)
+    few = FEW_512 if isa.has_avx512 else FEW_256
+    nbytes = math.prod(op.operands[1].type.static_shape) * ITEMSIZE[granules.form]
+    if isa.has_avx512 and nbytes > MEMORY_BYTES:
+        few = MOST_FEW
+    return DenseConfig(few=few, prefetch=8192, **panels)
 
 
 def space(op: Operation, isa: Isa) -> Space:

@@ -9,6 +9,8 @@ import pytest
 from lutcc import ir
 from lutcc.errors import CompileError
 from lutcc.ir.arithmetic import quantize_rows
+from lutcc.schedules.x86 import dense
+from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
 from tests.schedules.harness import ALL_ISA_PARAMS, N, built, product_configs
 
@@ -138,3 +140,19 @@ def test_packed_by_definition(itemsize: int, offset: int) -> None:
             assert int(found) - offset == weight[row, column]
     if itemsize > 1:
         assert np.count_nonzero(packed) == np.count_nonzero(weight)
+
+
+def test_large_weights_are_streamed_past_more_rows() -> None:
+    """From memory, panels wait for what streaming has asked for."""
+    few = {}
+    for outputs in (2048, 2049):
+        b = ir.Builder("main")
+        x = b.param("x", ir.TensorType((N, 1024), "float32"))
+        arrays = {"w": np.zeros((outputs, 1024), F32), "u": np.ones(outputs, F32)}
+        operands = [b.constant(name, array) for name, array in arrays.items()]
+        b.returns(b.op("dense", x, *operands, b.constant("b", np.zeros(outputs, F32))))
+        (op,) = (op for op in b.module().main.body if op.opcode == "dense")
+        few[outputs] = [
+            dense.default_config(op, isa_by_name(isa)).few for isa in ("avx2", "avx512")
+        ]
+    assert few == {2048: [2, 4], 2049: [2, 8]}
