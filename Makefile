@@ -9,7 +9,7 @@ JOBS   ?= logical --maxprocesses 8
 .PHONY: help demo test lint bench docs readme tuning-logs wheel install install-dev clean distclean
 
 help:
-	@echo "make demo     train, convert, compile, run: a table and a picture in $(OUT)/demo"
+	@echo "make demo     digits, and MiniLM if its weights are there: tables and a picture in $(OUT)/demo"
 	@echo "make test     every test (ARGS='-k name' for some)"
 	@echo "make lint     ruff and pyright"
 	@echo "make bench    kernels and layers against torch (ARGS='--quick' for a short run)"
