@@ -7,7 +7,8 @@ log2(1 + D / 16) bits, and mostly none. A row of equal numbers gives a differenc
 Count, for a vector: 5 instructions and its loads for the sums, 3 and two loads (gamma and beta) and
 a store for the result. For (128, 384) in L2, fused with a residual, 64 bytes of each of two inputs
 are read and 64 written: at 64 bytes a cycle 3 cycles, which is the limit of a vector; loads from L1
-(6, two a cycle) take the same 3.
+(6, two a cycle) take the same 3. Measured on Zen 5: 6.6 cycles, 4.8 us, where an addition alone
+takes 2.5 us; what is left is the latency of the sums over lanes and of the root, once a row.
 """
 
 from __future__ import annotations

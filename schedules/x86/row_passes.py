@@ -154,7 +154,8 @@ class _Pass:
             first = Piece(i64(0), range(min(columns, CHUNK)))
             reduction.begin(lambda node=node, first=first: self._value(node.sources[0], first, {}))
         whole = columns // CHUNK
-        together = min(SLOTS, whole) if self.starting else 1
+        slots = SLOTS if self.passes.ctx.isa.has_avx512 else SLOTS // 2  # each takes two registers
+        together = min(slots, whole) if self.starting else 1
         if whole:
             with loop(whole // together) as k:
                 for slot in range(together):
@@ -166,7 +167,7 @@ class _Pass:
         rest = columns % CHUNK
         if rest and whole:  # the last vector overlaps the one before
             new = range(CHUNK - rest, CHUNK)
-            self._vector(Piece(i64(columns - CHUNK), new, SLOTS - 1))
+            self._vector(Piece(i64(columns - CHUNK), new, slots - 1))
         elif rest:
             self._vector(Piece(i64(0), range(rest)))
         for node in self.starting:
