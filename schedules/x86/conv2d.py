@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lutcc.ir.module import Operation
+from lutcc.ir.types import Sym
 from lutcc.schedules.space import Space
 from lutcc.schedules.x86 import codebook_many, depthwise
 from lutcc.schedules.x86.codebook_many import Block, Cut, Many
@@ -79,10 +80,15 @@ class ShiftedWeights(Weights):
 
 
 def default_config(op: Operation, isa: Isa) -> DenseConfig:
-    """Return the hand-picked config: of two sizes of tiles, the one that leaves fewer rows idle."""
+    """Return the hand-picked config: of two sizes of tiles, the one that leaves fewer rows idle.
+
+    Where the number of images is open, it is the one for a single image.
+    """
     shape, granules = Geometry.of(op), Granules.of_conv2d(isa, str(op.attr("compute")))
     fields = codebook_many.default_panels(granules, direct=not halves(granules))
-    rows = images_together(op, shape, granules, BLOCK_ROWS) * shape.pixels
+    open_ = isinstance(op.operands[0].type.shape[0], Sym)
+    images = 1 if open_ else images_together(op, shape, granules, BLOCK_ROWS)
+    rows = images * shape.pixels
     tile = fields["tile_rows"]
     smaller = tile - 1
     if round_up(rows, smaller) * 1.03 < round_up(rows, tile):
