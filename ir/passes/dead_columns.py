@@ -69,8 +69,17 @@ def find_dead(module: Module) -> list[Dead]:
 
     Examples
     --------
-    >>> [(dead.columns, len(dead.kept)) for dead in find_dead(module)]
-    [(512, 241)]
+    >>> from lutcc.ir import Builder, TensorType
+    >>> b = Builder("main")
+    >>> codes = b.param("codes", TensorType((8, 2), "uint8"))
+    >>> acc = b.op("lut_accumulate", codes, b.constant("lut", np.ones((2, 4, 3), np.uint8)))
+    >>> one = b.constant("one", np.ones(3, np.float32))
+    >>> y = b.op("lut_dequantize", acc, one, one)
+    >>> dims = b.constant("dims", np.int32([[2]]))
+    >>> values = b.constant("values", np.float32([[0, 2]]))
+    >>> b.returns(b.op("tree_encode", y, dims, values))
+    >>> [(dead.columns, dead.kept.tolist()) for dead in find_dead(b.module())]
+    [(3, [2])]
     """
     main = module.main
     readers: dict[str, list[Operation]] = {}
@@ -106,11 +115,7 @@ def find_dead(module: Module) -> list[Dead]:
 
 def describe(module: Module) -> list[str]:
     """Return what a user is told of dead columns, before the pass has run.
-
-    Examples
-    --------
-    >>> describe(module)
-    ['271 of the 512 columns of %acc are compared by no tree, and not computed']
+    As "271 of the 512 columns of %acc are compared by no tree, and not computed".
     """
     return [
         f"{dead.columns - len(dead.kept)} of the {dead.columns} columns of "

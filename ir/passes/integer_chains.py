@@ -97,8 +97,17 @@ def find_chains(module: Module) -> Found:
 
     Examples
     --------
-    >>> [chain.sums.results[0].name for chain in find_chains(module).chains]
-    ['acc', 'acc_1']
+    >>> from lutcc.ir import Builder, TensorType
+    >>> b = Builder("main")
+    >>> codes = b.param("codes", TensorType((8, 2), "uint8"))
+    >>> acc = b.op("lut_accumulate", codes, b.constant("lut", np.ones((2, 4, 3), np.uint8)))
+    >>> one = b.constant("one", np.ones(3, np.float32))
+    >>> y = b.op("lut_dequantize", acc, one, one)
+    >>> dims = b.constant("dims", np.int32([[2]]))
+    >>> values = b.constant("values", np.float32([[0, 2]]))
+    >>> b.returns(b.op("tree_encode", y, dims, values))
+    >>> [chain.sums.results[0].name for chain in find_chains(b.module()).chains]
+    ['acc']
     """
     main, found = module.main, Found()
     defined = {value.name: op for op in main.body for value in op.results}
@@ -361,11 +370,7 @@ def _rewritten(
 
 def describe(module: Module) -> list[str]:
     """Return what a user is told of the chains of a module, before the pass has run.
-
-    Examples
-    --------
-    >>> describe(module)
-    ['kept in integers up to the trees that read them: %acc, %acc_1']
+    As "kept in integers up to the trees that read them: %acc, %acc_1".
     """
     found = find_chains(module)
     lines = []
