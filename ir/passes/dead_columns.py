@@ -115,6 +115,7 @@ def find_dead(module: Module) -> list[Dead]:
 
 def describe(module: Module) -> list[str]:
     """Return what a user is told of dead columns, before the pass has run.
+
     As "271 of the 512 columns of %acc are compared by no tree, and not computed".
     """
     return [

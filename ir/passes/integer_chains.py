@@ -370,6 +370,7 @@ def _rewritten(
 
 def describe(module: Module) -> list[str]:
     """Return what a user is told of the chains of a module, before the pass has run.
+
     As "kept in integers up to the trees that read them: %acc, %acc_1".
     """
     found = find_chains(module)
