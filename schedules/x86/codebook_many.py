@@ -34,7 +34,6 @@ from lutcc.schedules.x86.emit import (
     cast,
     equal,
     i64,
-    local,
     loop,
     maximum,
     minimum,
@@ -370,33 +369,27 @@ class Block:
         return bind(shuffle(found, order))
 
     def _finish(self, panel: Expr, row: Expr, sums: list[Expr]) -> None:
-        """Turn sums into results and store those that exist.
-
-        One row after the other, from memory: what an activation needs would else compete with the
-        sums of all rows for registers.
-        """
+        """Turn sums into results and store those that exist."""
         width, weights, x = self.cut.width, self.many.weights, self.many.x
         column = bind(panel * width)
-        held = local(len(sums) * width, self.kind)
-        for r, value in enumerate(sums):
-            held.store(r * width, value, width)
-        tail = self.layout.rows % width
+        results = [
+            weights.results(x, bind(row + r), column, value, width) for r, value in enumerate(sums)
+        ]
 
-        with loop(bind(minimum(i64(len(sums)), self.rows - row))) as r:
-            value = bind(held.load(r * width, width))
-            result = weights.results(x, bind(row + r), column, value, width)
-            line = bind(self.first_row + row + r)
-            if not tail or self.cut.panels == 1:
-                self._store(line, column, result, tail or width)
-                continue_ = False
-            else:
-                continue_ = True
-            if continue_:
-                with branch(equal(panel, i64(self.cut.panels - 1))) as (last, other):
-                    with last:
-                        self._store(line, column, result, tail)
-                    with other:
-                        self._store(line, column, result, width)
+        def store(valid: int) -> None:
+            for r, value in enumerate(results):
+                with when(row + r < self.rows):
+                    self._store(bind(self.first_row + row + r), column, value, valid)
+
+        tail = self.layout.rows % width
+        if not tail or self.cut.panels == 1:
+            store(tail or width)
+            return
+        with branch(equal(panel, i64(self.cut.panels - 1))) as (last, other):
+            with last:
+                store(tail)
+            with other:
+                store(width)
 
     def _store(self, row: Expr, column: Expr, value: Expr, valid: int) -> None:
         """Store the results of a row of x, each where its output is."""
