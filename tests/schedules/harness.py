@@ -61,7 +61,7 @@ def built(
     def call(*inputs: np.ndarray) -> list[np.ndarray]:
         sizes = _sizes(program, inputs)
         space = program.workspace
-        rows = sizes.get(program.batch, 1)
+        rows = sizes.get(program.batch or "", 1)
         nbytes = space["fixed"] + space["per_row"] * rows + space["per_thread"] * threads + 64
         workspace = aligned_empty(nbytes)
         workspace[:] = 0xA5  # stale bytes must not matter

@@ -173,7 +173,7 @@ class _Contracted:
 
     def _call(self, region: Region) -> None:
         arguments = [*(self.env[n] for n in region.inputs), self.blobs[region.name]]
-        if self.kernels[region.name].takes_threads:
+        if self.kernels[region.name].takes_threads and self.threads is not None:
             arguments.append(self.threads)
         call = self.fx.call_function(lutcc_region, tuple(arguments), {"region": region.name})
         for index, node in enumerate(region.outputs):
