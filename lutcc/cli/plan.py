@@ -187,6 +187,8 @@ def table(plan: Plan) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    from lutcc.planning.result import microseconds
+
     shown = Table(box=None, pad_edge=False)
     shown.add_column("layer", overflow="fold")
     shown.add_column("shape", no_wrap=True)
@@ -197,13 +199,13 @@ def table(plan: Plan) -> Table:
     for layer in plan.layers:
         chosen, exact = layer.chosen, layer.exact
         sizes = [f"{option.nbytes / 1e3:,.1f}" for option in (chosen, exact)]
-        times = [f"{option.seconds * 1e6:,.4g}" for option in (chosen, exact)]
+        times = [microseconds(option.seconds) for option in (chosen, exact)]
         shown.add_row(
             escape(layer.name or "the model"), layer.shape, chosen.label, *times, *sizes,
             f"{chosen.error:.4f}", escape(layer.reason),
         )  # fmt: skip
     if plan.rest_seconds:
-        rest = f"{plan.rest_seconds * 1e6:,.4g}"
+        rest = microseconds(plan.rest_seconds)
         shown.add_row("all else", "", "", rest, rest, "", "", "", "not planned for")
     for name, kind in plan.kept.items():
         reason = "looks up already: left as it is"
@@ -213,6 +215,8 @@ def table(plan: Plan) -> Table:
 
 def summary(plan: Plan) -> list[str]:
     """Return what the plan amounts to."""
+    from lutcc.planning.result import microseconds
+
     what = {
         "agreement": "rows whose arg max changes",
         "accuracy": "accuracy lost",
@@ -221,15 +225,15 @@ def summary(plan: Plan) -> list[str]:
     lines = [
         f"{what}: {plan.drop:.2%} on {plan.checked_rows} held-out rows, {plan.max_drop:.2%} "
         f"allowed (relative error {plan.change:.4f}, cosine {plan.cosine:.5f})",
-        f"predicted: {plan.predicted_seconds * 1e6:,.4g} us a call at batch {plan.rows}, exact "
-        f"{plan.exact_seconds * 1e6:,.4g} us; {plan.predicted_bytes / 1e3:,.1f} kB, exact "
+        f"predicted: {microseconds(plan.predicted_seconds)} us a call at batch {plan.rows}, exact "
+        f"{microseconds(plan.exact_seconds)} us; {plan.predicted_bytes / 1e3:,.1f} kB, exact "
         f"{plan.exact_bytes / 1e3:,.1f} kB",
     ]
     if plan.measured_seconds is not None and plan.measured_bytes is not None:
         miss = plan.miss or 0.0
         verdict = "met" if abs(miss) <= _GOAL else "MISSED"
         lines.append(
-            f"measured:  {plan.measured_seconds * 1e6:,.4g} us, "
+            f"measured:  {microseconds(plan.measured_seconds)} us, "
             f"{plan.measured_bytes / 1e3:,.1f} kB; the prediction is {miss:+.0%} off "
             f"(goal within {_GOAL:.0%}: {verdict})"
         )

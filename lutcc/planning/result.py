@@ -164,8 +164,8 @@ class Plan:
         lines = [
             f"# lutcc plan: {self.measure} drops by {self.drop:.2%} (at most {self.max_drop:.2%})",
             f"# on {self.checked_rows} held-out rows; batch {self.rows}, target {self.target}:",
-            f"# predicted {self.predicted_seconds * 1e6:.4g} us, exact "
-            f"{self.exact_seconds * 1e6:.4g} us",
+            f"# predicted {microseconds(self.predicted_seconds)} us, exact "
+            f"{microseconds(self.exact_seconds)} us",
         ]
         for layer in self.layers:
             lines += ["", f"# {_one_line(layer.reason)}", f"[{json.dumps(layer.name)}]"]
@@ -192,6 +192,18 @@ class Plan:
             "front": [dataclasses.asdict(recipe) for recipe in self.front],
             "notes": list(self.notes),
         }
+
+
+def microseconds(seconds: float) -> str:
+    """Return a time in microseconds, of at least four digits.
+
+    Examples
+    --------
+    >>> microseconds(0.01234567), microseconds(1.23456e-6)
+    ('12,346', '1.235')
+    """
+    value = seconds * 1e6
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def changed(plan: Plan) -> list[LayerPlan]:
