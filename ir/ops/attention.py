@@ -94,7 +94,9 @@ OP = OpDef(
         "where mask = 'add', and -inf where the operand is 0 where mask = 'keep'; with causal, "
         "s is -inf where j > i. A row that sees nothing (all s = -inf by a mask or causal) gives "
         "zeros, without either NaN. The reference sums in float64; a backend may be off by the "
-        "tolerance times the sum of the terms' magnitudes, where scores are at most some tens."
+        "tolerance times the sum of the terms' magnitudes, where scores are at most some tens. "
+        "With compute = bfloat16 it may round q, k, v and the numerators of p to bfloat16 "
+        "(nearest, ties to even), and be off by 2**-7 times that sum."
     ),
     source="torch.nn.functional.scaled_dot_product_attention; Vaswani et al., equation 1",
     operands=(
@@ -109,6 +111,13 @@ OP = OpDef(
         AttrSpec("scale", "float", "what products are multiplied with"),
         AttrSpec("mask", "str", "what the mask means", default="none", choices=tuple(MASKS)),
         AttrSpec("causal", "bool", "queries see no later keys", default=False),
+        AttrSpec(
+            "compute",
+            "str",
+            "bfloat16 lets a backend round what it multiplies",
+            default="float32",
+            choices=("float32", "bfloat16"),
+        ),
     ),
     results=("y",),
     infer=infer,

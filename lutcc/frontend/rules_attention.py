@@ -8,6 +8,7 @@ import numpy as np
 from torch.fx import Node
 
 from lutcc import ir
+from lutcc.frontend.checks import op_name
 from lutcc.frontend.graph import Graph, NotExpressible
 from lutcc.frontend.lower_ops import Result, argument, rule
 from lutcc.frontend.lowered import Lowered, RegionBuilder
@@ -31,8 +32,23 @@ def _attention(region: RegionBuilder, node: Node) -> Result:
         scale=(rows[0].type.size(2) // heads) ** -0.5 if scale is None else float(scale),
         mask=kind,
         causal=bool(argument(node, 7, "causal", False)),
+        compute="bfloat16" if _between_rounded_layers(node) else "float32",
     )
     return Lowered(value, region.graph.shape(node))
+
+
+def _between_rounded_layers(node: Node) -> bool:
+    """Tell whether queries, keys and values come from layers in bfloat16 or int8.
+
+    What such layers give is rounded more than bfloat16 rounds it.
+    """
+    sources = node.args[:3]
+    return all(
+        isinstance(source, Node)
+        and op_name(source) == "lutcc.dense.default"
+        and argument(source, 4, "compute", "float32") != "float32"
+        for source in sources
+    )
 
 
 def _mask(region: RegionBuilder, node: Node, mask: Any) -> tuple[str, ir.Value]:
@@ -49,8 +65,6 @@ def _mask(region: RegionBuilder, node: Node, mask: Any) -> tuple[str, ir.Value]:
 
 def stands_alone(graph: Graph, node: Node) -> bool:
     """Tell whether a node's kernel takes several open sizes, and so makes a region by itself."""
-    from lutcc.frontend.checks import op_name
-
     if op_name(node) != _NAME:
         return False
     names = {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from lutcc.ir.module import Operation
 from lutcc.schedules.x86 import edges
-from lutcc.schedules.x86.context import Tensor
+from lutcc.schedules.x86.attention_operands import Operands
+from lutcc.schedules.x86.attention_shape import Head, Shape
 from lutcc.schedules.x86.emit import (
     LANES,
     Expr,
@@ -31,124 +31,9 @@ from lutcc.schedules.x86.emit import (
     splat,
     when,
 )
-from lutcc.schedules.x86.exponential import LOG2_E, exp2
-from lutcc.schedules.x86.isa import Isa
-from lutcc.schedules.x86.pack import round_up
 from lutcc.schedules.x86.panels import ceiling
 
 _INFINITY = math.inf
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is known of an attention when it is compiled, and how it is cut.
-
-    Attributes
-    ----------
-    heads, group
-        Heads of queries, and how many of them share a head of keys.
-    columns, values
-        Columns of a head of keys, and of values.
-    scale, mask, causal
-        As the op has them.
-    tile_rows, tile_vectors
-        Queries of a register tile, and vectors of keys whose scores it takes at once.
-    block_keys
-        Keys of a block.
-    """
-
-    heads: int
-    group: int
-    columns: int
-    values: int
-    scale: float
-    mask: str
-    causal: bool
-    tile_rows: int
-    tile_vectors: int
-    block_keys: int = 128
-
-    @classmethod
-    def of(cls, op: Operation, isa: Isa) -> Shape:
-        """Read it off an operation."""
-        heads, groups = (int(op.attr(name)) for name in ("heads", "kv_heads"))  # type: ignore[arg-type]
-        wide = isa.has_avx512
-        return cls(
-            heads,
-            heads // groups,
-            op.operands[0].type.size(2) // heads,
-            op.operands[2].type.size(2) // groups,
-            float(op.attr("scale")),  # type: ignore[arg-type]
-            str(op.attr("mask")),
-            bool(op.attr("causal")),
-            6 if wide else 3,
-            4 if wide else 2,
-        )
-
-    @property
-    def width(self) -> int:
-        """Columns of values with their padding."""
-        return round_up(self.values, LANES)
-
-    @property
-    def factor(self) -> float:
-        """What sums of products are multiplied with: powers of two follow, but for added masks."""
-        return self.scale if self.mask == "add" else self.scale * LOG2_E
-
-    def power(self, difference: Expr) -> Expr:
-        """Return e to a difference of scores."""
-        if self.mask == "add":  # masks near the least float32 must not overflow
-            difference = difference * splat(LOG2_E)
-        return exp2(bind(difference), -127.0)
-
-
-@dataclass(frozen=True)
-class Head:
-    """One head of one image.
-
-    Attributes
-    ----------
-    operands, target
-        q, k, v, the mask and the result.
-    image, number
-        Which.
-    queries, keys
-        S and T.
-    """
-
-    operands: Sequence[Tensor]
-    target: View
-    image: Expr
-    number: Expr
-    queries: Expr
-    keys: Expr
-
-    def query_at(self, shape: Shape, row: Expr) -> Expr:
-        """Return where a query's columns begin."""
-        line = (self.image * self.queries + row) * shape.heads + self.number
-        return bind(line * shape.columns)
-
-    def key_at(self, shape: Shape, key: Expr) -> Expr:
-        """Return where a key's columns begin."""
-        line = (self.image * self.keys + key) * (shape.heads // shape.group)
-        return bind((line + self.number // i64(shape.group)) * shape.columns)
-
-    def value_at(self, shape: Shape, key: Expr) -> Expr:
-        """Return where a value's columns begin."""
-        line = (self.image * self.keys + key) * (shape.heads // shape.group)
-        return bind((line + self.number // i64(shape.group)) * shape.values)
-
-    def result_at(self, shape: Shape, row: Expr) -> Expr:
-        """Return where a result's columns begin."""
-        line = (self.image * self.queries + row) * shape.heads + self.number
-        return bind(line * shape.values)
-
-    def mask_at(self, row: Expr) -> Expr:
-        """Return where the mask of a query begins."""
-        sizes, place = self.operands[3].sizes, i64(0)
-        for index, size in zip((self.image, self.number, row), sizes[:3], strict=True):
-            place = place * size + select(equal(size, i64(1)), i64(0), index)
-        return bind(place * sizes[3])
 
 
 @dataclass(frozen=True)
@@ -157,12 +42,13 @@ class Queries:
 
     Attributes
     ----------
-    row
-        The first query.
+    begin, row
+        The first query of the unit, and of the tile.
     scores, sums, largest, totals
         See :class:`lutcc.schedules.x86.attention._Room`.
     """
 
+    begin: Expr
     row: Expr
     scores: View
     sums: View
@@ -172,7 +58,7 @@ class Queries:
 
 @dataclass(frozen=True)
 class BlockOfKeys:
-    """A block of keys, transposed, and their values.
+    """A block of keys and their values, prepared.
 
     Attributes
     ----------
@@ -182,8 +68,8 @@ class BlockOfKeys:
         Which keys.
     later, last
         Whether a block came before this one, and whether none comes after it.
-    keys, values
-        See :class:`lutcc.schedules.x86.attention._Room`.
+    operands
+        Keys, values and queries.
     """
 
     shape: Shape
@@ -192,14 +78,14 @@ class BlockOfKeys:
     count: Expr
     later: Expr
     last: Expr
-    keys: View
-    values: View
+    operands: Operands
 
     def emit(self, queries: Queries) -> None:
         """Attend from a tile of queries."""
         shape, head = self.shape, self.head
         rows = [bind(minimum(queries.row + r, head.queries - 1)) for r in range(shape.tile_rows)]
-        self._scores(rows, queries.scores)
+        starts = [self.operands.query_at(head, queries.begin, row) for row in rows]
+        self._scores(starts, queries.scores)
         scales = self._softmax(rows, queries)
         for column in range(0, shape.width, LANES * shape.tile_vectors):
             count = min(shape.tile_vectors, (shape.width - column) // LANES)
@@ -207,10 +93,9 @@ class BlockOfKeys:
 
     # -- scores --------------------------------------------------------------------------
 
-    def _scores(self, rows: list[Expr], target: View) -> None:
+    def _scores(self, starts: list[Expr], target: View) -> None:
         """Multiply the queries with the keys."""
         shape = self.shape
-        starts = [self.head.query_at(shape, row) for row in rows]
         vectors = bind(ceiling(self.count, LANES))
         whole = bind(vectors // i64(shape.tile_vectors))
         with loop(whole) as w:
@@ -220,18 +105,17 @@ class BlockOfKeys:
 
     def _products(self, starts: list[Expr], first: Expr, count: int, target: View) -> None:
         """Take scores of ``count`` vectors of keys from vector ``first`` on."""
-        shape, q = self.shape, self.head.operands[0].view
+        shape, operands = self.shape, self.operands
         acc = registers(len(starts) * count, "float32", LANES)
         for slot in range(len(starts) * count):
             acc.set(slot, splat(0.0))
-        with loop(shape.columns) as d:
-            base = bind(d * shape.block_keys + first * LANES)
-            keys = [bind(self.keys.load(base + v * LANES, LANES)) for v in range(count)]
+        with loop(operands.steps) as step:
+            keys = [operands.key(step, first + v) for v in range(count)]
             for r, start in enumerate(starts):
-                query = bind(splat(q.load(start + d)))
+                query = operands.query(start, step)
                 for v, key in enumerate(keys):
                     slot = r * count + v
-                    acc.set(slot, fma(query, key, acc.get(slot)))
+                    acc.set(slot, operands.added(acc.get(slot), query, key))
         for r in range(len(starts)):
             for v in range(count):
                 place = r * shape.block_keys + (first + v) * LANES
@@ -267,7 +151,7 @@ class BlockOfKeys:
             for r in range(count):
                 place = bind(r * shape.block_keys + v * LANES)
                 value = shape.power(queries.scores.load(place, LANES) - top.get(r))
-                queries.scores.store(place, value, LANES)
+                self.operands.weigh(r, bind(v * LANES), value)
                 total.set(r, total.get(r) + value)
         for r in range(count):
             whole = across(total.get(r), lambda a, b: a + b)
@@ -348,14 +232,14 @@ class BlockOfKeys:
             with first:
                 for slot in range(rows * count):
                     acc.set(slot, splat(0.0))
-        with loop(self.count) as j:
-            base = bind(j * shape.width + column)
-            values = [bind(self.values.load(base + c * LANES, LANES)) for c in range(count)]
+        operands = self.operands
+        with loop(operands.value_steps(self.count)) as step:
+            values = [operands.value(step, column + c * LANES) for c in range(count)]
             for r in range(rows):
-                weight = bind(splat(queries.scores.load(j + r * shape.block_keys)))
+                weight = operands.weight(r, step)
                 for c, value in enumerate(values):
                     slot = r * count + c
-                    acc.set(slot, fma(weight, value, acc.get(slot)))
+                    acc.set(slot, operands.added(acc.get(slot), weight, value))
         with branch(self.last) as (last, earlier):
             with last:
                 self._finish(queries, acc, column, count)

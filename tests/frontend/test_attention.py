@@ -109,6 +109,23 @@ def test_nothing_moves_between_layers_and_masks_are_made_once() -> None:
     assert sum("attention" in region for region in ops) == 2
 
 
+@pytest.mark.parametrize("compute", ["bfloat16", "int8"])
+def test_between_rounded_layers_attention_is_rounded(compute: str) -> None:
+    model = lutcc.convert(Heads().eval(), {"*": lutcc.recipes.Exact(compute=compute)})
+    imported = import_torch(model, torch.randn(2, 5, 24), dynamic={0: "n", 1: "length"})
+    (op,) = (
+        op
+        for region in imported.regions
+        for op in region.module.main.body
+        if op.opcode == "attention"
+    )
+    assert op.attr("compute") == "bfloat16"
+    artifact = compiled(model, torch.randn(2, 5, 24))
+    x = torch.randn(3, 40, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(artifact(x), model(x), rtol=0.1, atol=0.02)
+
+
 def test_one_open_size_joins_the_layers_around_it() -> None:
     """With the length fixed, projections and attention are one module of the IR."""
     imported = import_torch(Heads().eval(), torch.randn(2, 5, 24))

@@ -33,6 +33,7 @@ def module(
     axes: str = "",
     *,
     causal: bool = False,
+    compute: str = "float32",
 ) -> ir.Module:
     """Return one attention; all of N, S and T are open, and the mask has the ``axes`` of nhst."""
     b = ir.Builder("main")
@@ -50,7 +51,7 @@ def module(
         dtype = "uint8" if mask == "keep" else "float32"
         operands.append(b.param("mask", ir.TensorType(shape, dtype)))
     attrs = {"heads": heads, "kv_heads": groups, "scale": float(columns) ** -0.5, "mask": mask}
-    b.returns(b.op("attention", *operands, causal=causal, **attrs))
+    b.returns(b.op("attention", *operands, causal=causal, compute=compute, **attrs))
     return b.module()
 
 
@@ -109,6 +110,23 @@ def test_masks(mask: str, axes: str, causal: bool, isa: str) -> None:
     for shape in ((2, 5, 7), (1, 200, 150), (3, 17, 16)):
         arrays = inputs((*shape, 4, 2, 8, 12), mask, axes)
         check(made, arrays, call(*arrays)[0])
+
+
+@pytest.mark.isa("avx512_bf16", emulated=True)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("mask", ["none", "keep"])
+def test_pairs_of_bfloat16(shape: tuple[int, ...], mask: str) -> None:
+    """As exact as the op says, and rounded at all: the error is more than that of float32."""
+    axes = "nst" if mask == "keep" else ""
+    heads, groups, columns, values = shape[3:]
+    made = module(heads, groups, columns, values, mask, axes, compute="bfloat16")
+    _, call = built(made, "avx512_bf16")
+    for given in (shape, (2, 19, 33, *shape[3:])):
+        arrays = inputs(given, mask, axes)
+        (got,), (want,) = call(*arrays), ir.interpret(made, arrays)
+        size = np.abs(arrays[2]).max()
+        np.testing.assert_allclose(got, want, rtol=0, atol=2.0**-6 * size)
+        assert np.abs(got - want).max() > 1e-5
 
 
 @pytest.mark.isa("avx2")
