@@ -65,7 +65,9 @@ def built(
         nbytes = space["fixed"] + space["per_row"] * rows + space["per_thread"] * threads + 64
         workspace = aligned_empty(nbytes)
         workspace[:] = 0xA5  # stale bytes must not matter
-        outputs = [np.empty(_shape(spec, sizes), numpy_dtype(spec.dtype)) for spec in program.outputs]
+        outputs = [
+            np.empty(_shape(spec, sizes), numpy_dtype(spec.dtype)) for spec in program.outputs
+        ]
         entry(
             *[_tensor(x) for x in inputs],
             blob,
