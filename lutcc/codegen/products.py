@@ -18,12 +18,12 @@ from lutcc.schedules.x86 import (
     sampled_matmul,
     sparse_add,
 )
-from lutcc.schedules.x86.config import DenseConfig, FixedConfig, ProductConfig
+from lutcc.schedules.x86.config import AttentionConfig, DenseConfig, FixedConfig, ProductConfig
 from lutcc.schedules.x86.context import Scratch
 from lutcc.schedules.x86.emit import Expr, i64
 from lutcc.schedules.x86.isa import Isa
 
-Config: TypeAlias = ProductConfig | DenseConfig | FixedConfig
+Config: TypeAlias = ProductConfig | DenseConfig | AttentionConfig | FixedConfig
 SCHEDULES: Mapping[str, Any] = {
     "sampled_matmul": sampled_matmul,
     "sampled_conv2d": sampled_conv2d,

@@ -27,6 +27,8 @@ from lutcc.tuning.stages import StageSubject, canonical_stage, opened, value_of
 from lutcc.tuning.task import Task
 from lutcc.tuning.workload import Workload
 
+#: By how much attention that rounds to bfloat16 may be off, relative to the largest result.
+_PAIRS = 2.0**-5
 #: What matters besides N, K and M to how fast a product is, as numbers.
 _KINDS = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}
 
@@ -72,7 +74,8 @@ def product_tasks(
 def tunable(op: Operation) -> bool:
     """Tell whether a product has a choice, and takes and gives what NumPy has a type for."""
     kinds = {v.type.dtype for v in (op.operands[0], *op.results)}
-    known = op.opcode not in TENSORS and "bfloat16" not in kinds
+    symbols = {d.name for v in op.operands for d in v.type.shape if isinstance(d, Sym)}
+    known = len(symbols) < 2 and "bfloat16" not in kinds
     return known and hasattr(SCHEDULES[op.opcode], "space")
 
 
@@ -250,13 +253,16 @@ class ProductSubject(StageSubject):
         spec = ir.OPS[op.opcode]
         types = [value.type for value in op.operands]
         exact = spec.exact is not None and spec.exact(types)
+        tolerance = spec.tolerance
+        if op.opcode in TENSORS and op.attr("compute") == "bfloat16":
+            tolerance = _PAIRS
         rounding = spec.rounding(types) if spec.rounding is not None else 0.0
         for index, (have, wanted) in enumerate(zip(got, want, strict=True)):
             h, w = have.astype(np.float64), wanted.astype(np.float64)
             same = (h == w) | (np.isnan(h) & np.isnan(w))
             if not exact:
                 scale = float(np.max(np.abs(w[np.isfinite(w)]), initial=1e-30))
-                same |= np.abs(h - w) <= spec.tolerance * scale + rounding * np.abs(w)
+                same |= np.abs(h - w) <= tolerance * scale + rounding * np.abs(w)
             if not same.all():
                 where = tuple(int(i) for i in np.argwhere(~same)[0])
                 return (

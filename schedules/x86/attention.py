@@ -1,14 +1,14 @@
 """``attention``: a head at a time, keys transposed in L1, scores and softmax by blocks of keys.
 
-A unit of work is a head of an image of q, k and v and up to 192 of its queries. For each block of
+A unit of work is a head of an image of q, k and v and some (192) of its queries. For each block of
 128 keys these are transposed once, values are copied end to end, and register tiles of queries take
 scores (lanes are keys), their softmax, and weighted sums of values (lanes are columns of values).
 Sums of earlier blocks are scaled down where a later block has a larger score.
 
 Count, of D columns a head: 4 D FLOPs per query and key, and some 14 vector instructions per 16
 scores for the softmax, a fifth of the products' at D = 32. To transpose a block of keys takes 1/4
-shuffle a number, and serves all queries. AVX-512: a tile of 6 queries and 64 keys has 24
-multiply-adds and 10 loads per column, 12 cycles on two ports, which are the limit.
+shuffle a number, and serves all queries. AVX-512: a tile of 8 queries and 32 keys has 16
+multiply-adds and 10 loads per column, 8 cycles on two ports, which are the limit.
 
 Nothing depends on how units are shared among threads.
 """
@@ -19,10 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lutcc.ir.module import Operation
+from lutcc.schedules.space import Config, Knob, Space
 from lutcc.schedules.x86.attention_operands import Floats, Operands, Pairs
-from lutcc.schedules.x86.attention_shape import QUERIES, Head, Shape
+from lutcc.schedules.x86.attention_shape import Head, Shape
 from lutcc.schedules.x86.attention_tile import BlockOfKeys, Queries
-from lutcc.schedules.x86.config import FixedConfig
+from lutcc.schedules.x86.config import AttentionConfig
 from lutcc.schedules.x86.context import Scratch, Tensor
 from lutcc.schedules.x86.emit import (
     Expr,
@@ -37,29 +38,71 @@ from lutcc.schedules.x86.emit import (
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.panels import ThreadLoop, ceiling, share
 
+#: Name of the config's part.
+PART = "attention"
+#: Values of each knob that are worth trying.
+_VALUES = {
+    "queries": (48, 96, 192, 384),
+    "keys": (64, 128, 256, 512),
+    "tile_rows": (2, 3, 4, 6, 8, 12),
+    "tile_vectors": (1, 2, 3, 4),
+}
+#: Tiles of fewer sums than this share of the registers leave the multipliers idle.
+_LEAST_FILLED = 0.3
 
-def take_shared(op: Operation, isa: Isa, config: FixedConfig, scratch: Scratch) -> Isa:
+
+def default_config(op: Operation, isa: Isa) -> AttentionConfig:
+    """Return the hand-picked config."""
+    del op
+    tile = (8, 2) if isa.has_avx512 else (3, 2)
+    return AttentionConfig(192, 128, *tile)
+
+
+def space(op: Operation, isa: Isa) -> Space:
+    """Return the configs worth trying."""
+    default = default_config(op, isa).to_json()
+    values = {f"{PART}.{name}": value for name, value in default.items()}
+    knobs = tuple(Knob(f"{PART}.{name}", choices) for name, choices in _VALUES.items())
+    queries, keys = op.operands[0].type.shape[1], op.operands[1].type.shape[1]
+    registers, each = (32, 1) if isa.has_avx512 else (16, 2)
+
+    def valid(config: Config) -> bool:
+        cut = {name: int(config[f"{PART}.{name}"]) for name in _VALUES}
+        if cut == default:
+            return True
+        sums = cut["tile_rows"] * cut["tile_vectors"] * each
+        fits = sums + cut["tile_vectors"] * each + 1 <= registers
+        for name, size in (("queries", queries), ("keys", keys)):
+            smaller = [n for n in _VALUES[name] if n < cut[name]]
+            if smaller and isinstance(size, int) and smaller[-1] >= size:
+                return False  # that gives the same loops
+        return fits and sums >= _LEAST_FILLED * registers
+
+    return Space(knobs, values, valid)
+
+
+def take_shared(op: Operation, isa: Isa, config: AttentionConfig, scratch: Scratch) -> Shape:
     """Assign nothing: threads share nothing."""
-    del op, config, scratch
-    return isa
+    del scratch
+    return Shape.of(op, isa, config)
 
 
 def emit(
     op: Operation,
-    config: FixedConfig,
+    config: AttentionConfig,
     operands: list[Tensor],
     target: View,
     rows: Expr,
-    shared: Isa,
+    shared: Shape,
     thread_loop: ThreadLoop,
     private: Callable[[Expr], Scratch],
 ) -> None:
     """Emit the operation; see :func:`lutcc.schedules.x86.codebook_matmul.emit`."""
-    del config
-    shape = Shape.of(op, shared)
+    del op, config
+    shape = shared
     q, k, _, _ = operands
     queries, keys = q.sizes[1], k.sizes[1]
-    blocks = bind(ceiling(queries, QUERIES))
+    blocks = bind(ceiling(queries, shape.queries))
     with thread_loop() as (thread, threads):
         scratch = private(thread)
         kind = Pairs if shape.pairs else Floats
@@ -69,8 +112,8 @@ def emit(
             unit = bind(first + u)
             head = bind(unit // blocks)
             number = bind(head // shape.heads)
-            begin = bind((unit - head * blocks) * QUERIES)
-            some = bind(minimum(i64(QUERIES), queries - begin))
+            begin = bind((unit - head * blocks) * shape.queries)
+            some = bind(minimum(i64(shape.queries), queries - begin))
             _unit(
                 shape,
                 room,
@@ -108,9 +151,9 @@ class _Room:
         return cls(
             operands,
             scratch.take(shape.tile_rows * shape.block_keys, "float32"),
-            scratch.take(QUERIES * shape.width, "float32"),
-            scratch.take(QUERIES, "float32"),
-            scratch.take(QUERIES, "float32"),
+            scratch.take(shape.queries * shape.width, "float32"),
+            scratch.take(shape.queries, "float32"),
+            scratch.take(shape.queries, "float32"),
         )
 
 

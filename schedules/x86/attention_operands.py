@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from lutcc.schedules.x86.attention_shape import QUERIES, Head, Shape
+from lutcc.schedules.x86.attention_shape import Head, Shape
 from lutcc.schedules.x86.bfloat16 import dot_pairs, halves
 from lutcc.schedules.x86.context import Scratch
 from lutcc.schedules.x86.emit import (
@@ -204,7 +204,7 @@ class Pairs:
             shape,
             scratch.take(columns * shape.block_keys, "uint16"),
             scratch.take(shape.block_keys * shape.width, "uint16"),
-            scratch.take(QUERIES * columns, "uint16"),
+            scratch.take(shape.queries * columns, "uint16"),
             scratch.take(shape.tile_rows * shape.block_keys, "uint16"),
             scratch.take(shape.block_keys * widest, "uint16"),
         )

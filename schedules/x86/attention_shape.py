@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lutcc.ir.module import Operation
+from lutcc.schedules.x86.config import AttentionConfig
 from lutcc.schedules.x86.context import Tensor
 from lutcc.schedules.x86.emit import LANES, Expr, View, bind, equal, i64, select, splat
 from lutcc.schedules.x86.exponential import LOG2_E, exp2
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack import round_up
-
-#: Queries of a unit of work, a multiple of every tile's.
-QUERIES = 192
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,10 @@ class Shape:
         Columns of a head of keys, and of values.
     scale, mask, causal
         As the op has them.
-    tile_rows, tile_vectors
-        Queries of a register tile, and vectors of keys whose scores it takes at once.
+    cut
+        How it is cut.
     pairs
         Whether numbers are rounded to bfloat16 and multiplied in pairs.
-    block_keys
-        Keys of a block.
     """
 
     heads: int
@@ -43,16 +39,13 @@ class Shape:
     scale: float
     mask: str
     causal: bool
-    tile_rows: int
-    tile_vectors: int
-    pairs: bool = False
-    block_keys: int = 128
+    cut: AttentionConfig
+    pairs: bool
 
     @classmethod
-    def of(cls, op: Operation, isa: Isa) -> Shape:
+    def of(cls, op: Operation, isa: Isa, config: AttentionConfig) -> Shape:
         """Read it off an operation."""
         heads, groups = (int(op.attr(name)) for name in ("heads", "kv_heads"))  # type: ignore[arg-type]
-        wide = isa.has_avx512
         return cls(
             heads,
             heads // groups,
@@ -61,10 +54,29 @@ class Shape:
             float(op.attr("scale")),  # type: ignore[arg-type]
             str(op.attr("mask")),
             bool(op.attr("causal")),
-            6 if wide else 3,
-            4 if wide else 2,
+            config,
             op.attr("compute") == "bfloat16" and isa.has_bf16,
         )
+
+    @property
+    def queries(self) -> int:
+        """Queries of a unit of work."""
+        return self.cut.queries
+
+    @property
+    def block_keys(self) -> int:
+        """Keys of a block."""
+        return self.cut.keys
+
+    @property
+    def tile_rows(self) -> int:
+        """Queries of a register tile."""
+        return self.cut.tile_rows
+
+    @property
+    def tile_vectors(self) -> int:
+        """Vectors of keys whose scores a tile takes at once, and of columns of values."""
+        return self.cut.tile_vectors
 
     @property
     def width(self) -> int:

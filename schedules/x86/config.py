@@ -230,6 +230,43 @@ class CodebookConfig(DenseConfig):
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """How attention is cut, see :mod:`lutcc.schedules.x86.attention`.
+
+    Attributes
+    ----------
+    queries
+        Queries of a unit of work: a multiple of ``tile_rows``.
+    keys
+        Keys of a block: a multiple of 16.
+    tile_rows, tile_vectors
+        Register tile: queries, and vectors of 16 keys, or of 16 columns of values.
+    """
+
+    queries: int
+    keys: int
+    tile_rows: int
+    tile_vectors: int
+
+    def __post_init__(self) -> None:
+        most = 1 << 16
+        for name in ("queries", "keys", "tile_rows", "tile_vectors"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise CompileError(
+                    f"{name} = {value!r} in the config of an attention", fix=f"use 1 to {most}"
+                )
+        if self.queries % self.tile_rows or self.keys % 16:
+            raise CompileError(
+                f"queries = {self.queries}, keys = {self.keys} in the config of an attention",
+                fix=f"use a multiple of tile_rows = {self.tile_rows}, and of 16",
+            )
+
+    to_json = ProductConfig.to_json
+    updated = ProductConfig.updated
+
+
+@dataclass(frozen=True, slots=True)
 class FixedConfig:
     """Nothing can be varied."""
 

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 
 from lutcc import ir
+from lutcc.errors import CompileError
+from lutcc.schedules.x86 import attention
+from lutcc.schedules.x86.isa import isa_by_name
+from lutcc.tuning.products import at_rows
 from tests.schedules.harness import ISA_PARAMS, WIDEST_ISA_PARAMS, built
 
 F32 = np.float32
@@ -156,3 +160,38 @@ def test_what_is_not_seen_and_what_is_not_finite() -> None:
         np.full((1, 1, 1), np.inf, F32), np.full((1, 3, 1), -1, F32), np.ones((1, 3, 1), F32)
     )
     assert np.isnan(empty).all()  # as a softmax of -inf alone
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"queries": 48, "keys": 64, "tile_rows": 12, "tile_vectors": 2},
+        {"queries": 96, "keys": 256, "tile_rows": 2, "tile_vectors": 4},
+        {"queries": 6, "keys": 16, "tile_rows": 3, "tile_vectors": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.isa("avx512_bf16", emulated=True)
+def test_however_it_is_cut(cut: dict[str, int], compute: str) -> None:
+    made = module(2, 1, 20, 34, "keep", "nst", compute=compute)
+    name = f"attention.{made.main.returns[0].name}"
+    _, call = built(made, "avx512_bf16", {name: {"attention": cut}})
+    arrays = inputs((2, 101, 75, 2, 1, 20, 34), "keep", "nst")
+    (got,), (want,) = call(*arrays), ir.interpret(made, arrays)
+    tolerance = 1e-5 if compute == "float32" else 0.06
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
+def test_its_space_and_configs_that_are_refused() -> None:
+    """The default is in the space, smaller configs stand for those that give the same loops."""
+    made = module(2, 2, 32, 32)
+    op = next(op for op in made.main.body if op.opcode == "attention")
+    for name in ("avx2", "avx512"):
+        found = attention.space(at_rows(op, 100), isa_by_name(name))
+        assert found.default in found
+        configs = list(found.configs())
+        assert len(configs) > 5
+        assert max(int(config["attention.queries"]) for config in configs) <= 192
+    with pytest.raises(CompileError, match=r"multiple of tile_rows = 6"):
+        attention.default_config(op, isa_by_name("avx2")).updated({"queries": 7, "tile_rows": 6})

@@ -220,3 +220,20 @@ def test_tune_then_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     x = np.random.default_rng(0).normal(size=(20, 24)).astype(np.float32)
     (want,) = ir.interpret(MODULE, [x])
     np.testing.assert_allclose(artifact(x), want, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_is_tuned_where_one_size_is_open() -> None:
+    """Several open sizes leave it at its defaults."""
+
+    def tasks(length: int | ir.Sym) -> list[Any]:
+        b = ir.Builder("main")
+        shape = (ir.Sym("n"), length, 16)
+        rows = [b.param(name, ir.TensorType(shape, "float32")) for name in "qkv"]
+        none = b.constant("mask", np.zeros((1, 1, 1, 1), np.float32))
+        b.returns(b.op("attention", *rows, none, heads=2, kv_heads=2, scale=0.3))
+        return product_tasks(b.module(), "avx2", rows=(2,))
+
+    assert tasks(ir.Sym("length")) == []
+    (task,) = tasks(33)
+    assert task.workload.op == "attention"
+    assert task.space.default in task.space
