@@ -81,7 +81,8 @@ def compile_to(
     started = time.perf_counter()
     chosen = lutcc.convert(model, {"*": Exact(compute=compute)}) if compute else model
     example = random_tokens(2, 16, vocabulary)
-    artifact = lutcc.compile(chosen, example, target=target, dynamic={0: "n", 1: "length"})
+    sizes = {0: "n", 1: "length"}
+    artifact = lutcc.compile(chosen, example, target=target, dynamic=sizes, cache=False)
     seconds = time.perf_counter() - started
     artifact.save(path)
     loaded = lutcc.load(path)
