@@ -6,7 +6,8 @@ float32, bf16 and int8; with and without AMX where the CPU has it), ffn (LookupF
 feed-forward block that it replaces; Hadamard transforms against memcpy), sampled (products over
 part of the column-row pairs, forward and in training, against dense ones), codebook (products with
 2-, 3- and 4-bit weights against onnxruntime's and dense ones, hot and cold), dense (exact products
-in float32, bfloat16 and int8 against torch's). A ratio below 1 is a loss and printed as one.
+in float32, bfloat16 and int8 against torch's), chains (whole networks of look-ups against bfloat16
+and int8). A ratio below 1 is a loss and printed as one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lutcc.cli.console import Console
 from lutcc.errors import UsageError, suggest
 from lutcc.runtime.files import write_text
 
-SECTIONS = ("limits", "kernels", "layers", "ffn", "sampled", "codebook", "dense")
+SECTIONS = ("limits", "kernels", "layers", "ffn", "sampled", "codebook", "dense", "chains")
 Section = tuple[Any, list[Table]]
 
 
@@ -127,6 +128,15 @@ def _dense(options: BenchOptions, only: str | None, console: Console) -> Section
     return rows, [dense_table(rows)]
 
 
+def _chains(options: BenchOptions, only: str | None, console: Console) -> Section:
+    from lutcc.bench.chains import bench_chains
+    from lutcc.bench.chains_report import chains_table
+
+    with console.working("whole networks of look-ups against others"):
+        rows = bench_chains(options, lambda r: console.detail(f"N={r['N']} done"))
+    return rows, [chains_table(rows)]
+
+
 def layers_table(rows: list[dict[str, Any]]) -> Table:
     """Return a table with a block for each layer and batch: every candidate, and who is faster."""
     from lutcc.report.tables import number, pretty
@@ -219,4 +229,5 @@ _SECTIONS: dict[str, Callable[[BenchOptions, str | None, Console], Section]] = {
     "sampled": _sampled,
     "codebook": _codebook,
     "dense": _dense,
+    "chains": _chains,
 }

@@ -1,0 +1,202 @@
+"""Whole networks of look-ups, in integers from end to end, against the network that is replaced.
+
+Everything runs on one core, in turns: lutcc in a process without torch, torch in another. The
+weights are random: what a network of this shape costs does not depend on them; how exact it is
+does, and is not told here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lutcc import ir
+from lutcc.bench.baselines import ONEDNN, PRECISIONS, runs_here, write_chain
+from lutcc.bench.compare import Comparison, Subject
+from lutcc.bench.options import BenchOptions
+from lutcc.runtime import cpu
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Layers of these widths, with a relu between them.
+
+    Attributes
+    ----------
+    widths
+        Of the input, of each layer.
+    ncodebooks
+        C of every layer, at most its inputs; K is 16.
+    """
+
+    widths: tuple[int, ...]
+    ncodebooks: int
+
+    def __str__(self) -> str:
+        return f"{'-'.join(map(str, self.widths))}, C = {self.ncodebooks}"
+
+
+NETWORK = Network((512, 512, 512, 512, 10), 64)
+BATCHES = (1, 64, 1024)
+QUICK_NETWORK, QUICK_BATCHES = Network((64, 64, 64, 10), 16), (1, 64)
+_ROWS = 2048
+
+
+def bench_chains(
+    options: BenchOptions,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Measure a network at several batch sizes.
+
+    Returns
+    -------
+    list
+        A row for each: N, ``network``, ``dead`` (columns that are not computed), and ``times``
+        (seconds): ``lutcc look-ups``, ``lutcc int8``, ``lutcc bfloat16``, and torch's by precision.
+    """
+    rows = []
+    for row in _rows(options):
+        rows.append(row)
+        if on_row is not None:
+            on_row(row)
+    return rows
+
+
+def _rows(options: BenchOptions) -> Iterator[dict[str, Any]]:
+    network = QUICK_NETWORK if options.quick else NETWORK
+    with tempfile.TemporaryDirectory(prefix="lutcc-bench-") as name, Comparison() as compare:
+        folder, rng = Path(name), np.random.default_rng(options.seed)
+        weights = [
+            (rng.normal(size=(b, a)) * np.sqrt(2 / a)).astype(np.float32)
+            for a, b in zip(network.widths, network.widths[1:], strict=False)
+        ]
+        inputs = rng.normal(size=(_ROWS, network.widths[0])).astype(np.float32)
+        module = lookup_network(inputs, weights, network.ncodebooks)
+        subjects = _own(compare, folder, module, weights, options)
+        subjects += _torch(compare, folder, weights)
+        for batch in QUICK_BATCHES if options.quick else BATCHES:
+            label = f"x{batch}"
+            compare.add_input(label, np.ascontiguousarray(inputs[:batch]))
+            times = compare.measure(subjects, label, seconds=options.seconds, rounds=options.rounds)
+            yield {
+                "N": batch,
+                "network": str(network),
+                "dead": dead_columns_of(module),
+                "isa": options.isa or cpu.best_isa() or "",
+                "bf16_native": "avx512_bf16" in cpu.flags(),
+                "times": {name: asdict(timing) for name, timing in times.items()},
+            }
+
+
+def lookup_network(inputs: np.ndarray, weights: Sequence[np.ndarray], ncodebooks: int) -> ir.Module:
+    """Return a network with every layer by look-ups, each fitted to what reaches it.
+
+    Parameters
+    ----------
+    inputs
+        (N, D) float32.
+    weights
+        (M, K) float32 of each layer.
+    ncodebooks
+        C, at most a layer's inputs.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> weights = [rng.normal(size=s).astype(np.float32) for s in ((8, 8), (3, 8))]
+    >>> x = rng.normal(size=(200, 8)).astype(np.float32)
+    >>> module = lookup_network(x, weights, 4)
+    >>> [op.opcode for op in module.main.body if op.opcode == "tree_encode"]
+    ['tree_encode', 'tree_encode']
+    """
+    from lutcc.fit import Maddness
+
+    b = ir.Builder("main")
+    value = b.param("x", ir.TensorType((ir.Sym("n"), inputs.shape[1]), "float32"))
+    reaching = inputs
+    for number, weight in enumerate(weights):
+        codebooks = min(ncodebooks, weight.shape[1])
+        last = number == len(weights) - 1
+        layer = Maddness(codebooks, ridge_lambda=1.0, random_state=0).fit(reaching, weight.T)
+        found = (layer.splitdims_, layer.splitvals_, layer.lut_, layer.scale_, layer.offset_)
+        dims, values, lut, scale, offset = (
+            b.constant(f"{name}{number}", array)
+            for name, array in zip(("dims", "values", "lut", "scale", "offset"), found, strict=True)
+        )
+        sums = b.op("lut_accumulate", b.op("tree_encode", value, dims, values), lut)
+        activation = "none" if last else "relu"
+        value = b.op("lut_dequantize", sums, scale, offset, activation=activation)
+        reaching = np.maximum(layer.predict(reaching), 0)
+    b.returns(value)
+    return b.module()
+
+
+def dead_columns_of(module: ir.Module) -> int:
+    """Return how many columns of a module's sums no tree compares."""
+    from lutcc.ir.passes import IntegerChains
+    from lutcc.ir.passes.dead_columns import find_dead
+
+    return sum(dead.columns - len(dead.kept) for dead in find_dead(IntegerChains()(module)))
+
+
+def _own(
+    compare: Comparison,
+    folder: Path,
+    module: ir.Module,
+    weights: Sequence[np.ndarray],
+    options: BenchOptions,
+) -> list[Subject]:
+    """Compile the look-ups, and lutcc's own exact layers."""
+    from lutcc.codegen.targets import parse_targets
+    from lutcc.compiler import compile_module
+
+    modules = {"lutcc look-ups": module}
+    modules |= {f"lutcc {c}": _exact_network(weights, c) for c in ("int8", "bfloat16")}
+    subjects = []
+    for label, made in modules.items():
+        path = folder / f"{label.split()[-1]}.lutcc"
+        compile_module(made, parse_targets(options.isa or "host")).save(path)
+        subjects.append(compare.add_artifact(label, path)[0])
+    return subjects
+
+
+def _exact_network(weights: Sequence[np.ndarray], compute: str) -> ir.Module:
+    import ml_dtypes
+
+    from lutcc.ir.arithmetic import quantize_rows
+
+    b = ir.Builder("main")
+    value = b.param("x", ir.TensorType((ir.Sym("n"), weights[0].shape[1]), "float32"))
+    for number, weight in enumerate(weights):
+        units = np.ones(len(weight), np.float32)
+        stored = weight.astype(ml_dtypes.bfloat16)
+        if compute == "int8":
+            integers, units = quantize_rows(weight)
+            stored = integers.astype(np.int8)
+        constants = [
+            b.constant(f"{name}{number}", array)
+            for name, array in (
+                ("weight", stored),
+                ("units", units),
+                ("bias", np.zeros(len(weight), np.float32)),
+            )
+        ]
+        activation = "none" if number == len(weights) - 1 else "relu"
+        value = b.op("dense", value, *constants, compute=compute, activation=activation)
+    b.returns(value)
+    return b.module()
+
+
+def _torch(compare: Comparison, folder: Path, weights: Sequence[np.ndarray]) -> list[Subject]:
+    """Load the network in every precision."""
+    import torch
+
+    path = folder / "dense.safetensors"
+    pairs = [(torch.from_numpy(w), torch.zeros(len(w))) for w in weights]
+    write_chain(str(path), pairs)
+    return compare.add_dense("dense", path, [p for p in (*PRECISIONS, *ONEDNN) if runs_here(p)])
