@@ -222,12 +222,15 @@ def summary(plan: Plan) -> list[str]:
         "accuracy": "accuracy lost",
         "error": "relative error of the output",
     }[plan.measure]
+    how = ""
+    if plan.timed_whole:
+        how = f" (timed whole; layers promised {microseconds(plan.scaled_seconds)} us)"
     lines = [
         f"{what}: {plan.drop:.2%} on {plan.checked_rows} held-out rows, {plan.max_drop:.2%} "
         f"allowed (relative error {plan.change:.4f}, cosine {plan.cosine:.5f})",
-        f"predicted: {microseconds(plan.predicted_seconds)} us a call at batch {plan.rows}, exact "
-        f"{microseconds(plan.exact_seconds)} us; {plan.predicted_bytes / 1e3:,.1f} kB, exact "
-        f"{plan.exact_bytes / 1e3:,.1f} kB",
+        f"predicted: {microseconds(plan.predicted_seconds)} us a call at batch {plan.rows}"
+        f"{how}, exact {microseconds(plan.exact_seconds)} us; "
+        f"{plan.predicted_bytes / 1e3:,.1f} kB, exact {plan.exact_bytes / 1e3:,.1f} kB",
     ]
     if plan.measured_seconds is not None and plan.measured_bytes is not None:
         miss = plan.miss or 0.0

@@ -25,13 +25,14 @@ from lutcc.planning.layers import Layer, find_layers, look_ups_of
 from lutcc.planning.measuring import Measurer
 from lutcc.planning.options import Option
 from lutcc.planning.reasons import why
-from lutcc.planning.result import LayerPlan, Plan
+from lutcc.planning.result import LayerPlan, Plan, microseconds
 from lutcc.planning.search import Search
 from lutcc.planning.skipping import Skipping
 from lutcc.planning.speed import check_target
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 OBJECTIVES = ("time", "size")
+_SLOWER = "timed whole, no recipe was faster than the exact model"
 _DRIFT = 1.1  # of the exact model's time while a plan is made
 
 
@@ -58,7 +59,9 @@ def plan(
     half of the calibration, and a quarter of it tells what that does to the model's output. The
     whole model is timed with each candidate that may be chosen. An integer program takes the
     cheapest recipe whose effects add up to at most the budget. The model is converted with it and
-    checked on the last quarter; while its drop is too large, the budget is tightened.
+    checked on the last quarter; while its drop is too large, the budget is tightened. Then the
+    converted model is timed; if it is far from what its layers promised, that corrects them, and
+    another recipe is looked for. Of those that were timed the fastest is taken.
 
     Parameters
     ----------
@@ -155,7 +158,17 @@ def plan(
             )
         )
     names = [layer.name for layer in layers]
-    search = Search(model, data, judge, found, names, objective, whole, measurer.everywhere)
+    search = Search(
+        model,
+        data,
+        judge,
+        found,
+        names,
+        objective,
+        whole,
+        measurer.everywhere,
+        measurer.converted,
+    )
     search.run(budget, lambda what: told(len(layers), len(layers), what))
     told(len(layers), len(layers), "compiling the converted model")
     return _finish(search, measurer, layers, data, budget, target, given is None)
@@ -208,6 +221,13 @@ def _finish(
     if coarse:
         several = "1 recipe was" if coarse == 1 else f"{coarse} recipes were"
         notes.append(f"{several} too coarse once all layers were converted")
+    notes += [
+        f"a recipe that should take {microseconds(one.scaled)} us by its layers took "
+        f"{microseconds(one.seconds)} us, timed whole: another was looked for with that"
+        for one in search.again
+    ]
+    if search.slower:
+        notes.append("timed whole, no recipe was faster than the exact model: it is kept")
     measured = None
     try:
         measured, search.pace = measurer.check(search.converted)
@@ -231,7 +251,9 @@ def _finish(
                 layer.shape,
                 at_pace(chosen),
                 tuple(map(at_pace, options)),
-                why(options, chosen, search.objective, search.budget, limit),
+                _SLOWER
+                if search.slower
+                else why(options, chosen, search.objective, search.budget, limit),
             )
             for layer, chosen, options in zip(layers, search.chosen, search.found, strict=True)
         ),
@@ -248,6 +270,8 @@ def _finish(
         exact_seconds=search.exact.seconds,
         exact_bytes=search.exact.nbytes,
         predicted_seconds=recipe.seconds,
+        scaled_seconds=recipe.scaled_seconds,
+        timed_whole=recipe.timed_whole,
         predicted_bytes=recipe.nbytes,
         measured_seconds=None if measured is None else measured.seconds,
         measured_bytes=None if measured is None else measured.nbytes,

@@ -79,7 +79,9 @@ def _draw(axes: Any, plan: Plan) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylabel(_NAMES[plan.measure])
     what = f"{unit} a call at batch {plan.rows}" if time else f"{unit} as compiled"
-    axes.set_xlabel(f"{what}, predicted (exact: measured); down and to the left is better")
+    axes.set_xlabel(
+        f"{what}, predicted (plan and exact: timed whole); down and to the left is better"
+    )
     axes.set_title(f"What each recipe costs: target {plan.target}", loc="left")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     axes.tick_params(colors=MUTED)

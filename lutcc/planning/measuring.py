@@ -111,13 +111,29 @@ class Measurer:
         Look-ups are fitted on few rows: that changes the numbers in their tables only. Seconds are
         those at the pace of :meth:`whole`.
         """
-        key = ("everywhere", _key(config), *names)
+        recipe = dict.fromkeys(names, _stand_in(config))
+        return self._timed_whole(
+            ("everywhere", _key(config), *names),
+            lambda: convert_model(self._model, recipe, self._calibration.given),
+        )
+
+    def converted(
+        self, recipe: Mapping[str, recipes.Config], model: torch.nn.Module
+    ) -> float | None:
+        """Return what a model takes that was converted with a recipe; None if unknown.
+
+        Seconds are those at the pace of :meth:`whole`.
+        """
+        keys = {name: _key(config) for name, config in recipe.items()}
+        return self._timed_whole(("converted", json.dumps(keys)), lambda: model)
+
+    def _timed_whole(
+        self, key: tuple[str, ...], make: Callable[[], torch.nn.Module]
+    ) -> float | None:
         kept: dict[str, Any] | None = self._cache.get(*key)
         if kept is None and isinstance(self.whole(), Speed):
-            recipe = dict.fromkeys(names, _stand_in(config))
             try:
-                model = convert_model(self._model, recipe, self._calibration.given)
-                speed, pace = self.check(model)
+                speed, pace = self.check(make())
                 kept = {"seconds": speed.seconds / pace}
             except LutccError as error:
                 kept = {"problem": error.what}

@@ -69,11 +69,15 @@ class Recipe:
     labels
         What each layer becomes.
     seconds, nbytes
-        Predicted.
+        Predicted: seconds as timed with the whole model, if ``timed_whole``.
     damage
         The drop that its layers should give together, by what each does alone.
     drop
         Measured on the converted model; None if it was not converted.
+    scaled_seconds
+        What its layers promised, scaled by what was known of whole models before.
+    timed_whole
+        Whether the converted model was timed.
     """
 
     labels: tuple[str, ...]
@@ -81,6 +85,8 @@ class Recipe:
     nbytes: int
     damage: float
     drop: float | None = None
+    scaled_seconds: float = 0.0
+    timed_whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,7 +109,8 @@ class Plan:
     exact_seconds, exact_bytes
         Of the exact model, compiled; sums of the layers where it cannot be compiled.
     predicted_seconds, predicted_bytes
-        Those, and what the chosen layers differ by.
+        Those, and what the chosen layers differ by; but seconds are those of the converted model
+        timed whole, if ``timed_whole``. ``scaled_seconds`` are what layers promised before.
     measured_seconds, measured_bytes
         Of the converted model, compiled; None if it cannot be.
     tried
@@ -130,6 +137,8 @@ class Plan:
     exact_seconds: float
     exact_bytes: int
     predicted_seconds: float
+    scaled_seconds: float
+    timed_whole: bool
     predicted_bytes: int
     measured_seconds: float | None
     measured_bytes: int | None
@@ -164,7 +173,8 @@ class Plan:
         lines = [
             f"# lutcc plan: {self.measure} drops by {self.drop:.2%} (at most {self.max_drop:.2%})",
             f"# on {self.checked_rows} held-out rows; batch {self.rows}, target {self.target}:",
-            f"# predicted {microseconds(self.predicted_seconds)} us, exact "
+            f"# {'timed' if self.timed_whole else 'predicted'} "
+            f"{microseconds(self.predicted_seconds)} us, exact "
             f"{microseconds(self.exact_seconds)} us",
         ]
         for layer in self.layers:

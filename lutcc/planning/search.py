@@ -1,46 +1,49 @@
-"""Looks for the cheapest recipe whose measured drop is small enough, and predicts what it takes."""
+"""Looks for the cheapest recipe whose measured drop is small enough, and times it whole."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 
 from lutcc import recipes
 from lutcc.convert_model import convert as convert_model
 from lutcc.planning.calibration import Calibration
-from lutcc.planning.choose import choose_options
 from lutcc.planning.drop import Drop, Judge
-from lutcc.planning.options import EXACT, Option, pays
-from lutcc.planning.result import Recipe
+from lutcc.planning.estimates import Estimates, Timed, configs_of
+from lutcc.planning.options import EXACT, Option
 from lutcc.planning.speed import Speed
 
+TimeWhole: TypeAlias = Callable[[dict[str, recipes.Config], torch.nn.Module], float | None]
 _TRIES = 8  # conversions of the whole model, until the exact one is taken
 _NEAR = 0.85  # of the allowed drop is near enough
-_FRONT = 24  # budgets of the front, each three quarters of the one before
-_LEAST = 0.1  # of its time alone is what a layer takes in the whole model at least
-_MOST = 4.0  # times what layers gain alone is what the whole model may gain by them
+_OFF = 0.15  # of the time of the whole model that layers may be off by, before it corrects them
+_MORE = 2  # searches after such corrections
 
 
-class Search:
+@dataclasses.dataclass(slots=True)
+class _Tried:
+    """A recipe, what it does, and the converted model if it is still there."""
+
+    chosen: list[Option]
+    drop: Drop
+    model: torch.nn.Module | None
+    budget: float
+
+
+class Search(Estimates):
     """Chooses, converts, checks; tightens the budget, or widens it, until the drop fits.
 
     Parameters
     ----------
-    model, data, judge
-        The exact model, its calibration, and what is measured on it.
-    found
-        Of each layer its options, the exact layer first.
-    names
-        Of the layers.
-    objective
-        "time" or "size".
-    whole
-        The exact model; why it cannot be compiled as text.
-    everywhere
-        Seconds of the whole model with a config in each of the layers that are named; None if
-        unknown.
+    model, data
+        The exact model and its calibration.
+    judge, found, names, objective, whole, everywhere
+        Of :class:`lutcc.planning.estimates.Estimates`.
+    time_whole
+        Seconds of a model that was converted with a recipe; None if unknown.
     """
 
     def __init__(
@@ -53,163 +56,141 @@ class Search:
         objective: str,
         whole: Speed | str,
         everywhere: Callable[[recipes.Config, list[str]], float | None],
+        time_whole: TimeWhole,
     ) -> None:
-        self.model, self.data, self.judge, self.names = model, data, judge, names
-        self.alone, self.objective, self.whole = found, objective, whole
-        self.found = found
-        self.everywhere = everywhere
-        self.scales: dict[recipes.Config, float] = {}
+        super().__init__(judge, found, names, objective, whole, everywhere)
+        self.model, self.data, self.time_whole = model, data, time_whole
         self.budget = 0.0
         self.attempts: list[tuple[list[Option], float]] = []
-        self.pace = 1.0  # of the machine when the converted model was timed
+        self.again: list[Timed] = []  # recipes after which another was looked for
+        self.slower = False  # whether the exact model is kept for being the fastest when timed
         self.chosen: list[Option] = []
         self.drop = Drop(0.0, 0.0, 1.0)
         self.converted = model
-
-    @property
-    def exact(self) -> Speed:
-        """The exact model; the sum of its layers if it cannot be compiled."""
-        if isinstance(self.whole, Speed):
-            return Speed(self.whole.seconds * self.pace, self.whole.nbytes)
-        options = [layer[0] for layer in self.found]
-        seconds = sum(o.seconds for o in options) * self.pace
-        return Speed(seconds, sum(o.nbytes for o in options))
-
-    @property
-    def usable(self) -> list[list[Option]]:
-        """Of each layer what pays, the exact layer first."""
-        return [
-            [options[0], *(o for o in options[1:] if pays(o, options[0], self.objective))]
-            for options in self.found
-        ]
-
-    def measure_in_place(self, limit: float, progress: Callable[[str], None]) -> None:
-        """Measure what configs gain in the whole model, and correct the layers' times by that.
-
-        A layer alone finds its weights in cache; in the model they may come from memory, and what
-        follows may be compiled into it. So for each config that could be chosen, the model is timed
-        with it in all layers that can have it. Where size counts, for those that would be chosen.
-        """
-        usable = self.usable if self.objective == "time" else [[o] for o in self.pick(limit)]
-        wanted = [option.config for la in usable for option in la if option.damage <= limit]
-        for config in dict.fromkeys(wanted):
-            if config == EXACT:
-                continue
-            gains = {
-                name: options[0].seconds - option.seconds
-                for name, options in zip(self.names, self.alone, strict=True)
-                for option in options[1:]
-                if option.config == config and not option.problem
-            }
-            progress(next(o.label for la in self.alone for o in la if o.config == config))
-            seconds = self.everywhere(config, list(gains))
-            total = sum(gains.values())
-            scale = 1.0
-            if seconds is not None and isinstance(self.whole, Speed) and total > 0:
-                scale = min(max((self.whole.seconds - seconds) / total, 0.0), _MOST)
-            self.scales[config] = scale
-        self.found = self._corrected()
-
-    def _corrected(self) -> list[list[Option]]:
-        """Return the options with times in the whole model.
-
-        Where options gain more there than alone, exact layers must take longer there too, but all
-        together no longer than the whole.
-        """
-        most = max([1.0, *self.scales.values()])
-        alone = sum(options[0].seconds for options in self.alone)
-        if isinstance(self.whole, Speed) and alone > 0:
-            most = min(most, self.whole.seconds / alone)
-
-        def corrected(option: Option, exact: Option) -> Option:
-            scale = self.scales.get(option.config, 1.0)
-            seconds = most * exact.seconds - scale * (exact.seconds - option.seconds)
-            return dataclasses.replace(option, seconds=max(seconds, _LEAST * option.seconds))
-
-        return [[corrected(o, options[0]) for o in options] for options in self.alone]
-
-    def pick(self, budget: float, among: list[list[Option]] | None = None) -> list[Option]:
-        """Return the cheapest recipe by the layers' effects."""
-        usable = self.usable if among is None else among
-        places = choose_options(
-            [[o.cost(self.objective) for o in options] for options in usable],
-            [[o.damage for o in options] for options in usable],
-            budget,
-        )
-        return [options[i] for options, i in zip(usable, places, strict=True)]
-
-    def predicted(self, chosen: list[Option], drop: float | None = None) -> Recipe:
-        """Return what a recipe should take: the exact model, and what layers differ by.
-
-        But no less than its slowest layer.
-        """
-        pairs = [(o, options[0]) for o, options in zip(chosen, self.found, strict=True)]
-        change = self.pace * sum(o.seconds - exact.seconds for o, exact in pairs)
-        slowest = self.pace * max((o.seconds for o in chosen if o.config != EXACT), default=0.0)
-        return Recipe(
-            tuple(o.label for o in chosen),
-            max(self.exact.seconds + change, slowest),
-            self.exact.nbytes + sum(o.nbytes - exact.nbytes for o, exact in pairs),
-            self.judge.expected(sum(o.damage for o in chosen)),
-            drop,
-        )
+        self._drops: dict[tuple[recipes.Config, ...], Drop] = {}
 
     def run(self, max_drop: float, progress: Callable[[str], None]) -> None:
+        """Find the cheapest recipe whose measured drop is at most ``max_drop``, and time it whole.
+
+        Where that is far from what the layers promise it corrects their times, and another recipe
+        is looked for. The fastest of those that were timed is taken: never one that is slower than
+        the exact model. Where size counts, times are only told.
+        """
+        limit = self.judge.limit(max_drop)
+        self.measure_in_place(limit, lambda label: progress(f"timing the model with {label}"))
+        found = [self._within(max_drop, progress)]
+        for more in range(_MORE + 1):
+            chosen, scaled = found[-1].chosen, self.scaled(found[-1].chosen)
+            seconds = self._time(found[-1], progress)
+            if self.objective != "time" or seconds is None or more == _MORE:
+                break
+            if abs(scaled / seconds - 1) <= _OFF or not self.anchor(chosen, scaled, seconds):
+                break
+            again = self._within(max_drop, progress)
+            if configs_of(again.chosen) in self.timed:
+                break
+            self.again.append(Timed(seconds, scaled))
+            found.append(again)
+        best = found[0]
+        if self.objective == "time" and configs_of(best.chosen) in self.timed:
+            found += self._anchors_within(max_drop, limit, progress)
+            known = [one for one in found if configs_of(one.chosen) in self.timed]
+            best = min(known, key=lambda one: self.timed[configs_of(one.chosen)].seconds)
+            if self.timed[configs_of(best.chosen)].seconds > self.exact.seconds:
+                best = self._tried([options[0] for options in self.found], 0.0, progress)
+                self._time(best, progress)
+            self.slower = len(self.timed) > 1 and {*configs_of(best.chosen)} == {EXACT}
+        self._take(best)
+
+    def _take(self, best: _Tried) -> None:
+        """Make a recipe the plan's own; times of layers are those of the last correction."""
+        self.chosen, self.drop, self.budget = self.now(best.chosen), best.drop, best.budget
+        self.converted = self._convert(best.chosen) if best.model is None else best.model
+        self.attempts = [(self.now(chosen), drop) for chosen, drop in self.attempts]
+        self.attempts.sort(key=lambda attempt: attempt[0] == self.chosen)  # the plan's own is last
+
+    def _within(self, max_drop: float, progress: Callable[[str], None]) -> _Tried:
         """Convert with other budgets until the measured drop is at most ``max_drop``.
 
         Where errors are summed as squares, a drop that is far below it is a reason to go further.
         """
-        limit = self.judge.limit(max_drop)
-        self.measure_in_place(limit, lambda label: progress(f"timing the model with {label}"))
         squares = self.judge.measure == "error"
-        low, high, self.budget = 0.0, float("inf"), limit
-        best: tuple[list[Option], Drop, torch.nn.Module, float] | None = None
+        low, high, budget = 0.0, float("inf"), self.judge.limit(max_drop)
+        best: _Tried | None = None
         seen: list[list[Option]] = []
         for attempt in range(_TRIES + 1):
             if attempt == _TRIES:
-                self.budget = 0.0
-            chosen = self.pick(self.budget)
+                budget = 0.0
+            chosen = self.pick(budget)
             if chosen in seen:
                 break
             seen.append(chosen)
-            progress("converting the whole model")
-            recipe = dict(zip(self.names, (o.config for o in chosen), strict=True))
-            converted = convert_model(self.model, recipe, self.data.given)
-            drop = self.judge.drop(converted, "check")
-            self.attempts.append((chosen, drop.drop))
-            spent = sum(o.damage for o in chosen)
-            if drop.drop <= max_drop:
-                low, best = max(low, self.budget), (chosen, drop, converted, self.budget)
-                if not squares or drop.drop >= _NEAR * max_drop:
+            tried = self._tried(chosen, budget, progress)
+            drop, spent = tried.drop.drop, sum(o.damage for o in chosen)
+            if drop <= max_drop:
+                low, best = max(low, budget), tried
+                if not squares or drop >= _NEAR * max_drop:
                     break
-                step = min(8.0, (max_drop / max(drop.drop, 1e-12)) ** 2)
-                self.budget = min(self.budget * step, (low * high) ** 0.5)
+                step = min(8.0, (max_drop / max(drop, 1e-12)) ** 2)
+                budget = min(budget * step, (low * high) ** 0.5)
             else:
                 high = min(high, spent)
                 power = 2 if squares else 1
-                self.budget = spent * min(0.8, max(0.2, max_drop / drop.drop)) ** power
+                budget = spent * min(0.8, max(0.2, max_drop / drop)) ** power
                 if best is not None:
-                    self.budget = (low * high) ** 0.5
+                    budget = (low * high) ** 0.5
             if high < 1.1 * low or (attempt == _TRIES - 1 and best is not None):
                 break
         assert best is not None
-        self.chosen, self.drop, self.converted, self.budget = best
-        self.attempts.sort(key=lambda attempt: attempt[0] == self.chosen)  # the plan's own is last
+        return best
 
-    def front(self) -> list[Recipe]:
-        """Return the recipes that are the cheapest for their damage, the exact one first.
+    def _convert(self, chosen: list[Option]) -> torch.nn.Module:
+        recipe = dict(zip(self.names, configs_of(chosen), strict=True))
+        return convert_model(self.model, recipe, self.data.given)
 
-        Of what was timed in the whole model, where time counts.
-        """
-        known = self.usable
-        if self.objective == "time":
-            known = [
-                [o for o in options if o.config == EXACT or o.config in self.scales]
-                for options in known
+    def _tried(
+        self, chosen: list[Option], budget: float, progress: Callable[[str], None]
+    ) -> _Tried:
+        """Convert with a recipe and measure its drop, once."""
+        drop, model = self._drops.get(configs_of(chosen)), None
+        if drop is None:
+            progress("converting the whole model")
+            model = self._convert(chosen)
+            drop = self._drops[configs_of(chosen)] = self.judge.drop(model, "check")
+            self.attempts.append((chosen, drop.drop))
+        return _Tried(chosen, drop, model, budget)
+
+    def _time(self, tried: _Tried, progress: Callable[[str], None]) -> float | None:
+        """Return what the whole model takes with a recipe; None if unknown."""
+        seconds: float | None = None
+        scaled = self.scaled(tried.chosen)
+        if all(o.config == EXACT for o in tried.chosen):
+            seconds = self.whole.seconds if isinstance(self.whole, Speed) else None
+        else:
+            progress("timing the converted model")
+            tried.model = self._convert(tried.chosen) if tried.model is None else tried.model
+            recipe = dict(zip(self.names, configs_of(tried.chosen), strict=True))
+            seconds = self.time_whole(recipe, tried.model)
+        if seconds is not None:
+            self.timed[configs_of(tried.chosen)] = Timed(seconds, scaled)
+        return seconds
+
+    def _anchors_within(
+        self, max_drop: float, limit: float, progress: Callable[[str], None]
+    ) -> list[_Tried]:
+        """Return recipes of one config that were timed faster than all found, and may be taken."""
+        least = min(timed.seconds for timed in self.timed.values())
+        more = []
+        for config, seconds in self.everywhere_seconds.items():
+            chosen = [
+                next((o for o in options if o.config == config and not o.problem), options[0])
+                for options in self.found
             ]
-        most = sum(max(o.damage for o in options) for options in known)
-        found: dict[tuple[str, ...], Recipe] = {}
-        for budget in [0.0, *(most * 0.75**i for i in reversed(range(_FRONT)))]:
-            recipe = self.predicted(self.pick(budget, known))
-            found.setdefault(recipe.labels, recipe)
-        return list(found.values())
+            if seconds >= least or not all(o.measured for o in chosen):
+                continue
+            if configs_of(chosen) in self.timed or sum(o.damage for o in chosen) > limit:
+                continue
+            tried = self._tried(chosen, limit, progress)
+            if tried.drop.drop <= max_drop and self._time(tried, progress) is not None:
+                more.append(tried)
+        return more

@@ -13,6 +13,7 @@ import torch
 
 import lutcc
 from lutcc import recipes
+from lutcc.cli.plan import summary
 from lutcc.convert_model import ConversionReport
 from lutcc.errors import InputError
 from lutcc.planning import LayerPlan, Option, choose_options, measuring
@@ -64,6 +65,18 @@ def test_weights_get_smaller_as_predicted(made: Made):
     assert plan.measured_bytes == plan.predicted_bytes < plan.exact_bytes / 2
     assert plan.measured_seconds is not None
     assert plan.miss == pytest.approx(plan.predicted_seconds / plan.measured_seconds - 1)
+
+
+def test_the_chosen_recipe_is_timed_whole(made: Made):
+    plan, facts = made.plan, made.plan.to_dict()
+    assert plan.timed_whole
+    assert plan.scaled_seconds > 0
+    assert facts["timed_whole"] is facts["tried"][-1]["timed_whole"] is True
+    assert facts["scaled_seconds"] == plan.tried[-1].scaled_seconds
+    assert facts["predicted_seconds"] == plan.tried[-1].seconds
+    assert plan.toml().splitlines()[2].startswith("# timed ")
+    assert "timed whole; layers promised" in summary(plan)[1]
+    assert "timed whole" not in summary(dataclasses.replace(plan, timed_whole=False))[1]
 
 
 def test_the_front_trades_error_for_size(made: Made):

@@ -29,7 +29,11 @@ def options(damages: tuple[float, float]) -> list[Option]:
 
 
 def search_of(
-    monkeypatch: pytest.MonkeyPatch, part: float, everywhere: Any, measure: str = "error"
+    monkeypatch: pytest.MonkeyPatch,
+    part: float,
+    everywhere: Any,
+    measure: str = "error",
+    time_whole: Any = lambda recipe, model: None,
 ) -> Search:
     """A search in which recipes err by a part of what their layers promise."""
     model = torch.nn.Linear(4, 3).eval()
@@ -52,7 +56,7 @@ def search_of(
     monkeypatch.setattr(judge, "drop", drop)
     names = [str(i) for i in range(LAYERS)]
     whole = Speed(300e-6, 5000)
-    return Search(model, data, judge, found, names, "time", whole, everywhere)
+    return Search(model, data, judge, found, names, "time", whole, everywhere, time_whole)
 
 
 def alone(config: recipes.Config, names: list[str]) -> float:
