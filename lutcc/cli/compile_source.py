@@ -101,6 +101,8 @@ def read_source(args: argparse.Namespace, console: Console) -> Source:
         return from_factory(args, console)
     if kind == "hf":
         return from_folder(path, args, console)
+    if kind == "ir":  # a moment's work, not worth a word
+        return Source(read_model(path, kind))
     with console.working(f"reading {path}"):
         return Source(read_model(path, kind))
 

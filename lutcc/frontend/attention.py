@@ -24,6 +24,22 @@ def attention(
     """Attention as one op where images have heads, else as batched products around a softmax."""
     if _fits(query, key, value, attn_mask) and not dropout_p:
         return _whole(query, key, value, attn_mask, is_causal, scale)
+    options = {"scale": scale, "enable_gqa": enable_gqa}
+    return products(query, key, value, attn_mask, dropout_p, is_causal, **options)
+
+
+def products(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Attention as batched products around a softmax."""
     if attn_mask is not None and attn_mask.dtype is torch.bool:  # the operator below would add 0, 1
         where_seen = torch.zeros((), dtype=query.dtype)
         attn_mask = torch.where(attn_mask, where_seen, -torch.inf)

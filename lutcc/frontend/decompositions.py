@@ -15,7 +15,7 @@ from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
 
 import lutcc.ops  # noqa: F401  registers torch.ops.lutcc
-from lutcc.frontend.attention import attention
+from lutcc.frontend.attention import attention, products
 from lutcc.frontend.simplify import simplify
 from lutcc.frontend.tracing import quiet_torch
 
@@ -31,14 +31,21 @@ _RULES: dict[Any, Callable[..., Any]] = {
 }
 
 
-def decompose(program: ExportedProgram) -> ExportedProgram:
-    """Return the program in core ATen ops, whole linears and convolutions, functional."""
+def decompose(program: ExportedProgram, *, for_kernels: bool = True) -> ExportedProgram:
+    """Return the program in core ATen ops, whole linears and convolutions, functional.
+
+    For kernels, attention is an op of its own and the graph is simplified; else each step stands
+    there as torch has it.
+    """
     table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions())
     for op in _KEEP_WHOLE:
         table.pop(op, None)
     table.update(_RULES)
+    if not for_kernels:
+        table[aten.scaled_dot_product_attention.default] = products
     with quiet_torch():
-        return simplify(program.run_decompositions(table))
+        functional = program.run_decompositions(table)
+    return simplify(functional) if for_kernels else functional
 
 
 def _rule(*ops: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

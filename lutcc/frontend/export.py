@@ -35,6 +35,7 @@ def export_program(
     *,
     dynamic_batch: bool = True,
     dynamic: Dynamic | None = None,
+    for_kernels: bool = True,
 ) -> Exported:
     """Trace ``model`` and decompose it to core ATen ops, whole linears and whole convolutions.
 
@@ -50,6 +51,8 @@ def export_program(
         example's batch size is imported at that size, with a note.
     dynamic
         Which sizes stay open instead, see :data:`lutcc.frontend.dynamic.Dynamic`.
+    for_kernels
+        See :func:`lutcc.frontend.decompositions.decompose`.
 
     Raises
     ------
@@ -89,7 +92,7 @@ def export_program(
         )
     refuse_training_and_random(program)
     refuse_dtypes_and_devices(program)
-    functional = decompose(program)
+    functional = decompose(program, for_kernels=for_kernels)
     refuse_mutation(functional)
     return Exported(functional, notes)
 

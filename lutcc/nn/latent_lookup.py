@@ -231,8 +231,9 @@ def latent_lookups(model: nn.Module) -> dict[str, LatentLookup]:
 
     Examples
     --------
-    >>> list(latent_lookups(converted))
-    ['0', '2']
+    >>> from lutcc.nn import MaddnessLinear
+    >>> list(latent_lookups(nn.Sequential(MaddnessLinear(8, 4, 2), nn.ReLU())))
+    ['0']
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, MaddnessLookup)}
     if not layers:

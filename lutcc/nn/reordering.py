@@ -193,7 +193,8 @@ def find_reorderings(model: torch.nn.Module, example_inputs: Any) -> Reorderings
     >>> reorderings.found["0"].consumers, reorderings.refused
     (('2',), {'2': 'the model returns its output'})
     """
-    program = export_program(model, example_inputs, dynamic_batch=False).program
+    exported = export_program(model, example_inputs, dynamic_batch=False, for_kernels=False)
+    program = exported.program
     tensors = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),

@@ -117,8 +117,12 @@ def finetune(
 
     Examples
     --------
-    >>> small = lutcc.convert(net, {"*": lutcc.recipes.Maddness(ncodebooks=8)}, x)
-    >>> better = lutcc.finetune(small, (x, labels), epochs=20, teacher=net)  # doctest: +SKIP
+    >>> import lutcc
+    >>> net, x = nn.Sequential(nn.Linear(8, 4)).eval(), torch.randn(64, 8)
+    >>> small = lutcc.convert(net, {"*": lutcc.recipes.Maddness(ncodebooks=4)}, x)
+    >>> better = lutcc.finetune(small, (x, None), epochs=1, teacher=net)
+    >>> better(x).shape
+    torch.Size([64, 4])
     """
     inputs, targets = _rows(data)
     if targets is None and teacher is None:
