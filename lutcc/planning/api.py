@@ -221,11 +221,6 @@ def _finish(
     if coarse:
         several = "1 recipe was" if coarse == 1 else f"{coarse} recipes were"
         notes.append(f"{several} too coarse once all layers were converted")
-    notes += [
-        f"a recipe that should take {microseconds(one.scaled)} us by its layers took "
-        f"{microseconds(one.seconds)} us, timed whole: another was looked for with that"
-        for one in search.again
-    ]
     if search.slower:
         notes.append("timed whole, no recipe was faster than the exact model: it is kept")
     measured = None
@@ -238,6 +233,12 @@ def _finish(
             )
     except LutccError as error:
         notes.append(f"the converted model cannot be compiled: {error.what}")
+    notes += [
+        f"a recipe that should take {microseconds(one.scaled * search.pace)} us by its layers took "
+        f"{microseconds(one.seconds * search.pace)} us, timed whole: "
+        "another was looked for with that"
+        for one in search.again
+    ]
     tried = tuple(search.predicted(*attempt) for attempt in search.attempts)
     recipe, drop = tried[-1], search.drop
 

@@ -48,8 +48,8 @@ def _draw(axes: Any, plan: Plan) -> None:
     if within:
         axes.plot(
             [cost(r) for r in within], [max(0, r.drop or 0) * 100 for r in within], "o",
-            color=LIGHT["family0"], markersize=4, label="converted, measured: too careful",
-            zorder=4,
+            color=LIGHT["family0"], markersize=4, zorder=4,
+            label="converted, measured: slower or too careful",
         )  # fmt: skip
     if failed:
         axes.plot(
@@ -79,9 +79,8 @@ def _draw(axes: Any, plan: Plan) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylabel(_NAMES[plan.measure])
     what = f"{unit} a call at batch {plan.rows}" if time else f"{unit} as compiled"
-    axes.set_xlabel(
-        f"{what}, predicted (plan and exact: timed whole); down and to the left is better"
-    )
+    timed = "plan and exact: timed" if plan.timed_whole else "exact: measured"
+    axes.set_xlabel(f"{what}, predicted ({timed}); down and to the left is better")
     axes.set_title(f"What each recipe costs: target {plan.target}", loc="left")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     axes.tick_params(colors=MUTED)
