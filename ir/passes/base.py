@@ -56,6 +56,37 @@ def substitute_attr(attr: Attr, symbols: Mapping[str, Dim]) -> Attr:
     return tuple(substitute_dim(d, symbols) for d in attr)
 
 
+def readers_of(function: Function) -> dict[str, list[Operation]]:
+    """Map each value's name to the operations that read it, in order."""
+    readers: dict[str, list[Operation]] = {}
+    for op in function.body:
+        for value in dict.fromkeys(op.operands):
+            readers.setdefault(value.name, []).append(op)
+    return readers
+
+
+class NewConstants:
+    """Makes constants with names that nothing in main has.
+
+    Attributes
+    ----------
+    arrays
+        The module's constants, and those that were made.
+    """
+
+    def __init__(self, module: Module) -> None:
+        self.arrays: dict[str, Array] = dict(module.constants)
+        self._taken = {value.name for op in module.main.body for value in op.results}
+        self._taken |= {value.name for value in module.main.params} | set(self.arrays)
+
+    def make(self, wanted: str, array: Array) -> Operation:
+        """Return the operation that gives a new constant."""
+        name = fresh_name(wanted, self._taken)
+        self._taken.add(name)
+        self.arrays[name] = array
+        return Operation("constant", (), (Value(name, type_of_array(array)),), (("ref", name),))
+
+
 class Editor:
     """Rebuilds one function of a module; rules look at what is emitted so far and emit more.
 

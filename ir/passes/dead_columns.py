@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lutcc.ir.module import Module, Operation, Value
+from lutcc.ir.passes.base import NewConstants, readers_of
 from lutcc.ir.passes.dead_code import DeadCode
-from lutcc.ir.types import Array, TensorType
+from lutcc.ir.types import Array
 
 #: Producers of columns, and the operands and axes of theirs that outputs run along.
 _PRODUCERS: Mapping[str, tuple[tuple[int, int], ...]] = {
@@ -82,10 +83,7 @@ def find_dead(module: Module) -> list[Dead]:
     [(3, [2])]
     """
     main = module.main
-    readers: dict[str, list[Operation]] = {}
-    for op in main.body:
-        for value in op.operands:
-            readers.setdefault(value.name, []).append(op)
+    readers = readers_of(main)
     returned = {value.name for value in main.returns}
     refs = _refs(module)
     found = []
@@ -135,21 +133,13 @@ def _refs(module: Module) -> dict[str, str]:
 
 def _narrowed(module: Module, dead: Dead) -> Module:
     refs = _refs(module)
-    constants = dict(module.constants)
-    taken = {value.name for op in module.main.body for value in op.results} | set(constants)
-    taken |= {value.name for value in module.main.params}
+    made = NewConstants(module)
     body: list[Operation] = []
     narrow: dict[str, Value] = {}
 
     def constant(value: Value, array: Array) -> Value:
-        name = f"{value.name}_kept"
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        constants[name] = np.ascontiguousarray(array)
-        made = Value(name, TensorType(array.shape, array.dtype.name))
-        body.append(Operation("constant", (), (made,), (("ref", name),)))
-        return made
+        body.append(made.make(f"{value.name}_kept", np.ascontiguousarray(array)))
+        return body[-1].results[0]
 
     def cut(op: Operation, axes: tuple[tuple[int, int], ...]) -> Operation:
         operands = [narrow.get(v.name, v) for v in op.operands]
@@ -175,4 +165,4 @@ def _narrowed(module: Module, dead: Dead) -> Module:
             body.append(op)
     main = replace(module.main, body=tuple(body))
     others = tuple(f for f in module.functions if f.name != "main")
-    return Module((main, *others), constants)
+    return Module((main, *others), made.arrays)

@@ -15,8 +15,9 @@ import numpy as np
 
 from lutcc.ir.builder import Builder
 from lutcc.ir.interpreter import interpret
-from lutcc.ir.module import Module, Operation, Value
+from lutcc.ir.module import Module, Operation
 from lutcc.ir.ops.lut_accumulate import proven_bound
+from lutcc.ir.passes.base import NewConstants, readers_of
 from lutcc.ir.passes.dead_code import DeadCode
 from lutcc.ir.types import Array, TensorType
 
@@ -83,13 +84,14 @@ class IntegerChains:
 
     def __call__(self, module: Module) -> Module:
         """Return the module with thresholds in the sums' domain; only main is looked at."""
-        constants = dict(module.constants)
+        made, arrays = NewConstants(module), _constants(module)
         body = list(module.main.body)
         for chain in find_chains(module).chains:
-            body = _rewritten(module, chain, body, constants)
+            lut = arrays[chain.sums.operands[1].name]
+            body = [new for op in body for new in _rewritten(op, chain, lut, made)]
         main = replace(module.main, body=tuple(body))
         others = tuple(f for f in module.functions if f.name != "main")
-        return DeadCode()(Module((main, *others), constants))
+        return DeadCode()(Module((main, *others), made.arrays))
 
 
 def find_chains(module: Module) -> Found:
@@ -111,10 +113,7 @@ def find_chains(module: Module) -> Found:
     """
     main, found = module.main, Found()
     defined = {value.name: op for op in main.body for value in op.results}
-    readers: dict[str, list[Operation]] = {}
-    for op in main.body:
-        for value in op.operands:
-            readers.setdefault(value.name, []).append(op)
+    readers = readers_of(main)
     returned = {value.name for value in main.returns}
     arrays = _constants(module)
     seen: set[str] = set()
@@ -330,42 +329,23 @@ def _mirrored_zero(lut: Array) -> int:
     return (255 if lut.dtype == np.uint8 else -1) * lut.shape[0]
 
 
-def _rewritten(
-    module: Module, chain: Chain, body: list[Operation], constants: dict[str, Array]
-) -> list[Operation]:
-    """Return the body with trees that read sums."""
+def _rewritten(op: Operation, chain: Chain, lut: Array, made: NewConstants) -> list[Operation]:
+    """Return what becomes of an operation where the trees of a chain read its sums."""
     mapped = chain.mapped
     assert mapped is not None
-    lut = _constants(module)[chain.sums.operands[1].name]
-    taken = {value.name for op in body for value in op.results} | set(constants)
-    taken |= {value.name for value in module.main.params}
-    result: list[Operation] = []
-
-    def constant(wanted: str, array: Array) -> Value:
-        name = wanted
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        constants[name] = array
-        value = Value(name, TensorType(array.shape, array.dtype.name))
-        result.append(Operation("constant", (), (value,), (("ref", name),)))
-        return value
-
-    for op in body:
-        if op == chain.sums and mapped.mirrored.any():
-            flipped = np.where(mapped.mirrored, ~lut, lut)  # 255 - e, or -1 - e
-            table = constant(f"{op.operands[1].name}_mirrored", flipped)
-            attrs = {name: item for name, item in op.attrs if name != "bound"}
-            attrs["bound"] = proven_bound(flipped, "exact", 16)
-            op = Operation(op.opcode, (op.operands[0], table), op.results, tuple(attrs.items()))
-        elif op in chain.trees:
-            number = chain.trees.index(op)
-            name = f"{op.operands[2].name}_sums"
-            values = constant(name, mapped.thresholds[number])
-            operands = (chain.sums.results[0], op.operands[1], values)
-            op = replace(op, operands=operands)
-        result.append(op)
-    return result
+    if op == chain.sums and mapped.mirrored.any():
+        flipped = np.where(mapped.mirrored, ~lut, lut)  # 255 - e, or -1 - e
+        table = made.make(f"{op.operands[1].name}_mirrored", flipped)
+        attrs = {name: item for name, item in op.attrs if name != "bound"}
+        attrs["bound"] = proven_bound(flipped, "exact", 16)
+        operands = (op.operands[0], table.results[0])
+        return [table, Operation(op.opcode, operands, op.results, tuple(attrs.items()))]
+    if op in chain.trees:
+        thresholds = mapped.thresholds[chain.trees.index(op)]
+        values = made.make(f"{op.operands[2].name}_sums", thresholds)
+        operands = (chain.sums.results[0], op.operands[1], values.results[0])
+        return [values, replace(op, operands=operands)]
+    return [op]
 
 
 def describe(module: Module) -> list[str]:
