@@ -23,6 +23,7 @@ PAGES = (
     "models",
     "cli",
     "plan",
+    "look-up-accuracy",
     "tuning",
     "tuning-logs",
     "lookup-ffn",

@@ -67,6 +67,7 @@ OTHERS = {
     "distributed_sampling.py",
     "figure1_sampling_error.py",
     "figure4_projections.py",
+    "finetune_digits.py",
     "lookupffn_mlm.py",
     "sampled_training.py",
     "weight_codebooks.py",
