@@ -115,6 +115,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
             }
         )  # fmt: skip
     (args.folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()  # who leaves early takes the connection from under the others
     dist.destroy_process_group()
 
 
