@@ -41,6 +41,8 @@ SHAPES = (
     Shape(1024, 768, 3072),
     Shape(1024, 3072, 768),
     Shape(4096, 1024, 1024),
+    Shape(10000, 512, 10),
+    Shape(10000, 512, 100),
 )
 QUICK_SHAPES = (Shape(1, 1024, 1024), Shape(64, 512, 512))
 _INPUT = "x"
