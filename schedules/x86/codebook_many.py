@@ -18,11 +18,11 @@ serves all rows of a block.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lutcc.schedules.intrinsics import streaming
 from lutcc.schedules.x86 import edges
-from lutcc.schedules.x86.codebook_rows import PAIR_COLUMNS, PreparedRows
+from lutcc.schedules.x86.codebook_rows import PAIR_COLUMNS, PreparedRows, RowsInPlace
 from lutcc.schedules.x86.config import DenseConfig
 from lutcc.schedules.x86.context import External, Scratch
 from lutcc.schedules.x86.emit import (
@@ -49,6 +49,8 @@ from lutcc.schedules.x86.pack_rows import RowLayout
 from lutcc.schedules.x86.panels import ThreadLoop, ceiling, share
 from lutcc.schedules.x86.product_weights import Weights
 
+#: Up to so many panels rows of float32 are read as they lie: a copy would serve too few outputs.
+LYING_PANELS = 2
 #: Bytes that the numbers of the rows of a block take at most.
 BLOCK_BYTES = 4 << 20
 
@@ -168,14 +170,32 @@ class Many:
         with loop(blocks) as b:
             first = bind(b * each)
             now = bind(maximum(minimum(each, rows - first), 0))
-            with thread_loop() as (thread, threads):
-                begin, own = share(now, thread, threads)
-                line = private(thread).take(self.x.columns, "float32")
-                with loop(own) as r:
-                    row = bind(begin + r)
-                    self.x.prepare(self.source, bind(first + row), row, line)
-            with thread_loop() as (thread, threads):
-                Block(self, first, now, private(thread)).emit(thread, threads)
+
+            def prepared(first: Expr = first, now: Expr = now) -> None:
+                with thread_loop() as (thread, threads):
+                    begin, own = share(now, thread, threads)
+                    line = private(thread).take(self.x.columns, "float32")
+                    with loop(own) as r:
+                        row = bind(begin + r)
+                        self.x.prepare(self.source, bind(first + row), row, line)
+                with thread_loop() as (thread, threads):
+                    Block(self, first, now, private(thread)).emit(thread, threads)
+
+            if self._may_lie():
+                as_they_lie = replace(self, x=RowsInPlace.of(self.x, self.source, first, now))
+                with branch(equal(self.source.column_stride, i64(1))) as (lie, other):
+                    with lie, thread_loop() as (thread, threads):
+                        Block(as_they_lie, first, now, private(thread)).emit(thread, threads)
+                    with other:
+                        prepared()
+            else:
+                prepared()
+
+    def _may_lie(self) -> bool:
+        """Tell whether to read rows as they lie, where a copy would serve too few outputs."""
+        few = self.cut.panels <= LYING_PANELS
+        plain = type(self.x) is PreparedRows and self.source.dtype == "float32"
+        return few and plain and RowsInPlace.possible(self.x)
 
 
 class Block:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from lutcc.schedules.x86.bfloat16 import halves, rounded
 from lutcc.schedules.x86.context import External, Row, Scratch
@@ -18,6 +18,7 @@ from lutcc.schedules.x86.emit import (
     i64,
     local,
     loop,
+    minimum,
     registers,
     reinterpret,
     shuffle,
@@ -180,6 +181,46 @@ class PreparedRows:
         if granules.kind == "pairs":
             parts.append(broadcast(self.offsets, start // i64(4), 8, lanes))
         return parts
+
+
+@dataclass(frozen=True)
+class RowsInPlace(PreparedRows):
+    """Rows of float32 as they lie in x, whose numbers are neighbours.
+
+    Attributes
+    ----------
+    source
+        x.
+    first, count
+        The rows of a block; those past its end repeat its last one.
+    """
+
+    source: External
+    first: Expr
+    count: Expr
+
+    @classmethod
+    def of(cls, prepared: PreparedRows, source: External, first: Expr, count: Expr) -> RowsInPlace:
+        """Return the rows of a block that are not prepared."""
+        own = {field.name: getattr(prepared, field.name) for field in fields(prepared)}
+        return cls(**own, source=source, first=first, count=count)
+
+    @staticmethod
+    def possible(prepared: PreparedRows) -> bool:
+        """Tell whether numbers are multiplied as they are, and rows are whole steps."""
+        layout = prepared.layout
+        return prepared.granules.kind == "floats" and (
+            prepared.granules.form == "float32" and layout.columns % layout.step_columns == 0
+        )
+
+    def start(self, row: Expr, step: Expr) -> Expr:
+        """Return the number of the first value of a row at a step of the weights."""
+        line = bind(self.first + minimum(row, self.count - 1))
+        return line * self.source.row_stride + step * self.layout.step_columns
+
+    def parts(self, start: Expr) -> list[Expr]:
+        """Load what is multiplied together, for all lanes."""
+        return [broadcast(self.source.view, start, self.granules.columns, self.layout.lanes)]
 
 
 def broadcast(view: View, at: Expr, count: int, lanes: int) -> Expr:

@@ -12,7 +12,7 @@ from lutcc.ir.arithmetic import quantize_rows
 from lutcc.schedules.x86 import dense
 from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
-from tests.schedules.harness import ALL_ISA_PARAMS, N, built, product_configs
+from tests.schedules.harness import ALL_ISA_PARAMS, ISA_PARAMS, N, built, product_configs
 
 F32 = np.float32
 
@@ -156,3 +156,24 @@ def test_large_weights_are_streamed_past_more_rows() -> None:
             dense.default_config(op, isa_by_name(isa)).few for isa in ("avx2", "avx512")
         ]
     assert few == {2048: [2, 4], 2049: [2, 8]}
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize(("outputs", "columns"), [(1, 32), (10, 64), (23, 1024), (32, 96)])
+def test_rows_as_they_lie(outputs: int, columns: int, isa: str) -> None:
+    """Few outputs of float32: rows are read where they are, if their numbers are neighbours."""
+    module = dense_module("float32", outputs, columns, activation="relu")
+    _, call = built(module, isa)
+    for rows in (9, 16, 131, 250):
+        wide = rows_of_x(2 * rows, columns + 3)
+        for x in (wide[::2, 1 : columns + 1], np.asfortranarray(wide[:rows, :columns])):
+            check(module, x, call(x)[0])
+
+
+@pytest.mark.isa("avx2")
+def test_threads_share_rows_as_they_lie() -> None:
+    module = dense_module("float32", 10, 64)
+    x = rows_of_x(333, 64)
+    (alone,) = built(module, "avx2")[1](x)
+    (together,) = built(module, "avx2", threads=3)[1](x)
+    np.testing.assert_array_equal(alone, together)
