@@ -128,9 +128,8 @@ class LatentLookup(nn.Module):
             sums = (hard.flatten(1) @ lut.flatten(0, 1)).to(torch.int32)
         if sums.device.type == "cpu":
             return torch.ops.lutcc.lut_dequantize(sums, scale, offset, layer.activation or "none")
-        y = (
-            sums.double() * scale.double() + offset.double()
-        ).float()  # fused: the product is exact
+        product = sums.double() * scale.double()  # exact, as in a fused multiply-add
+        y = (product + offset.double()).float()
         return torch.relu(y) if layer.activation == "relu" else y
 
     def quantised(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
@@ -196,7 +195,7 @@ class LatentLookup(nn.Module):
         if bool(self.begun):
             return
         with torch.no_grad():
-            spread = values.detach().transpose(0, 1).flatten(1).std(1, keepdim=True)
+            spread = values.detach().transpose(0, 1).flatten(1).std(1, correction=0, keepdim=True)
             floor = spread.max().clamp_min(1e-6) * 1e-3
             self.log_temperature.copy_((FIRST_TEMPERATURE * spread.clamp_min(floor)).log())
             self.begun.fill_(True)

@@ -154,7 +154,7 @@ class _Run:
         self.model, self.latents, self.settings = model, latents, settings
         self.objective = objective
         self.exact = [p for p in model.parameters() if p.is_floating_point()]
-        self.trained = nn.ModuleDict({_key(name): latent for name, latent in latents.items()})
+        self.trained = nn.ModuleDict({f"lookup{i}": v for i, v in enumerate(latents.values())})
         self.trained["model"] = model
         rate = settings.learning_rate
         groups: list[dict[str, Any]] = []
@@ -275,7 +275,14 @@ def _rows(data: Any) -> tuple[Tensor, Tensor | None]:
             where="finetune",
             fix="pass a pair (inputs, targets)",
         )
-    inputs, targets = (None if part is None else torch.as_tensor(part) for part in data)
+    try:
+        inputs, targets = (None if part is None else torch.as_tensor(part) for part in data)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"inputs or targets are no tensor: {error}",
+            where="finetune",
+            fix="pass tensors or arrays of as many rows",
+        ) from error
     if inputs is None or (targets is not None and len(targets) != len(inputs)):
         count = None if inputs is None else len(inputs)
         raise InputError(
@@ -284,11 +291,6 @@ def _rows(data: Any) -> tuple[Tensor, Tensor | None]:
             fix="pass as many targets as inputs, or None",
         )
     return inputs, targets
-
-
-def _key(name: str) -> str:
-    """Return a module's name as a key of a ModuleDict."""
-    return "lookup_" + name.replace(".", "_")
 
 
 @contextmanager

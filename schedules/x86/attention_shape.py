@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lutcc.ir.module import Operation
+from lutcc.schedules.intrinsics.polynomials import LOG2_E
 from lutcc.schedules.x86.config import AttentionConfig
 from lutcc.schedules.x86.context import Tensor
 from lutcc.schedules.x86.emit import LANES, Expr, View, bind, equal, i64, select, splat
-from lutcc.schedules.x86.exponential import LOG2_E, exp2
+from lutcc.schedules.x86.exponential import exp2
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack import round_up
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lutcc.schedules.x86.emit import Expr, bind, cast, fma, reinterpret, rint, select, splat
 
-LOG2_E = 1.4426950408889634
 #: 2**f on [-1/2, 1/2], minimax in relative error: 2e-7 with float32 arithmetic.
 _EXP2 = (
     1.0,

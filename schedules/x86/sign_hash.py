@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lutcc.ir.module import Operation
+from lutcc.schedules.intrinsics.polynomials import LOG2_E
 from lutcc.schedules.x86.context import Row
 from lutcc.schedules.x86.emit import (
     LANES,
@@ -26,7 +27,7 @@ from lutcc.schedules.x86.emit import (
     splat,
     transpose16,
 )
-from lutcc.schedules.x86.exponential import LOG2_E, exp2
+from lutcc.schedules.x86.exponential import exp2
 from lutcc.schedules.x86.pack import round_up
 
 _LARGEST = 0x7FFFFFFF

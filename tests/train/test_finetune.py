@@ -191,8 +191,33 @@ def test_refusals() -> None:
         lutcc.finetune(exact, (x, None), teacher=exact)
     with pytest.raises(InputError, match="300 inputs, 3 targets"):
         lutcc.finetune(small, (x, torch.zeros(3)))
+    with pytest.raises(InputError, match="no tensor"):
+        lutcc.finetune(small, ({"x": x}, None), teacher=exact)
     with pytest.raises(InputError, match="epochs=0"):
         lutcc.finetune(small, (x, None), teacher=exact, epochs=0)
     x[0, 0] = torch.nan
     with pytest.raises(ConvertError, match="the loss is nan in epoch 0"):
         lutcc.finetune(small, (x, None), teacher=exact, epochs=1)
+
+
+def test_one_row_and_names_that_differ_by_a_dot_only(tmp_path: Path) -> None:
+    """A row alone has no spread; a layer's state is its own in the checkpoint."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.ModuleDict({"b": nn.Linear(4, 4)})
+            self.a_b = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a_b(self.a["b"](x))
+
+    exact, x = Pair().eval(), torch.randn(60, 4)
+    small = lutcc.convert(exact, {"*": Maddness(ncodebooks=2, nprototypes=2)}, x)
+    path = tmp_path / "run.safetensors"
+    lutcc.finetune(small, (x[:1], None), epochs=1, teacher=exact, checkpoint=path)
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        names = [name for name in file.keys() if name.endswith(".tables")]  # noqa: SIM118
+    assert len([name for name in names if name.startswith("model.")]) == 2
