@@ -50,7 +50,7 @@ from lutcc.schedules.x86.panels import ThreadLoop, ceiling, share
 from lutcc.schedules.x86.product_weights import Weights
 
 #: Up to so many panels rows of float32 are read as they lie: a copy would serve too few outputs.
-LYING_PANELS = 2
+PANELS_IN_PLACE = 2
 #: Bytes that the numbers of the rows of a block take at most.
 BLOCK_BYTES = 4 << 20
 
@@ -181,19 +181,19 @@ class Many:
                 with thread_loop() as (thread, threads):
                     Block(self, first, now, private(thread)).emit(thread, threads)
 
-            if self._may_lie():
-                as_they_lie = replace(self, x=RowsInPlace.of(self.x, self.source, first, now))
-                with branch(equal(self.source.column_stride, i64(1))) as (lie, other):
-                    with lie, thread_loop() as (thread, threads):
-                        Block(as_they_lie, first, now, private(thread)).emit(thread, threads)
+            if self._in_place():
+                unprepared = replace(self, x=RowsInPlace.of(self.x, self.source, first, now))
+                with branch(equal(self.source.column_stride, i64(1))) as (neighbours, other):
+                    with neighbours, thread_loop() as (thread, threads):
+                        Block(unprepared, first, now, private(thread)).emit(thread, threads)
                     with other:
                         prepared()
             else:
                 prepared()
 
-    def _may_lie(self) -> bool:
+    def _in_place(self) -> bool:
         """Tell whether to read rows as they lie, where a copy would serve too few outputs."""
-        few = self.cut.panels <= LYING_PANELS
+        few = self.cut.panels <= PANELS_IN_PLACE
         plain = type(self.x) is PreparedRows and self.source.dtype == "float32"
         return few and plain and RowsInPlace.possible(self.x)
 
