@@ -35,6 +35,10 @@ class Rows(nn.Module):
             x.amax(1),
             x.amin(-1, keepdim=True),
             x[:, :7].amax(1),
+            x.argmax(1),
+            x.argmin(0, keepdim=True),
+            torch.trunc(x).argmax(),  # zeros of both signs, and equal numbers
+            *x.max(1),
             torch.softmax(x, 1),
             torch.sigmoid(x),
             torch.tanh(x),

@@ -1,5 +1,7 @@
 """Maxima and minima as torch takes them: where one of two numbers is NaN, so is the result.
 
+Their places too: the first NaN, if there is one.
+
 A machine's maximum returns its second operand then, and TVM's lowering leaves to chance which that
 is: rectified, clamped or pooled, NaN would become a number.
 """
@@ -59,7 +61,25 @@ def nan_legalizers() -> dict[str, Callable[[Any, Any], Any]]:
 
         return lower
 
+    def place(largest: bool, name: str) -> Callable[[Any, Any], Any]:
+        find = topi.argmax if largest else topi.argmin
+
+        def compute(x: Any, axis: Any, keepdims: bool) -> Any:
+            keys = te.compute(x.shape, lambda *i: _place_key(x(*i), largest), name=f"{name}_keys")
+            return find(keys, axis, keepdims)
+
+        def lower(builder: Any, call: Any) -> Any:
+            if not _is_float(call.args[0]):
+                return call
+            axis = None if call.attrs.axis is None else int(call.attrs.axis)
+            keep = bool(call.attrs.keepdims)
+            return builder.call_te(compute, call.args[0], axis, keep, primfunc_name_hint=name)
+
+        return lower
+
     return {
+        "relax.argmax": place(True, "argmax"),
+        "relax.argmin": place(False, "argmin"),
         "relax.nn.relu": elementwise(lambda x: at_least(x, 0.0), "relu"),
         "relax.nn.relu6": elementwise(lambda x: at_most(at_least(x, 0.0), 6.0), "relu6"),
         "relax.clip": elementwise(lambda x, a, b: at_most(at_least(x, a), b), "clip"),
@@ -141,6 +161,13 @@ def _ordered(x: Any, nan_largest: bool) -> Any:
     bits = tirx.reinterpret(kind, x)
     nan = tirx.max_value(kind) if nan_largest else tirx.min_value(kind)
     return tirx.Select(is_nan(x), nan, _turned(bits, width))
+
+
+def _place_key(x: Any, nan_largest: bool) -> Any:
+    """Return what is ordered as x is where both zeros are one: the first of equals is looked for."""
+    from tvm import tirx
+
+    return tirx.Select(x == _as(0.0, x), tirx.const(0, f"int{_width(x)}"), _ordered(x, nan_largest))
 
 
 def _float_of(key: Any, dtype: str) -> Any:
