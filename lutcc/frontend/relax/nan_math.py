@@ -164,7 +164,7 @@ def _ordered(x: Any, nan_largest: bool) -> Any:
 
 
 def _place_key(x: Any, nan_largest: bool) -> Any:
-    """Return what is ordered as x is where both zeros are one: the first of equals is looked for."""
+    """Return what is ordered as x is, both zeros being one: the first of equals is wanted."""
     from tvm import tirx
 
     return tirx.Select(x == _as(0.0, x), tirx.const(0, f"int{_width(x)}"), _ordered(x, nan_largest))
