@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from lutcc.errors import LogError
+from lutcc.runtime.appending import append_line, lock_of
 from lutcc.schedules.x86.isa import ISAS, isa_by_name
 from lutcc.tuning.records import Record
 from lutcc.tuning.schema import InvalidRecord, from_line, to_line
-
-_LOCK_SECONDS = 60.0
-
 
 #: A config is taken in place of the default if its relative time is below this.
 WORTHWHILE = 0.99
@@ -78,11 +76,7 @@ class LogFile:
         LogError
             If the folder cannot be made.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        return FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=_LOCK_SECONDS)
+        return lock_of(self.path)
 
     def append(self, record: Record) -> None:
         """Add a record; when this returns, it is on the disk.
@@ -94,44 +88,7 @@ class LogFile:
         LogError
             For a record that breaks the schema, or a file that cannot be written.
         """
-        line = to_line(record).encode() + b"\n"
-        try:
-            with self.lock():
-                self._append(line)
-        except Timeout:
-            raise LogError(
-                f"another process has held its lock for {_LOCK_SECONDS:.0f} s",
-                where=str(self.path),
-                fix="end the process that writes this log, or log to another folder",
-            ) from None
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _append(self, line: bytes) -> None:
-        new = not self.path.exists()
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                line = b"\n" + line
-            while line:  # a second round only where the disk is full, or a signal came between
-                line = line[os.write(descriptor, line) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if new:
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-    def _unwritable(self, error: OSError) -> LogError:
-        return LogError(
-            f"cannot be written ({error.strerror or error})",
-            where=str(self.path),
-            fix="choose a folder that you may write to, with space left",
-        )
+        append_line(self.path, to_line(record))
 
     # -- reading -----------------------------------------------------------------------------
 
