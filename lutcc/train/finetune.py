@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -150,10 +151,12 @@ class _Run:
         latents: dict[str, LatentLookup],
         settings: _Settings,
         objective: Objective | None,
+        exact: list[nn.Parameter] | None = None,
     ) -> None:
         self.model, self.latents, self.settings = model, latents, settings
         self.objective = objective
-        self.exact = [p for p in model.parameters() if p.is_floating_point()]
+        every = [p for p in model.parameters() if p.is_floating_point()]
+        self.exact = every if exact is None else exact
         self.trained = nn.ModuleDict({f"lookup{i}": v for i, v in enumerate(latents.values())})
         self.trained["model"] = model
         rate = settings.learning_rate
@@ -218,7 +221,7 @@ class _Run:
         return total / len(inputs)
 
     def _device(self) -> torch.device:
-        return next(iter(self.latents.values())).tables.device
+        return next(chain(self.model.parameters(), self.model.buffers())).device
 
     def _rate(self, step: int) -> None:
         factor = min(1.0, (step + 1) / _RISE) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
