@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
 
 from lutcc.errors import InputError
 from lutcc.fit.tables import averaging_bias
+from lutcc.nn.latent_gradients import Compared, LookedUp, TreeCode
 from lutcc.nn.lookup import MaddnessLookup
 
 #: A temperature's start, in standard deviations of what a codebook compares.
@@ -20,20 +22,8 @@ FIRST_TEMPERATURE = 0.25
 _LEVELS = 255
 #: Thresholds that nothing exceeds become this, which has a gradient of 0 and not of NaN.
 _MOST = 3e37
-
-
-class _Value(torch.autograd.Function):
-    """The value of one tensor, with the gradient of another: to the bit, as no sum would be."""
-
-    @staticmethod
-    def forward(ctx: Any, soft: Tensor, exact: Tensor) -> Tensor:
-        """Return ``exact``."""
-        return exact.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Pass the gradient to ``soft``."""
-        return grads[0], None
+#: The bits of a float64 that a float32 lacks, and their value half-way; the least normal float32.
+_BELOW, _MIDDLE, _NORMAL = 2**29 - 1, 2**28, 2.0**-126
 
 
 class LatentLookup(nn.Module):
@@ -84,6 +74,7 @@ class LatentLookup(nn.Module):
         self.compared = nn.Parameter(first.detach().clone())
         self.log_temperature = nn.Parameter(tables.new_zeros(layer.ncodebooks, 1))
         self.begun = nn.Buffer(torch.zeros((), dtype=torch.bool))
+        self.gradient_dtype = torch.float32
 
     def groups(self, rate: float, hash_rate: float) -> list[dict[str, object]]:
         """Return parameters with learning rates relative to their size, for an optimizer."""
@@ -101,35 +92,37 @@ class LatentLookup(nn.Module):
     def look_up(self, rows: Tensor) -> Tensor:
         """Return (N, M) for ``rows`` (N, D): hard forward, soft backward."""
         layer = self.layer[0]
-        hard, soft = self._tree(rows) if layer.encoder == "tree" else self._nearest(rows)
-        codes = hard + soft - soft.detach()
-        lut, scale, lowest, offset = self.quantised()
-        tables = self.tables
-        if lut is not None:
-            rounded = lut * scale + lowest
-            tables = tables + (rounded - tables).detach()
-        y = codes.flatten(1) @ tables.flatten(0, 1) + self.shift
-        if layer.activation == "relu":
-            y = torch.relu(y)
-        if lut is None:
-            return y
+        code, codes = self._tree(rows) if layer.encoder == "tree" else self._nearest(rows)
+        relu = layer.activation == "relu"
         with torch.no_grad():
-            exact = self._exact(hard, lut, scale, offset)
-        return _Value.apply(y, exact)
+            lut, scale, _, offset = self.quantised()
+            first = torch.arange(layer.ncodebooks, device=codes.device) * layer.nprototypes
+            chosen = codes + first
+            if lut is None:
+                differences = self.tables - self.tables.mean(1, keepdim=True)
+                y = embedding_bag(chosen, self.tables.flatten(0, 1), mode="sum") + self.shift
+                exact = torch.relu(y) if relu else y
+            else:
+                exact = self._exact(codes, chosen, lut, scale, offset)
+                # averaged sums: a step of the tables is that of sums over their number
+                step = scale / (layer.upcast_every if layer.accumulate == "mean" else 1)
+                differences = lut.sub_(lut.mean(1, keepdim=True)).mul_(step)
+            read = differences.flatten(0, 1)
+        given = (code, self.tables, self.shift, chosen, read, exact, relu, self.gradient_dtype)
+        return LookedUp.apply(*given)
 
-    def _exact(self, hard: Tensor, lut: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    def _exact(
+        self, codes: Tensor, chosen: Tensor, lut: Tensor, scale: Tensor, offset: Tensor
+    ) -> Tensor:
         """Return what kernels compute: integer sums, one rounding."""
         layer = self.layer[0]
         if layer.accumulate == "mean":
-            codes = hard.argmax(2).to(torch.uint8)
             whole = lut.to(torch.uint8)
-            sums = torch.ops.lutcc.lut_accumulate(codes, whole, "mean", layer.upcast_every)
+            every = layer.upcast_every
+            sums = torch.ops.lutcc.lut_accumulate(codes.to(torch.uint8), whole, "mean", every)
         else:  # below 2**24: exact in any order
-            sums = (hard.flatten(1) @ lut.flatten(0, 1)).to(torch.int32)
-        if sums.device.type == "cpu":
-            return torch.ops.lutcc.lut_dequantize(sums, scale, offset, layer.activation or "none")
-        product = sums.double() * scale.double()  # exact, as in a fused multiply-add
-        y = (product + offset.double()).float()
+            sums = embedding_bag(chosen, lut.flatten(0, 1), mode="sum")
+        y = multiply_add(sums, scale, offset)
         return torch.relu(y) if layer.activation == "relu" else y
 
     def quantised(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
@@ -144,7 +137,7 @@ class LatentLookup(nn.Module):
         widest = (tables.amax(1) - lowest[:, 0]).amax(0)
         scale = widest / _LEVELS
         divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
-        lut = ((tables - lowest) / divisor).round().clamp(0, _LEVELS)
+        lut = (tables - lowest).div_(divisor).round_().clamp_(0, _LEVELS)
         offset = lowest[:, 0].double().sum(0) + self.shift.detach().double()
         if layer.accumulate == "mean":
             offset = offset - scale.double() * self._averaging_bias(lut.to(torch.uint8))
@@ -156,23 +149,20 @@ class LatentLookup(nn.Module):
         return torch.from_numpy(np.asarray(bias)).to(lut.device, torch.float64)
 
     def _tree(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return hard and soft codes (N, C, K) of the trees."""
-        dims = self.layer[0].splitdims.long()
-        values = rows[:, dims]
-        self._begin(values)
-        warmth = self.log_temperature.exp()
-        hard = soft = rows.new_ones(len(rows), len(dims), 1)
-        for level in range(dims.shape[1]):
-            nodes = slice(2**level, 2 ** (level + 1))
-            above = values[:, :, level : level + 1] - self.compared[:, nodes]
-            right = torch.sigmoid(above / warmth)
-            taken = (above > 0).to(rows.dtype)
-            soft = torch.stack([soft * (1 - right), soft * right], -1).flatten(2)
-            hard = torch.stack([hard * (1 - taken), hard * taken], -1).flatten(2)
-        return hard, soft
+        """Return a handle of soft codes (N, C, K), and hard ones (N, C), of the trees."""
+        values = Compared.apply(rows, self.layer[0].splitdims.long())
+        self._begin(values.transpose(1, 2))
+        with torch.no_grad():
+            first = torch.arange(self.compared.shape[0], device=rows.device)
+            first = first * self.compared.shape[1]
+            node, thresholds = torch.ones_like(values[:, 0], dtype=torch.long), self.compared.view(-1)
+            for level in range(values.shape[1]):
+                node = 2 * node + (values[:, level] > thresholds[node + first])
+            codes = node - self.compared.shape[1]
+        return TreeCode.apply(values, self.compared, self.log_temperature), codes
 
     def _nearest(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return hard and soft codes (N, C, K) of the nearest centroids."""
+        """Return soft codes (N, C, K), and hard ones (N, C), of the nearest centroids."""
         layer = self.layer[0]
         columns = layer.columns.long()
         squares = self._half_norms()
@@ -181,9 +171,8 @@ class LatentLookup(nn.Module):
         self._begin(scores)
         with torch.no_grad():
             given = (self.compared, squares, layer.columns, list(layer.starts))
-            codes = torch.ops.lutcc.nearest_encode(rows, *given)
-            hard = nn.functional.one_hot(codes.long(), layer.nprototypes).to(rows.dtype)
-        return hard, torch.softmax(scores / self.log_temperature.exp(), -1)
+            codes = torch.ops.lutcc.nearest_encode(rows, *given).long()
+        return torch.softmax(scores / self.log_temperature.exp(), -1), codes
 
     def _half_norms(self) -> Tensor:
         squares = self.compared.double().square() / 2
@@ -218,6 +207,29 @@ class LatentLookup(nn.Module):
                 layer.lut.copy_(lut.to(torch.uint8))
                 layer.scale.copy_(scale)
                 layer.offset.copy_(offset)
+
+
+def multiply_add(sums: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """Return ``sums * scale + offset`` in float32, rounded once, as kernels do.
+
+    In float64 the product is exact; what is then rounded twice differs only where the first
+    rounding ends between two float32, or below the normal ones, which is computed again.
+
+    Examples
+    --------
+    >>> multiply_add(torch.tensor([[3]]), torch.tensor([0.5]), torch.tensor([1.0])).tolist()
+    [[2.5]]
+    """
+    total = sums.double().mul_(scale.double()).add_(offset.double())
+    result = total.float()
+    doubtful = (total.view(torch.int64) & _BELOW) == _MIDDLE
+    doubtful |= (total.abs() < _NORMAL) & (total != 0)
+    if bool(doubtful.any()):
+        places = doubtful.nonzero(as_tuple=True)
+        few = (sums[places].int()[None], scale[places[1]], offset[places[1]])
+        exact = torch.ops.lutcc.lut_dequantize(*(part.cpu() for part in few), "none")
+        result[places] = exact[0].to(result.device)
+    return result
 
 
 def latent_lookups(model: nn.Module) -> dict[str, LatentLookup]:

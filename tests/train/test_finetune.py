@@ -11,7 +11,7 @@ from torch import nn
 
 import lutcc
 from lutcc.errors import ConvertError, InputError
-from lutcc.nn.latent_lookup import LatentLookup, latent_lookups, looked_up_by
+from lutcc.nn.latent_lookup import LatentLookup, latent_lookups, looked_up_by, multiply_add
 from lutcc.recipes import Maddness
 
 OPTIONS: list[dict[str, Any]] = [
@@ -63,41 +63,100 @@ def test_training_computes_what_is_stored_bit_for_bit(options: dict[str, Any]) -
         assert torch.equal(lutcc.compile(small, x)(x), stored)
 
 
-@pytest.mark.parametrize("options", [{}, {"encoder": "nearest", "nprototypes": 6}], ids=str)
-def test_gradients_are_those_of_soft_codes(options: dict[str, Any]) -> None:
-    """Against finite differences of the soft sum, in float64, with float tables."""
-    _, small, x = converted(lut_dtype="float32", **options)
-    layer: Any = small[0]  # type: ignore[index]
-    latent = LatentLookup(layer)
-    latent.look_up(x[:5])
-    latent = latent.double()
-    batch = x[:5].double()
-    codes = latent._tree if layer.encoder == "tree" else latent._nearest
-
-    def soft() -> torch.Tensor:
-        if layer.encoder == "tree":
-            return (codes(batch)[1].flatten(1) @ latent.tables.flatten(0, 1)).square().sum()
-        squares = latent._half_norms()
-        parts = [
-            batch[:, a:b] @ latent.compared[:, a:b].T
-            for a, b in zip(layer.starts, layer.starts[1:], strict=False)
+def soft_codes(latent: LatentLookup, rows: torch.Tensor) -> torch.Tensor:
+    """The soft codes (N, C, K), written down as they are defined."""
+    layer = latent.layer[0]
+    if layer.encoder == "nearest":
+        parts = zip(layer.starts, layer.starts[1:], strict=False)
+        near = [
+            rows[:, a:b] @ latent.compared[:, a:b].T
+            - latent.compared[:, a:b].square().sum(1) / 2
+            for a, b in parts
         ]
-        scores = torch.stack(parts, 1) - squares
-        found = torch.softmax(scores / latent.log_temperature.exp(), -1)
-        return (found.flatten(1) @ latent.tables.flatten(0, 1)).square().sum()
+        return torch.softmax(torch.stack(near, 1) / latent.log_temperature.exp(), -1)
+    values, codes = rows[:, layer.splitdims.long()], []
+    depth = values.shape[2]
+    for leaf in range(2**depth):
+        node, share = 1, torch.ones_like(values[:, :, 0])
+        for level in range(depth):
+            right = leaf >> (depth - 1 - level) & 1
+            above = (values[:, :, level] - latent.compared[:, node]) / latent.log_temperature[
+                :, 0
+            ].exp()
+            share = share * torch.sigmoid(above if right else -above)
+            node = 2 * node + right
+        codes.append(share)
+    return torch.stack(codes, -1)
 
-    for parameter in (latent.compared, latent.log_temperature, latent.tables):
-        (gradient,) = torch.autograd.grad(soft(), [parameter])
-        flat = parameter.data.view(-1)
-        for place in range(0, flat.numel(), max(1, flat.numel() // 7)):
-            kept = flat[place].item()
-            values = []
-            for step in (1e-6, -1e-6):
-                flat[place] = kept + step
-                values.append(soft().item())
-            flat[place] = kept
-            numeric = (values[0] - values[1]) / 2e-6
-            assert gradient.view(-1)[place].item() == pytest.approx(numeric, rel=1e-4, abs=1e-4)
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"nprototypes": 2},
+        {"nprototypes": 64},
+        {"encoder": "nearest", "nprototypes": 6},
+        {"lut_dtype": "float32"},
+        {"accumulate": "mean", "upcast_every": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_gradients_are_those_of_soft_codes(options: dict[str, Any], activation: Any) -> None:
+    """Against autograd of a straight-through sum of all table rows, weighted by soft codes."""
+    _, small, x = converted(**options)
+    layer: Any = small[0]  # type: ignore[index]
+    layer.activation = activation
+    latent = LatentLookup(layer)
+    batch = x[:37].clone().requires_grad_()
+    found = latent.look_up(batch)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    given = (batch, *latent.parameters())
+    gradients = torch.autograd.grad((found * weights).sum(), given)
+
+    soft = soft_codes(latent, batch)
+    codes = latent._tree(batch)[1] if layer.encoder == "tree" else latent._nearest(batch)[1]
+    hard = nn.functional.one_hot(codes, layer.nprototypes).float()
+    lut, scale, lowest, _ = latent.quantised()
+    read = latent.tables
+    if lut is not None:
+        every = layer.upcast_every if layer.accumulate == "mean" else 1
+        read = read + (lut * (scale / every) + lowest - read).detach()
+    y = torch.einsum("nck,ckm->nm", hard + soft - soft.detach(), read) + latent.shift
+    if activation == "relu":
+        y = torch.where(found > 0, y, 0.0)
+    wanted = torch.autograd.grad((y * weights).sum(), given)
+    for a, b in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max() + 1e-6))
+
+    latent.gradient_dtype = torch.bfloat16
+    rough = torch.autograd.grad((latent.look_up(batch) * weights).sum(), given)
+    for a, b in zip(rough, wanted, strict=True):
+        assert float((a - b).norm()) <= 0.02 * float(b.norm()) + 1e-6
+
+
+def test_thresholds_that_nothing_exceeds_have_no_gradient() -> None:
+    _, small, x = converted()
+    latent = LatentLookup(small[0])  # type: ignore[index]
+    with torch.no_grad():
+        latent.compared[:, 1] = 3e37
+    latent.look_up(x).square().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in latent.parameters() if p.grad is not None)
+    assert latent.compared.grad is not None
+    assert not latent.compared.grad[:, 1].any()
+
+
+def test_sums_are_scaled_with_one_rounding() -> None:
+    """Also where a float64 ends half-way between two float32, and below the normal ones."""
+    generator = torch.Generator().manual_seed(0)
+    sums = torch.randint(0, 2**16, (512, 512), generator=generator, dtype=torch.int32)
+    scale = torch.rand(512, generator=generator) * 2.0 ** torch.arange(-140, 116, 0.5)
+    offset = torch.randn(512, generator=generator) * scale * 2**8
+    sums[0, 200], scale[200], offset[200] = 2**12 + 1, 2.0**-12 + 2.0**-24, 2.0**-100
+    wanted = torch.ops.lutcc.lut_dequantize(sums, scale, offset, "none")
+    assert torch.equal(multiply_add(sums, scale, offset), wanted)
+    plain = (sums.double() * scale.double() + offset.double()).float()
+    assert not torch.equal(plain, wanted)  # twice rounded is something else
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
