@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -155,7 +154,10 @@ class LatentLookup(nn.Module):
         with torch.no_grad():
             first = torch.arange(self.compared.shape[0], device=rows.device)
             first = first * self.compared.shape[1]
-            node, thresholds = torch.ones_like(values[:, 0], dtype=torch.long), self.compared.view(-1)
+            node, thresholds = (
+                torch.ones_like(values[:, 0], dtype=torch.long),
+                self.compared.view(-1),
+            )
             for level in range(values.shape[1]):
                 node = 2 * node + (values[:, level] > thresholds[node + first])
             codes = node - self.compared.shape[1]
