@@ -1,10 +1,11 @@
-"""Where reports are written to."""
+"""What reports are read from and written to."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from lutcc.errors import UsageError
+from lutcc.errors import LogError, UsageError
 
 
 def writable(given: str | None, option: str, suffixes: tuple[str, ...]) -> Path | None:
@@ -22,3 +23,25 @@ def writable(given: str | None, option: str, suffixes: tuple[str, ...]) -> Path 
             fix="name a file in a folder that exists",
         )
     return path
+
+
+def log_paths(logs: Sequence[str]) -> list[Path]:
+    """Return the files that are meant, each once; of a folder, its ``*.jsonl``.
+
+    Raises
+    ------
+    LogError
+        If a folder has none.
+    """
+    found: dict[Path, Path] = {}
+    for given in map(Path, logs):
+        files = sorted(given.glob("*.jsonl")) if given.is_dir() else [given]
+        if not files:
+            raise LogError(
+                "the folder holds no *.jsonl",
+                where=str(given),
+                fix="name the folder that the runs were written to, or their log",
+            )
+        for path in files:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lutcc.cli.console import Console
-from lutcc.cli.report_files import writable
+from lutcc.cli.report_files import log_paths, writable
 from lutcc.errors import LogError, UsageError
 from lutcc.runtime.files import write_text
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     png_path = writable(args.png, "--png", (".png",))
     if not args.within >= 0:
         raise UsageError(f"{args.within} is below 0", where="--within")
-    paths = _paths(args.logs)
+    paths = log_paths(args.logs)
     tasks = summarise(_read(paths, console), args.baseline)
     data: dict[str, Any] = {"tasks": [to_json(task) for task in tasks], "files": []}
     if page_path is not None:
@@ -65,22 +65,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     written = [f"Written: {', '.join(data['files'])}"] if data["files"] else []
     console.result(data, *map(table, tasks), *written)
     return 0
-
-
-def _paths(logs: Sequence[str]) -> list[Path]:
-    """Return the files that are meant, each once."""
-    found: dict[Path, Path] = {}
-    for given in map(Path, logs):
-        files = sorted(given.glob("*.jsonl")) if given.is_dir() else [given]
-        if not files:
-            raise LogError(
-                "the folder holds no *.jsonl",
-                where=str(given),
-                fix="name the folder that the training wrote to, or its log",
-            )
-        for path in files:
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
 
 
 def _read(paths: Sequence[Path], console: Console) -> list[RunRecord]:

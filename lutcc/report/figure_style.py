@@ -25,6 +25,13 @@ COLOURS: dict[str, tuple[str, str]] = {
     "family5": ("#4d7c0f", "#a9d94b"),
     "family6": ("#0369a1", "#4cc9f0"),
     "family7": ("#57534e", "#c3bdb5"),
+    # after Okabe and Ito: told apart by people with any colour vision
+    "safe0": ("#0072b2", "#56a9e0"),
+    "safe1": ("#d55e00", "#ff8a3d"),
+    "safe2": ("#009e73", "#2fd3a5"),
+    "safe3": ("#cc79a7", "#e8a3c8"),
+    "safe4": ("#e69f00", "#f6bf4a"),
+    "safe5": ("#56b4e9", "#8ed0f7"),
 }
 #: The colours on white paper.
 LIGHT = {name: pair[0] for name, pair in COLOURS.items()}

@@ -24,13 +24,13 @@ def _method(method: Method, by_epoch: bool) -> dict[str, Any]:
         "method": method.name,
         "seeds": [run.seed for run in method.runs],
         "unfinished": method.unfinished,
-        "accuracy": _spread(method.accuracy),
-        "difference": _spread(method.difference),
+        "accuracy": spread_json(method.accuracy),
+        "difference": spread_json(method.difference),
         "compute": method.compute,
         "traffic": method.traffic,
         "bytes": method.bytes,
-        "loss": _spread(method.loss),
-        "seconds": _spread(method.seconds),
+        "loss": spread_json(method.loss),
+        "seconds": spread_json(method.seconds),
         "curves": {
             "over": "epochs" if by_epoch else "steps",
             "loss": asdict(method.curve("loss", by_epoch)),
@@ -39,5 +39,6 @@ def _method(method: Method, by_epoch: bool) -> dict[str, Any]:
     }
 
 
-def _spread(found: Spread | None) -> dict[str, Any] | None:
+def spread_json(found: Spread | None) -> dict[str, Any] | None:
+    """Return a spread's numbers, and how many there are."""
     return None if found is None else asdict(found) | {"n": found.n}
