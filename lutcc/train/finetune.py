@@ -125,13 +125,7 @@ def finetune(
     >>> better(x).shape
     torch.Size([64, 4])
     """
-    inputs, targets = _rows(data)
-    if targets is None and teacher is None:
-        raise InputError(
-            "there is nothing to learn from",
-            where="finetune",
-            fix="pass (inputs, targets), or a teacher",
-        )
+    inputs, targets = _rows(data, teacher)
     settings = _Settings(
         epochs, batch_size, learning_rate, noise, seed, len(inputs), teacher is not None
     )
@@ -270,8 +264,8 @@ def _distance(output: Any, wanted: Any, target: Tensor | None) -> Tensor:
     return (output - wanted).square().mean() / deviation.clamp_min(1e-12)
 
 
-def _rows(data: Any) -> tuple[Tensor, Tensor | None]:
-    """Return inputs and targets as tensors of as many rows."""
+def _rows(data: Any, teacher: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    """Return inputs and targets as tensors of as many rows; there must be something to learn."""
     if not isinstance(data, Sequence) or len(data) != 2:
         raise InputError(
             f"data is a {type(data).__name__}",
@@ -292,6 +286,12 @@ def _rows(data: Any) -> tuple[Tensor, Tensor | None]:
             f"{count} inputs, {None if targets is None else len(targets)} targets",
             where="finetune",
             fix="pass as many targets as inputs, or None",
+        )
+    if targets is None and teacher is None:
+        raise InputError(
+            "there is nothing to learn from",
+            where="finetune",
+            fix="pass (inputs, targets), or a teacher",
         )
     return inputs, targets
 
