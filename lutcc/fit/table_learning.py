@@ -67,7 +67,8 @@ class Objective:
             found = slope / 2 if self.name == "kld" else slope.square()
         else:
             leaf = exact.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self._sigma()(leaf).sum(), [leaf])
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(self._sigma()(leaf).sum(), [leaf])
             found = slope.square()
         return float(found.mean())
 
@@ -199,7 +200,8 @@ class _Problem:
         flat = tables.reshape(-1, tables.shape[2]).astype(np.float32)
         outputs = torch.from_numpy(onehot @ flat + self.shift.astype(np.float32))
         outputs.requires_grad_()
-        value = self.objective(outputs, torch.from_numpy(exact))
-        (gradient,) = torch.autograd.grad(value, [outputs])
+        with torch.enable_grad():  # whoever converts a model may have switched it off
+            value = self.objective(outputs, torch.from_numpy(exact))
+            (gradient,) = torch.autograd.grad(value, [outputs])
         back = onehot.T @ gradient.numpy()
         return float(value.detach()), back.astype(np.float64).reshape(tables.shape)

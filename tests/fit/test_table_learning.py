@@ -107,3 +107,20 @@ def test_refusals() -> None:
         Maddness(2, lut_objective="kld").fit(**problem())
     with pytest.raises(InputError, match="lut_activation='swish'"):
         Maddness(2, lut_objective="mse", lut_activation="swish").fit(**problem())
+
+
+def test_a_model_is_converted_though_gradients_are_off() -> None:
+    """``lutcc.convert`` runs without gradients; tables are learnt by them."""
+    import torch
+
+    import lutcc
+
+    torch.manual_seed(0)
+    exact, x = torch.nn.Linear(8, 4).eval(), torch.randn(200, 8)
+    errors = []
+    for options in ({}, {"lut_objective": "mse", "lut_activation": "relu"}):
+        recipe = {"*": lutcc.recipes.Maddness(ncodebooks=2, lut_dtype="float32", **options)}
+        small = lutcc.convert(exact, recipe, x)
+        with torch.no_grad():
+            errors.append(float((small(x).relu() - exact(x).relu()).square().mean()))
+    assert errors[1] < errors[0]
