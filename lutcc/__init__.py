@@ -38,6 +38,7 @@ _ATTRIBUTES = {
     "LutccError": ("lutcc.errors", "LutccError"),
     "compile": ("lutcc.compiler", "compile"),
     "convert": ("lutcc.convert_model", "convert"),
+    "convert_layerwise": ("lutcc.train.layerwise", "convert_layerwise"),
     "finetune": ("lutcc.train.finetune", "finetune"),
     "get_num_threads": ("lutcc.runtime", "get_num_threads"),
     "load": ("lutcc.runtime", "load"),
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from lutcc.runtime import load as load
     from lutcc.runtime import set_num_threads as set_num_threads
     from lutcc.train.finetune import finetune as finetune
+    from lutcc.train.layerwise import convert_layerwise as convert_layerwise
     from lutcc.tuning.api import tune as tune
 
 
