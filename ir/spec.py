@@ -100,7 +100,7 @@ CostRule: TypeAlias = Callable[[Bindings, tuple[TensorType, ...]], OpCost]
 Check: TypeAlias = Callable[[Bindings, Known], None]
 Limit: TypeAlias = Callable[[Bindings], int]
 Exact: TypeAlias = Callable[[Sequence[TensorType]], bool]
-Rounding: TypeAlias = Callable[[Sequence[TensorType]], float]
+Rounding: TypeAlias = Callable[[Sequence[TensorType], Mapping[str, Attr]], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,8 @@ class OpDef:
         Whether an operation on operands of these types is bit-exact although the op has a
         tolerance (integer tables, say).
     rounding
-        What the rounding of results in half precision adds to the tolerance.
+        What the rounding of results in half precision adds to the tolerance, by the operands' types
+        and the attributes.
     lowering
         Where the op becomes code.
 
@@ -194,10 +195,12 @@ class OpDef:
 
         What is exact up to an activation has the activation's tolerance.
         """
+        given = attrs or {}
+        rounding = self.rounding(types, given) if self.rounding is not None else 0.0
         if self.exact is not None and self.exact(types):
-            rounded = (attrs or {}).get("activation") in activations.KINDS
-            return activations.TOLERANCE if rounded else 0.0
-        return self.tolerance + (self.rounding(types) if self.rounding is not None else 0.0)
+            smooth = given.get("activation") in activations.KINDS
+            return activations.TOLERANCE + rounding if smooth else 0.0
+        return self.tolerance + rounding
 
     def complete_attrs(self, given: Mapping[str, Attr], where: str) -> dict[str, Attr]:
         """Return the attributes with defaults filled in, after checking names, kinds and ranges.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from lutcc.ir.arithmetic import activate, quantize_rows, round_to_bfloat16
 from lutcc.ir.ops.activation import EPILOGUE
 from lutcc.ir.ops.codebook_matmul import MAX_INT8_COLUMNS
 from lutcc.ir.spec import AttrSpec, Bindings, Known, OpCost, OpDef, Operand, Run
-from lutcc.ir.types import Array, TensorType
+from lutcc.ir.types import Array, Attr, TensorType, numpy_dtype
 
 COMPUTE = AttrSpec(
     "compute",
@@ -19,12 +19,19 @@ COMPUTE = AttrSpec(
     default="float32",
     choices=("float32", "bfloat16", "int8"),
 )
+OUT_DTYPE = AttrSpec(
+    "out_dtype",
+    "str",
+    "element type of the result",
+    default="float32",
+    choices=("float32", "bfloat16"),
+)
 
 
 def infer(b: Bindings) -> tuple[TensorType, ...]:
-    """Return (N, M) float32."""
+    """Return (N, M) of ``out_dtype``."""
     check_arithmetic(b, b.size("K"), f"K = {b.size('K')} columns")
-    return (TensorType((b["N"], b.size("M")), "float32"),)
+    return (TensorType((b["N"], b.size("M")), b.attrs.str("out_dtype")),)
 
 
 def check_arithmetic(b: Bindings, terms: int, named: str) -> None:
@@ -47,8 +54,9 @@ def check(b: Bindings, known: Known) -> None:
 
 
 def reference(run: Run, x: Array, weight: Array, units: Array, bias: Array) -> tuple[Array, ...]:
-    """Multiply: integers exactly, floats in float64, rounded once."""
-    compute = run.attrs.str("compute")
+    """Multiply: integers exactly, floats in float64, rounded once, to bfloat16 once more."""
+    compute, out = run.attrs.str("compute"), numpy_dtype(run.attrs.str("out_dtype"))
+    x = x.astype(np.float32)
     with np.errstate(all="ignore"):
         if compute == "int8":
             if (weight == -128).any():
@@ -63,12 +71,18 @@ def reference(run: Run, x: Array, weight: Array, units: Array, bias: Array) -> t
                 x, w = round_to_bfloat16(x), round_to_bfloat16(w)
             sums = x.astype(np.float64) @ w.astype(np.float64).T
             y = (sums * units.astype(np.float64) + bias.astype(np.float64)).astype(np.float32)
-        return (activate(y, run.attrs.str("activation")),)
+        return (activate(y, run.attrs.str("activation")).astype(out),)
 
 
 def exact(types: Sequence[TensorType]) -> bool:
     """Integers are."""
     return types[1].dtype == "int8"
+
+
+def rounding(types: Sequence[TensorType], attrs: Mapping[str, Attr]) -> float:
+    """Results of bfloat16 may be its neighbours: a unit in the last place."""
+    del types
+    return 2.0**-7 if attrs.get("out_dtype") == "bfloat16" else 0.0
 
 
 def cost(b: Bindings, results: tuple[TensorType, ...]) -> OpCost:
@@ -93,16 +107,18 @@ OP = OpDef(
         "float32(sum of q * weight) * ((a / 127) * units) + bias, each operation rounded to "
         "float32. Where 127 / a is not finite, q is 0; a row with a NaN or an infinity gives NaN. "
         "The integers of a weight W and their units are those that rows of x get: of row m, "
-        "round_half_even(W[m, k] * (127 / u)) and u / 127, u = max |W[m, :]|."
+        "round_half_even(W[m, k] * (127 / u)) and u / 127, u = max |W[m, :]|. x in bfloat16 is as "
+        "good as float32 of its values; a result in bfloat16 is the float32 one rounded (nearest, "
+        "ties to even), off by a unit in the last place more where that one may be off."
     ),
     source="torch.nn.functional.linear",
     operands=(
-        Operand("x", ("N", "K"), "float32", "rows"),
+        Operand("x", ("N", "K"), "float32|bfloat16", "rows"),
         Operand("weight", ("M", "K"), "float32|bfloat16|int8", "weights, one row per output"),
         Operand("units", ("M",), "float32", "what the sum of each row of weights is times"),
         Operand("bias", ("M",), "float32", "added to every row"),
     ),
-    attrs=(COMPUTE, EPILOGUE),
+    attrs=(COMPUTE, EPILOGUE, OUT_DTYPE),
     results=("y",),
     infer=infer,
     reference=reference,
@@ -110,4 +126,5 @@ OP = OpDef(
     check=check,
     tolerance=1e-5,
     exact=exact,
+    rounding=rounding,
 )

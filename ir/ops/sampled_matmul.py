@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lutcc.ir.arithmetic import round_to_bfloat16
 from lutcc.ir.ops.column_row_scores import GROUP_SIZE, pair_count
 from lutcc.ir.spec import Bindings, Known, OpCost, OpDef, Operand, Run
-from lutcc.ir.types import Array, TensorType
+from lutcc.ir.types import Array, Attr, TensorType
 
 
 def infer(b: Bindings) -> tuple[TensorType, ...]:
@@ -92,8 +92,9 @@ def cost(b: Bindings, results: tuple[TensorType, ...]) -> OpCost:
     )
 
 
-def rounding(types: Sequence[TensorType]) -> float:
+def rounding(types: Sequence[TensorType], attrs: Mapping[str, Attr]) -> float:
     """Half a unit in the last place of bfloat16 on either side."""
+    del attrs
     return 2.0**-8 if types[0].dtype == "bfloat16" else 0.0
 
 

@@ -256,7 +256,7 @@ class ProductSubject(StageSubject):
         tolerance = spec.tolerance
         if op.opcode in TENSORS and op.attr("compute") == "bfloat16":
             tolerance = _PAIRS
-        rounding = spec.rounding(types) if spec.rounding is not None else 0.0
+        rounding = 0.0 if spec.rounding is None else spec.rounding(types, dict(op.attrs))
         for index, (have, wanted) in enumerate(zip(got, want, strict=True)):
             h, w = have.astype(np.float64), wanted.astype(np.float64)
             same = (h == w) | (np.isnan(h) & np.isnan(w))

@@ -17,15 +17,18 @@ from lutcc.schedules.x86.emit import (
     select,
     splat,
 )
+from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack import round_up
+from lutcc.schedules.x86.vector_math import lanes_of
 
 
 def rounded(value: Expr) -> Expr:
-    """Return 16 float32 values rounded to bfloat16, nearest even; NaN stays NaN."""
-    bits = bind(reinterpret("int32x16", value))
-    odd = (bits >> splat(16, "int32")) & splat(1, "int32")
-    high = (bits + splat(0x7FFF, "int32") + odd) & splat(-0x10000, "int32")
-    return select(tir.NE(value, value), value, reinterpret("float32x16", high))
+    """Return float32 values rounded to bfloat16, nearest even; NaN stays NaN."""
+    lanes = lanes_of(value)
+    bits = bind(reinterpret(f"int32x{lanes}", value))
+    odd = (bits >> splat(16, "int32", lanes)) & splat(1, "int32", lanes)
+    high = (bits + splat(0x7FFF, "int32", lanes) + odd) & splat(-0x10000, "int32", lanes)
+    return select(tir.NE(value, value), value, reinterpret(f"float32x{lanes}", high))
 
 
 def widened(value: Expr, half: bool) -> Expr:
@@ -39,9 +42,18 @@ def widened(value: Expr, half: bool) -> Expr:
 
 
 def narrowed(value: Expr) -> Expr:
-    """Return 16 float32 values as bfloat16, in uint16, nearest even."""
-    bits = reinterpret("uint32x16", rounded(value)) >> splat(16, "uint32")
-    return cast("uint16x16", bits)
+    """Return float32 values as bfloat16, in uint16, nearest even; NaN stays NaN."""
+    lanes = lanes_of(value)
+    bits = reinterpret(f"uint32x{lanes}", rounded(value)) >> splat(16, "uint32", lanes)
+    return cast(f"uint16x{lanes}", bits)
+
+
+def finished(value: Expr, dtype: str, isa: Isa) -> Expr:
+    """Return float32 results as memory of ``dtype`` holds them: as they are, or narrowed."""
+    if dtype != "bfloat16":
+        return value
+    value = bind(value)
+    return bind(halves(value) if isa.has_bf16 and lanes_of(value) == LANES else narrowed(value))
 
 
 def halves(value: Expr) -> Expr:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lutcc.schedules.x86 import edges
+from lutcc.schedules.x86.bfloat16 import finished
 from lutcc.schedules.x86.codebook_rows import PAIR_COLUMNS, PreparedRows
 from lutcc.schedules.x86.config import MOST_FEW
 from lutcc.schedules.x86.context import External, Scratch
@@ -129,7 +130,8 @@ class Few:
         def put(valid: int) -> None:
             if order is None:
                 at = bind(self.target.index(line, column))
-                edges.store_partial(view, at, value, valid)
+                kept = finished(value, self.target.dtype, self.x.granules.isa)
+                edges.store_partial(view, at, kept, valid)
                 return
             base = bind(self.target.index(line, 0))
             for lane in range(valid):

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 from lutcc.schedules.intrinsics import streaming
 from lutcc.schedules.x86 import edges
+from lutcc.schedules.x86.bfloat16 import finished
 from lutcc.schedules.x86.codebook_rows import PAIR_COLUMNS, PreparedRows, RowsInPlace
 from lutcc.schedules.x86.config import DenseConfig
 from lutcc.schedules.x86.context import External, Scratch
@@ -193,9 +194,9 @@ class Many:
 
     def _in_place(self) -> bool:
         """Tell whether to read rows as they lie, where a copy would serve too few outputs."""
-        few = self.cut.panels <= PANELS_IN_PLACE
-        plain = type(self.x) is PreparedRows and self.source.dtype == "float32"
-        return few and plain and RowsInPlace.possible(self.x)
+        few = self.cut.panels <= PANELS_IN_PLACE or self.source.dtype == "bfloat16"
+        plain = type(self.x) is PreparedRows
+        return few and plain and RowsInPlace.possible(self.x, self.source)
 
 
 class Block:
@@ -416,6 +417,7 @@ class Block:
         target, order = self.many.target, self.many.weights.order
         if order is None:
             at = bind(target.index(row, column))
+            value = finished(value, target.dtype, self.cut.granules.isa)
             edges.store_partial(target.view, at, value, valid)
             return
         line = registers(1, "float32", self.cut.width)

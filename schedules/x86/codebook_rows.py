@@ -91,14 +91,21 @@ class PreparedRows:
 
     def prepare(self, x: External, number: Expr, row: Expr, scratch: View) -> None:
         """Prepare row ``number`` of x as row ``row``; ``scratch`` is room for it in float32."""
-        line = self.values.at(row * self.columns) if self.granules.form == "float32" else scratch
+        given = self.as_given(x)
+        line = self.values.at(row * self.columns) if given else scratch
         copy_row_in(x, number, line)
         with loop(self.columns - x.columns) as c:
-            line.store(c + x.columns, hold(const(0.0, "float32")))
+            line.store(c + x.columns, hold(const(0, line.dtype)))
         if self.granules.integers:
             self._quantise(row, line)
-        elif self.granules.form == "bfloat16":
+        elif not given:
             self._round(row, line)
+
+    def as_given(self, x: External) -> bool:
+        """Tell whether numbers of x are multiplied as they are, or in float32 of their values."""
+        if self.granules.kind == "bfloats":
+            return x.dtype == "bfloat16"
+        return self.granules.form == "float32"
 
     def _quantise(self, row: Expr, line: View) -> None:
         scale = quantiser(Row(line, self.columns, "float32", self.columns), self.columns)
@@ -185,7 +192,7 @@ class PreparedRows:
 
 @dataclass(frozen=True)
 class RowsInPlace(PreparedRows):
-    """Rows of float32 as they lie in x, whose numbers are neighbours.
+    """Rows of numbers that are multiplied as they lie in x, where they are neighbours.
 
     Attributes
     ----------
@@ -206,12 +213,12 @@ class RowsInPlace(PreparedRows):
         return cls(**own, source=source, first=first, count=count)
 
     @staticmethod
-    def possible(prepared: PreparedRows) -> bool:
+    def possible(prepared: PreparedRows, source: External) -> bool:
         """Tell whether numbers are multiplied as they are, and rows are whole steps."""
         layout = prepared.layout
-        return prepared.granules.kind == "floats" and (
-            prepared.granules.form == "float32" and layout.columns % layout.step_columns == 0
-        )
+        kind = {"floats": "float32", "bfloats": "bfloat16"}.get(prepared.granules.kind)
+        same = prepared.as_given(source) and source.dtype == kind
+        return same and layout.columns % layout.step_columns == 0
 
     def start(self, row: Expr, step: Expr) -> Expr:
         """Return the number of the first value of a row at a step of the weights."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lutcc.schedules.x86.bfloat16 import widened
 from lutcc.schedules.x86.context import Columns, External, StageContext
 from lutcc.schedules.x86.emit import (
     Expr,
@@ -296,11 +297,16 @@ def copy_row_out(source: View, target: External, row: Expr) -> None:
 
 
 def copy_row_in(source: External, row: Expr, target: View) -> None:
-    """Copy one row of any strides into contiguous elements of ``target``'s type."""
+    """Copy one row of any strides into contiguous elements of ``target``'s type.
+
+    bfloat16 becomes float32, or stays as it is in uint16.
+    """
 
     def copy(first: Expr, lanes: int) -> None:
         value = source.view.load(source.index(row, first), lanes)
-        if source.dtype != target.dtype:
+        if source.dtype == "bfloat16":
+            value = widened(value, half=target.dtype != "uint16")
+        elif source.dtype != target.dtype:
             value = cast(target.dtype + (f"x{lanes}" if lanes > 1 else ""), value)
         target.store(first, value, lanes)
 

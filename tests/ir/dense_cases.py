@@ -15,7 +15,11 @@ def dense(draw: st.DrawFn) -> Case:
     rng = np.random.default_rng(draw(seeds()))
     n, m, k = draw(st.integers(1, 4)), draw(st.integers(1, 7)), draw(st.integers(1, 40))
     tables, attrs = draw(weights(rng, floats(rng, m, k)))
-    return Case("dense", (floats(rng, n, k), *tables), attrs)
+    x = floats(rng, n, k)
+    if draw(st.booleans()):
+        x = x.astype(ml_dtypes.bfloat16)
+    attrs["out_dtype"] = draw(st.sampled_from(["float32", "bfloat16"]))
+    return Case("dense", (x, *tables), attrs)
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
 import numpy as np
 
 from tests.ir.plain_codebook import F32, Arrays, rounded, steps
@@ -11,8 +12,14 @@ from tests.ir.plain_rows import function
 from tests.ir.plain_sampled import Pair, patches
 
 
-def dense(inputs: Arrays, compute: str = "float32", activation: str = "none") -> Arrays:
+def dense(
+    inputs: Arrays,
+    compute: str = "float32",
+    activation: str = "none",
+    out_dtype: str = "float32",
+) -> Arrays:
     x, weight, units, bias = inputs
+    x = x.astype(F32)
     y = np.empty((len(x), len(weight)), F32)
     for i, row in enumerate(x):
         for m, w in enumerate(weight):
@@ -26,7 +33,7 @@ def dense(inputs: Arrays, compute: str = "float32", activation: str = "none") ->
                 total = float(np.sum(left.astype(np.float64) * right.astype(np.float64)))
                 y[i, m] = F32(total * float(units[m]) + float(bias[m]))
             y[i, m] = activated(activation, y[i, m])
-    return [y]
+    return [y.astype(ml_dtypes.bfloat16) if out_dtype == "bfloat16" else y]
 
 
 def activated(activation: str, y: np.float32) -> np.float32:

@@ -9,6 +9,7 @@ import pytest
 from lutcc import ir
 from lutcc.errors import CompileError
 from lutcc.ir.arithmetic import quantize_rows
+from lutcc.ir.types import numpy_dtype
 from lutcc.schedules.x86 import dense
 from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
@@ -26,6 +27,8 @@ def dense_module(
     dtype: str = "float32",
     activation: str = "none",
     scaled: bool = False,
+    x_dtype: str = "float32",
+    out_dtype: str = "float32",
 ) -> ir.Module:
     """Return x -> dense with random weights, the extremes of integers included."""
     rng = np.random.default_rng(outputs)
@@ -40,10 +43,11 @@ def dense_module(
     if scaled:
         units = rng.uniform(0.5, 2, outputs).astype(F32)
     b = ir.Builder("main")
-    x = b.param("x", ir.TensorType((rows, columns), "float32"))
+    x = b.param("x", ir.TensorType((rows, columns), x_dtype))
     bias = rng.normal(size=outputs).astype(F32)
     constants = [b.constant(n, a) for n, a in (("w", weight), ("units", units), ("bias", bias))]
-    b.returns(b.op("dense", x, *constants, compute=compute, activation=activation))
+    attrs = {"compute": compute, "activation": activation, "out_dtype": out_dtype}
+    b.returns(b.op("dense", x, *constants, **attrs))
     return b.module()
 
 
@@ -55,14 +59,22 @@ def rows_of_x(rows: int, columns: int) -> np.ndarray:
 
 
 def check(module: ir.Module, x: np.ndarray, got: np.ndarray) -> None:
-    """Integers to the bit; floats within 1e-5 of the terms' magnitudes (weights are below 10)."""
+    """Integers to the bit; floats within 1e-5 of the terms' magnitudes (weights are below 10).
+
+    Rounded to bfloat16 they may be neighbours.
+    """
     (want,) = ir.interpret(module, [np.ascontiguousarray(x)])
+    assert got.dtype == want.dtype
     (op,) = (op for op in module.main.body if op.opcode == "dense")
+    got, want, x = (a.astype(F32) for a in (got, want, x))
     if op.attr("compute") == "int8":
         np.testing.assert_array_equal(got, want)
         return
     bound = 1e-5 * 10 * (np.abs(x).sum(axis=1, keepdims=True) + 1)
-    assert (np.abs(got - want) <= bound).all()
+    if op.attr("out_dtype") == "bfloat16":
+        bound = bound + 2.0**-7 * np.abs(want)
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    assert (np.abs(got - want) <= bound)[~np.isnan(want)].all()
 
 
 @pytest.mark.parametrize("isa", ALL_ISA_PARAMS)
@@ -177,3 +189,41 @@ def test_threads_share_rows_as_they_lie() -> None:
     (alone,) = built(module, "avx2")[1](x)
     (together,) = built(module, "avx2", threads=3)[1](x)
     np.testing.assert_array_equal(alone, together)
+
+
+@pytest.mark.parametrize("isa", ALL_ISA_PARAMS)
+@pytest.mark.parametrize("compute", ["int8", "bfloat16", "float32"])
+def test_bfloat16_in_and_out(isa: str, compute: str) -> None:
+    """Rows that are whole steps, which may be read as they lie, and others; NaN in its row."""
+    if isa == "avx512_bf16" and compute != "bfloat16":
+        pytest.skip("kernels differ in how they round results only")
+    for outputs, columns in ((37, 70), (10, 64))[: 2 if compute == "bfloat16" else 1]:
+        module = dense_module(compute, outputs, columns, x_dtype="bfloat16", out_dtype="bfloat16")
+        _, call = built(module, isa, product_configs(module, block_rows=12))
+        for rows in (1, 2, 5, 29):
+            wide = rows_of_x(2 * rows, columns + 5).astype(ml_dtypes.bfloat16)
+            wide[0, 3] = np.nan
+            for x in (wide[::2, 3 : columns + 3], np.asfortranarray(wide[:rows, :columns])):
+                check(module, x, call(x)[0])
+
+
+@pytest.mark.isa("avx2")
+@pytest.mark.parametrize(
+    ("x_dtype", "out_dtype"), [("bfloat16", "float32"), ("float32", "bfloat16")]
+)
+def test_bfloat16_on_one_side(x_dtype: str, out_dtype: str) -> None:
+    module = dense_module("bfloat16", 11, 64, x_dtype=x_dtype, out_dtype=out_dtype)
+    _, call = built(module, "avx2")
+    for rows in (1, 17):
+        x = rows_of_x(rows, 64).astype(numpy_dtype(x_dtype))
+        check(module, x, call(x)[0])
+
+
+@pytest.mark.isa("avx512_bf16")
+def test_threads_share_bfloat16_rows_as_they_lie() -> None:
+    module = dense_module("bfloat16", 140, 256, x_dtype="bfloat16", out_dtype="bfloat16")
+    x = rows_of_x(333, 256).astype(ml_dtypes.bfloat16)
+    (alone,) = built(module, "avx512_bf16")[1](x)
+    (together,) = built(module, "avx512_bf16", threads=3)[1](x)
+    np.testing.assert_array_equal(alone, together)
+    check(module, x, alone)
