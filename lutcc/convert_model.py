@@ -12,9 +12,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch.export import ExportedProgram
 
 from lutcc import recipes
 from lutcc.errors import ConvertError, LutccError
+from lutcc.frontend.exported_layers import as_module
 from lutcc.nn.conversion import ConversionReport, LayerReport, convert_layer, exact_report
 from lutcc.nn.conversion_codebook import CodebookConversion
 from lutcc.nn.conversion_dense import dense_layer
@@ -28,7 +30,7 @@ _UNFITTED = (recipes.Exact, recipes.Sampled)
 
 
 def convert(
-    model: torch.nn.Module,
+    model: torch.nn.Module | ExportedProgram,
     recipe: Mapping[str, Any] | str | Path,
     calibration: Any = None,
     *,
@@ -65,7 +67,8 @@ def convert(
     Parameters
     ----------
     model
-        Any module; it is not changed.
+        Any module; it is not changed. Of an exported program the layers are found again first,
+        see :func:`lutcc.frontend.layers_of`.
     recipe
         {module name pattern: config}, or the path of a TOML or JSON file of the same, see
         :mod:`lutcc.recipes`. A number of codebooks beyond a layer's columns is lowered to them,
@@ -111,6 +114,7 @@ def convert(
     >>> convert(model, {"0": recipes.Sampled(sample_ratio=0.5)}).training
     True
     """
+    model = as_module(model)
     if not isinstance(model, torch.nn.Module):
         raise ConvertError(
             f"the model is a {type(model).__name__}", where="convert", fix="pass a torch.nn.Module"
@@ -312,7 +316,7 @@ def _runs(model: torch.nn.Module, batches: list[Batch]) -> Run:
 def _run(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
         model(*args, **kwargs)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         shapes = [tuple(v.shape) for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
         raise ConvertError(
             f"the model fails on a calibration batch of shapes {shapes}: {error}",

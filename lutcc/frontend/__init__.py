@@ -12,13 +12,24 @@ _ATTRIBUTES = {
     "Imported": ("lutcc.frontend.torch_import", "Imported"),
     "Port": ("lutcc.frontend.graph", "Port"),
     "Region": ("lutcc.frontend.partition", "Region"),
+    "exported_again": ("lutcc.frontend.exported_layers", "exported_again"),
     "import_torch": ("lutcc.frontend.torch_import", "import_torch"),
+    "layers_of": ("lutcc.frontend.exported_layers", "layers_of"),
 }
 
-__all__ = ["Imported", "Port", "Region", "import_torch", "relax"]
+__all__ = [
+    "Imported",
+    "Port",
+    "Region",
+    "exported_again",
+    "import_torch",
+    "layers_of",
+    "relax",
+]
 
 if TYPE_CHECKING:
     from lutcc.frontend import relax
+    from lutcc.frontend.exported_layers import exported_again, layers_of
     from lutcc.frontend.graph import Port
     from lutcc.frontend.partition import Region
     from lutcc.frontend.torch_import import Imported, import_torch

@@ -17,6 +17,7 @@ from lutcc.frontend.checks import (
 )
 from lutcc.frontend.decompositions import decompose
 from lutcc.frontend.dynamic import Dynamic, as_called, trace_dynamic, two_of
+from lutcc.frontend.exported_layers import ExportedLayers, exported_again
 from lutcc.frontend.symbols import BATCH
 from lutcc.frontend.tracing import first_line, trace
 
@@ -45,7 +46,9 @@ def export_program(
         A module in evaluation mode, or a program that ``torch.export.export`` made (then
         ``example_inputs`` is ignored).
     example_inputs
-        A tensor, a sequence of tensors, or a mapping of keyword arguments.
+        A tensor, a sequence of tensors, or a mapping of keyword arguments. None for the layers of
+        an exported program (:func:`lutcc.frontend.layers_of`): its own are taken, and its open
+        sizes.
     dynamic_batch
         Make dimension 0 of the inputs one shared symbol ``n >= 1``. A model that only works at the
         example's batch size is imported at that size, with a note.
@@ -75,6 +78,8 @@ def export_program(
                 fix="leave it out, and name them in torch.export.export(..., dynamic_shapes=...)",
             )
         program = model
+    elif example_inputs is None and dynamic is None and isinstance(model, ExportedLayers):
+        program = exported_again(model)
     elif isinstance(model, torch.nn.Module):
         args, kwargs = _example_arguments(model, example_inputs)
         if dynamic is None:

@@ -13,6 +13,7 @@ import torch
 
 from lutcc import recipes
 from lutcc.errors import InputError, LutccError
+from lutcc.frontend.exported_layers import as_module
 from lutcc.planning.cache import Cache, origin_of
 from lutcc.planning.calibration import Calibration, read_calibration
 from lutcc.planning.candidates import (
@@ -37,7 +38,7 @@ _DRIFT = 1.1  # of the exact model's time while a plan is made
 
 
 def plan(
-    model: torch.nn.Module,
+    model: torch.nn.Module | torch.export.ExportedProgram,
     calibration: Any,
     *,
     max_drop: float | str,
@@ -66,8 +67,9 @@ def plan(
     Parameters
     ----------
     model
-        Any module; it is not changed. Layers that look up already (LookupFFN, MADDNESS, codebooks)
-        are left as they are.
+        Any module; it is not changed. Of an exported program the layers are found again first,
+        see :func:`lutcc.frontend.layers_of`. Layers that look up already (LookupFFN, MADDNESS,
+        codebooks) are left as they are.
     calibration
         Typical inputs, as for :func:`lutcc.convert`: at least 8 rows, or 4 batches.
     max_drop
@@ -116,6 +118,7 @@ def plan(
     >>> small = lutcc.convert(model, made.recipe, rows)  # doctest: +SKIP
     """
     budget = read_max_drop(max_drop)
+    model = as_module(model)
     if not isinstance(model, torch.nn.Module):
         raise InputError(
             f"the model is a {type(model).__name__}", where="plan", fix="pass a torch.nn.Module"

@@ -112,7 +112,7 @@ def run_exact(model: torch.nn.Module, batch: Batch) -> Any:
     try:
         with torch.no_grad(), _plain_transformers(), _evaluated(model):
             return model(*args, **kwargs)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         shapes = [tuple(v.shape) for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
         raise InputError(
             f"the model fails on calibration inputs of shapes {shapes}: {error}",
