@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def read_safetensors(path: Path, what: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def read_inputs(texts: Sequence[str], specs: Sequence[TensorSpec]) -> list[Any]:
+def read_inputs(texts: Sequence[str], specs: Sequence[TensorSpec]) -> list[np.ndarray]:
     """Read what an artifact is to be called with.
 
     Parameters
@@ -93,8 +93,7 @@ def read_inputs(texts: Sequence[str], specs: Sequence[TensorSpec]) -> list[Any]:
 
     Returns
     -------
-    NumPy arrays in the order of ``specs``; torch tensors where the dtype is bfloat16, which
-    artifacts take from torch only.
+    NumPy arrays in the order of ``specs``.
 
     Raises
     ------
@@ -116,9 +115,7 @@ def read_inputs(texts: Sequence[str], specs: Sequence[TensorSpec]) -> list[Any]:
                 where="INPUT",
                 fix=", ".join(map(str, specs)),
             )
-    from lutcc.runtime.bfloat16 import to_torch
-
-    return [to_torch(a) if a.dtype.name == "bfloat16" else a for a in arrays]
+    return list(arrays)
 
 
 def _in_order(

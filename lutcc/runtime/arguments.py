@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lutcc.errors import InputError
-from lutcc.runtime import ffi
+from lutcc.runtime import bfloat16, ffi
 from lutcc.runtime.signature import TensorSpec, bind, dim_text
 
 #: Dtypes that kernels read through any pair of positive strides.
@@ -66,9 +66,14 @@ def admit(
             raise InputError(
                 f"expected a NumPy array or a torch CPU tensor, got {type(value).__name__}",
                 where=f"argument {spec.name!r}",
-                fix=f"convert it: numpy.asarray(x, dtype=numpy.{spec.dtype})",
+                fix=f"convert it: numpy.asarray(x, dtype={_numpy_name(spec)})",
             )
     return ready, sizes, torch if found_torch else None
+
+
+def _numpy_name(spec: TensorSpec) -> str:
+    """Return how a program names the dtype."""
+    return f"{'ml_dtypes' if spec.dtype == 'bfloat16' else 'numpy'}.{spec.dtype}"
 
 
 def _dtype_error(spec: TensorSpec, got: str, fix: str) -> InputError:
@@ -96,15 +101,9 @@ def _numpy(
                 fix="fill its holes first: x.filled(value)",
             )
         x = np.asarray(x)
-    if spec.dtype == "bfloat16":  # DLPack does not take it from NumPy
-        raise InputError(
-            "expected a torch tensor, as its dtype is bfloat16, got a NumPy array",
-            where=f"argument {spec.name!r}",
-            fix="torch.from_numpy(x.view(numpy.int16)).view(torch.bfloat16) of a bfloat16 array",
-        )
     want = spec.numpy_dtype()
     if x.dtype != want and x.dtype.newbyteorder("=") != want:
-        raise _dtype_error(spec, str(x.dtype), f"x.astype(numpy.{spec.dtype})")
+        raise _dtype_error(spec, str(x.dtype), f"x.astype({_numpy_name(spec)})")
     bind(spec, x.shape, sizes, owner=owner)
     if x.dtype != want:  # bytes swapped
         x = x.astype(want)
@@ -116,6 +115,8 @@ def _numpy(
         usable = x.__array_interface__["data"][0] % alignment == 0
     if not usable:
         x = ffi.aligned_copy(x)
+    if spec.dtype == "bfloat16":
+        return bfloat16.to_tensor(x)
     if not x.flags.writeable:
         return ffi.tvm_ffi().from_dlpack(x.__dlpack__(max_version=(1, 0)))
     return x
@@ -176,8 +177,8 @@ def _torch(
     usable = address % step == 0 and (
         x.is_contiguous() or (strided and _positive(spec, x.shape, x.stride(), 1))
     )
-    if not usable and x.dtype is torch.bfloat16:  # NumPy has no such type
-        return x.clone(memory_format=torch.contiguous_format)
+    if not usable and x.dtype is torch.bfloat16:
+        return bfloat16.to_tensor(ffi.aligned_copy(bfloat16.to_array(x)))
     if not usable:
         return ffi.aligned_copy(x.numpy())
     return x

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lutcc.errors import ArtifactError, BackendError, DependencyError, InputError, LutccError
-from lutcc.runtime import ffi, threads
+from lutcc.runtime import bfloat16, ffi, threads
 from lutcc.runtime.arguments import STRIDED_DTYPES, admit, torch_module
 from lutcc.runtime.manifest import packed_nbytes
 from lutcc.runtime.signature import TensorSpec
@@ -271,8 +271,13 @@ class LookupKernel:
         results = allocate(self.outputs, sizes, torch)
         rows = next(iter(sizes.values()), self._static_rows)
         if rows and all(size for t in results for size in t.shape):
-            self.launch(rows, tensors, results)
+            self.launch(rows, tensors, results if torch is not None else _taken(results))
         return results[0] if len(results) == 1 else tuple(results)
+
+
+def _taken(results: Sequence[np.ndarray]) -> list[Any]:
+    """Return arrays as the entry function takes them."""
+    return [bfloat16.to_tensor(r) if bfloat16.is_bfloat16(r) else r for r in results]
 
 
 def allocate(
@@ -314,6 +319,7 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
     mask, first, least, most = dtype.itemsize - 1, source.shape[0], 1, kernel.serial_rows
     if isinstance(first, int):
         least, most = max(first, 1), min(first, most)
+    arrays = "bfloat16" not in (source.dtype, target.dtype)  # DLPack takes no others from NumPy
     ndarray, empty = np.ndarray, np.empty
     large = -(-ffi.LARGE // max(columns_out * dtype_out.itemsize, 1))
     function, blob = kernel.serial, kernel.blob_tensor
@@ -340,7 +346,7 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
             return checked(*values)
         x = values[0]
         kind = type(x)
-        if kind is ndarray:
+        if kind is ndarray and arrays:
             flags = x.flags
             if x.dtype != dtype or x.ndim != 2 or not flags.aligned:
                 return checked(x)
@@ -374,7 +380,7 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
                 return checked(x)
             out = x.new_empty((rows, columns_out), dtype=torch_dtype_out)
         else:
-            if torch_type is None:
+            if torch_type is None and kind is not ndarray:
                 learn_torch()
             return checked(x)
         try:

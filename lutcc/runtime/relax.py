@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lutcc.errors import ArtifactError, BackendError, InputError
-from lutcc.runtime import ffi, threads
+from lutcc.runtime import bfloat16, ffi, threads
 from lutcc.runtime.arguments import admit
 from lutcc.runtime.kernel import ThreadChoice, allocate, open_library
 from lutcc.runtime.signature import Bounds, TensorSpec, check_bounds
@@ -139,5 +139,7 @@ def _own(tensor: Any, torch: ModuleType | None) -> Any:
     """Return a tensor of the virtual machine as the caller's kind, without copying."""
     if torch is not None:
         return torch.from_dlpack(tensor)
+    if str(tensor.dtype) == "bfloat16":
+        return bfloat16.to_array(tensor)
     array = np.from_dlpack(tensor)
     return array if array.flags.writeable else array.copy()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lutcc.errors import LutccError
-from lutcc.runtime.bfloat16 import as_numpy, to_torch
+from lutcc.runtime.bfloat16 import as_numpy
 from lutcc.runtime.signature import Bounds, TensorSpec, bind, numpy_dtype
 
 Call = Callable[..., Any]
@@ -103,8 +103,7 @@ def _name(sizes: dict[str, int]) -> str:
 def _random(spec: TensorSpec, sizes: dict[str, int], random: np.random.Generator) -> Any:
     shape = spec.resolve(sizes)
     if spec.dtype in ("float32", "bfloat16"):
-        values = random.standard_normal(shape, dtype=np.float32).astype(numpy_dtype(spec.dtype))
-        return to_torch(values) if spec.dtype == "bfloat16" else values
+        return random.standard_normal(shape, dtype=np.float32).astype(numpy_dtype(spec.dtype))
     return random.integers(0, 2, shape).astype(numpy_dtype(spec.dtype))
 
 
