@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from lutcc.codegen.program import Program
 from lutcc.codegen.targets import Target, parse_targets
 from lutcc.errors import LogError
 from lutcc.ir.module import Module
+from lutcc.ir.passes import LookupNote
 
 if TYPE_CHECKING:
     from lutcc.runtime import Artifact
@@ -129,7 +131,7 @@ def compile_module(
     """
     from lutcc.runtime import Artifact
 
-    told: list[str] = []
+    told: list[LookupNote] = []
     prepared = prepare(module, told)
     programs: list[Program] = []
     tuning: list[str] = []
@@ -144,7 +146,8 @@ def compile_module(
             programs.append(made)
             tuning += _tuning_notes(chooser, [str(k["source"]) for k in made.kernels])
         mcpus = {t.isa.name: t.mcpu for t in targets}
-        extra = {"notes": [*notes, *told], "tuning_notes": tuning, "mcpu": mcpus}
+        extra = {"notes": list(notes), "tuning_notes": tuning, "mcpu": mcpus}
+        extra["lookups"] = [asdict(note) for note in told]
         return Artifact.from_programs(prepared, programs, paths, extra)
 
 
@@ -211,6 +214,7 @@ def _compile_mixed(
             {
                 "kernels": built.kernels,
                 "notes": list(built.notes),
+                "lookups": [asdict(note) for note in built.lookups],
                 "tuning_notes": tuning,
                 "mcpu": mcpus,
                 "bounds": {name: list(pair) for name, pair in imported.graph.bounds.items()},

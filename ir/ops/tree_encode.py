@@ -10,14 +10,14 @@ from lutcc.ir.types import Array, TensorType
 MAX_DEPTH = 7
 
 
-def infer(b: Bindings) -> tuple[TensorType, ...]:
-    """Return the type of the codes; K must be 2**L."""
+def infer(b: Bindings, table: str = "splitvals") -> tuple[TensorType, ...]:
+    """Return the type of the codes; K, the entries of an operand, must be 2**L."""
     depth, leaves = b.size("L"), b.size("K")
     if not 1 <= depth <= MAX_DEPTH:
         b.fail(f"operand 'splitdims' has L = {depth} levels, which is not in 1..{MAX_DEPTH}")
     if leaves != 2**depth:
         b.fail(
-            f"operand 'splitvals' has K = {leaves} entries per codebook, but operand 'splitdims' "
+            f"operand {table!r} has K = {leaves} entries per codebook, but operand 'splitdims' "
             "has "
             f"L = {depth} levels, which need 2**{depth} = {2**depth}"
         )

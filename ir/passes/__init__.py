@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lutcc.ir.module import Module
 from lutcc.ir.passes.assign_layouts import AssignLayouts
 from lutcc.ir.passes.base import Pass
+from lutcc.ir.passes.chain_notes import LookupNote
 from lutcc.ir.passes.choose_accumulate import ChooseAccumulate, averaging_bias, averaging_error
 from lutcc.ir.passes.dead_code import DeadCode
 from lutcc.ir.passes.dead_columns import DeadColumns
@@ -36,12 +37,12 @@ PIPELINE: tuple[Pass, ...] = (
 
 
 def run_pipeline(
-    module: Module, passes: Sequence[Pass] = PIPELINE, notes: list[str] | None = None
+    module: Module, passes: Sequence[Pass] = PIPELINE, notes: list[LookupNote] | None = None
 ) -> Module:
     """Run passes one after the other, verifying the module before the first and after each.
 
-    ``notes`` takes what passes tell a user: which sums stay integers, which columns are not
-    computed.
+    ``notes`` takes what becomes of the sums of each look-up: whether they stay integers, and how
+    many columns are computed.
 
     Raises
     ------
@@ -59,8 +60,9 @@ def run_pipeline(
     verify(module)
     for step in passes:
         if notes is not None and isinstance(step, IntegerChains | DeadColumns):
-            notes += step.describe(module)
-        module = step(module)
+            module = step.noting(module, notes)
+        else:
+            module = step(module)
         verify(module)
     return module
 
@@ -77,6 +79,7 @@ __all__ = [
     "FuseRows",
     "InlineCalls",
     "IntegerChains",
+    "LookupNote",
     "Pass",
     "averaging_bias",
     "averaging_error",

@@ -9,6 +9,8 @@ import numpy as np
 
 from lutcc.ir.module import Module, Operation, Value
 from lutcc.ir.passes.base import NewConstants, readers_of
+from lutcc.ir.passes.chain_notes import LookupNote, with_dead_columns
+from lutcc.ir.passes.chains import MAPS
 from lutcc.ir.passes.dead_code import DeadCode
 from lutcc.ir.types import Array
 
@@ -17,8 +19,7 @@ _PRODUCERS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "lut_accumulate": ((1, 2),),
     "linear": ((1, 0), (2, 0)),
 }
-#: Functions of single elements; the operands after the first are vectors over the columns.
-_MAPS = ("lut_dequantize", "affine", "relu", "activation")
+_TREES = ("tree_encode", "interval_encode")
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,13 @@ class Dead:
 class DeadColumns:
     """Take columns out of tables and weights that no tree behind them compares."""
 
-    def describe(self, module: Module) -> list[str]:
-        """Return what a user is told of the columns of a module that the pass has not seen."""
-        return describe(module)
-
     def __call__(self, module: Module) -> Module:
         """Return the module with narrower values; only main is looked at."""
+        return self.noting(module, [])
+
+    def noting(self, module: Module, notes: list[LookupNote]) -> Module:
+        """Return the same; ``notes`` are told how many columns are computed."""
+        notes[:] = with_dead_columns(module, notes, find_dead(module))
         for _ in range(len(module.main.body)):
             found = find_dead(module)
             if not found:
@@ -95,32 +97,20 @@ def find_dead(module: Module) -> list[Dead]:
         while value.name not in returned and len(readers.get(value.name, ())) == 1:
             (reader,) = readers[value.name]
             known = all(v.name in refs for v in reader.operands[1:])
-            if reader.opcode not in _MAPS or not known or reader.operands[0] != value:
+            if reader.opcode not in MAPS or not known or reader.operands[0] != value:
                 break
             maps.append(reader)
             value = reader.results[0]
         trees = tuple(readers.get(value.name, ()))
         if value.name in returned or not trees:
             continue
-        if not all(t.opcode == "tree_encode" and t.operands[1].name in refs for t in trees):
+        if not all(t.opcode in _TREES and t.operands[1].name in refs for t in trees):
             continue
         dims = [module.constants[refs[tree.operands[1].name]] for tree in trees]
         kept = np.unique(np.concatenate([d.ravel() for d in dims]))
         if len(kept) < op.results[0].type.size(1):
             found.append(Dead(op, tuple(maps), trees, kept))
     return found
-
-
-def describe(module: Module) -> list[str]:
-    """Return what a user is told of dead columns, before the pass has run.
-
-    As "271 of the 512 columns of %acc are compared by no tree, and not computed".
-    """
-    return [
-        f"{dead.columns - len(dead.kept)} of the {dead.columns} columns of "
-        f"%{dead.producer.results[0].name} are compared by no tree, and not computed"
-        for dead in find_dead(module)
-    ]
 
 
 def _refs(module: Module) -> dict[str, str]:

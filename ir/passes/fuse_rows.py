@@ -135,7 +135,8 @@ def _groups(function: Function) -> list[list[int]]:
 _FINISHING = ("add", "affine", "relu", "activation", "quantize")
 #: Operations that keep groups of their own; others join either.
 _FAMILIES = {
-    **dict.fromkeys(("tree_encode", "nearest_encode", "lut_accumulate"), "look-ups"),
+    **dict.fromkeys(("tree_encode", "interval_encode", "nearest_encode"), "look-ups"),
+    **dict.fromkeys(("lut_accumulate",), "look-ups"),
     **dict.fromkeys(("hadamard", "block_diagonal_matmul"), "look-ups"),
     **dict.fromkeys(("sign_hash", "weighted_gather"), "look-ups"),
     **dict.fromkeys(("layer_norm", "softmax"), "reductions"),

@@ -78,25 +78,47 @@ def bench_tree_encode(options: BenchOptions) -> list[Row]:
             depth = entries.bit_length() - 1
             splitdims = rng.integers(0, D, (C, depth)).astype(np.int32)
             splitvals = rng.normal(size=(C, entries)).astype(np.float32)
-            module = one_op("tree_encode", ((N, D), "float32"), [splitdims, splitvals])
-            artifact = compiled(module, isa)
-            for n in (1024, 10_000):
-                x = rng.normal(size=(n, D)).astype(np.float32)
-                rows.append(
-                    measured(
-                        options,
-                        "tree_encode",
-                        f"N={n} D={D} C={C} K={entries}",
-                        isa,
-                        partial(artifact, x),
-                        x.nbytes,
-                        "GB/s of input",
-                        memcpy(x.nbytes),
-                        x.nbytes,
-                        "memcpy of the input",
-                    )
-                )
+            inputs = [rng.normal(size=(n, D)).astype(np.float32) for n in (1024, 10_000)]
+            rows += _encoding(options, "tree_encode", isa, [splitdims, splitvals], inputs)
     return rows
+
+
+def bench_interval_encode(options: BenchOptions) -> list[Row]:
+    """Encode row-major int32 by intervals into row-major codes, against a memcpy of the input."""
+    rows = []
+    D, C, K, rng = 512, 64, 16, np.random.default_rng(options.seed)
+    for isa in levels(options):
+        starts, ends = np.sort(rng.integers(-4000, 4000, (2, C, K)).astype(np.int32), axis=0)
+        constants = [rng.integers(0, D, (C, 4)).astype(np.int32), starts, ends - starts]
+        x = rng.integers(-4000, 4000, (1024, D)).astype(np.int32)
+        rows += _encoding(options, "interval_encode", isa, constants, [x])
+    return rows
+
+
+def _encoding(
+    options: BenchOptions,
+    op: str,
+    isa: str,
+    constants: list[np.ndarray],
+    inputs: list[np.ndarray],
+) -> list[Row]:
+    (C, K), D = constants[-1].shape, inputs[0].shape[1]
+    artifact = compiled(one_op(op, ((N, D), str(inputs[0].dtype)), constants), isa)
+    return [
+        measured(
+            options,
+            op,
+            f"N={len(x)} D={D} C={C} K={K}",
+            isa,
+            partial(artifact, x),
+            x.nbytes,
+            "GB/s of input",
+            memcpy(x.nbytes),
+            x.nbytes,
+            "memcpy of the input",
+        )
+        for x in inputs
+    ]
 
 
 def bench_nearest_encode(options: BenchOptions) -> list[Row]:
@@ -311,6 +333,7 @@ _CONV = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 
 BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[Row]]] = {
     "lut_accumulate": bench_lut_accumulate,
     "tree_encode": bench_tree_encode,
+    "interval_encode": bench_interval_encode,
     "nearest_encode": bench_nearest_encode,
     "linear": bench_linear,
     "dense": bench_dense,

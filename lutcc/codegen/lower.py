@@ -17,6 +17,7 @@ from lutcc.schedules.x86.isa import Isa, isa_by_name
 
 if TYPE_CHECKING:
     from lutcc.codegen.products import Products
+    from lutcc.ir.passes import LookupNote
 
 ENTRY = "lutcc_main"
 
@@ -40,7 +41,7 @@ class Lowered:
     module: Module
 
 
-def prepare(module: Module, notes: list[str] | None = None) -> Module:
+def prepare(module: Module, notes: list[LookupNote] | None = None) -> Module:
     """Run the passes unless the module already consists of stages; ``notes`` takes theirs."""
     if any(op.opcode == "call" for op in module.main.body):
         return module

@@ -340,8 +340,13 @@ class Artifact:
             ) from error
 
     def explain(self) -> Explanation:
-        """Return which variant runs here and why, its kernels, tables, work per row and threads."""
+        """Return which variant runs here and why, its kernels, tables, work per row and threads.
+
+        Of look-ups it says which stay in integers up to the next, how many of their outputs are
+        computed, and where and why a chain is cut.
+        """
         from lutcc.runtime.explain import Explanation, VariantChoice
+        from lutcc.runtime.explain_lookups import lookup_rows
 
         manifest, isa = self._manifest, self.isa
         host = cpu.host()
@@ -387,6 +392,7 @@ class Artifact:
             parallel_from_rows=kernel.parallel_rows if isinstance(kernel, LookupKernel) else None,
             versions={"lutcc": manifest.lutcc_version, **manifest.versions},
             notes=_notes(manifest.extra),
+            lookups=lookup_rows(manifest.extra),
         )
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lutcc.runtime.cpu import Host
+from lutcc.runtime.explain_lookups import LookupRow, lookup_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class KernelNote:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Which variant runs and why, its kernels, the tables, and the work per row.
+    """Which variant runs and why, its kernels, chains of look-ups, tables, and work per row.
 
     ``str(explanation)`` reads well; ``to_dict()`` is plain JSON.
     """
@@ -53,6 +54,7 @@ class Explanation:
     parallel_from_rows: int | None
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    lookups: tuple[LookupRow, ...] = ()
 
     @property
     def chosen(self) -> VariantChoice | None:
@@ -98,6 +100,7 @@ class Explanation:
             "parallel_from_rows": self.parallel_from_rows,
             "versions": dict(self.versions),
             "notes": list(self.notes),
+            "lookups": [row.to_dict() for row in self.lookups],
         }
 
     def __str__(self) -> str:
@@ -121,6 +124,7 @@ class Explanation:
                     k.config if isinstance(k.config, str) else json.dumps(k.config, default=str)
                 )
                 lines.append(f"    {k.stage}: {' + '.join(k.ops)}  [{k.source}]  {config}")
+        lines += lookup_lines(self.lookups)
         lines.append(f"tables  {_bytes(self.table_bytes)} in {len(self.tables)} constants")
         for table in self.tables:
             shape = "x".join(map(str, table["shape"])) or "scalar"

@@ -100,6 +100,11 @@ def pack_tree_values(splitvals: Array, *, codebooks: int) -> Array:
     return _padded(values, codebooks, 0, never)
 
 
+def pack_tree_starts(starts: Array, *, codebooks: int) -> Array:
+    """(C, K) int32 in heap order -> (codebooks, max(K, 16)), padded with zeros."""
+    return _padded(_padded(starts, max(starts.shape[1], 16), 1), codebooks, 0)
+
+
 def _as_unsigned(lut: Array) -> Array:
     """int8 tables become uint8 by flipping the sign bit; the kernel subtracts 128 C."""
     if lut.dtype == np.int8:
@@ -247,6 +252,7 @@ PACKERS: dict[str, Callable[..., Array]] = {
     "tree_slots": pack_tree_slots,
     "columns": pack_columns,
     "tree_values": pack_tree_values,
+    "tree_starts": pack_tree_starts,
     "lut_dot": pack_lut_dot,
     "lut_widen": pack_lut_widen,
     "lut_rows": pack_lut_rows,

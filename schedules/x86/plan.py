@@ -14,6 +14,7 @@ from lutcc.ir.module import Function, Operation, Value
 from lutcc.schedules.space import Config, Knob, Space
 from lutcc.schedules.x86 import (
     block_diagonal_matmul,
+    interval_encode,
     linear,
     lut_accumulate,
     nearest_encode,
@@ -28,7 +29,11 @@ from lutcc.schedules.x86.config import (
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.row_passes import ELEMENTWISE, REDUCTIONS
 
-ENCODERS = {"tree_encode": tree_encode, "nearest_encode": nearest_encode}
+ENCODERS = {
+    "tree_encode": tree_encode,
+    "interval_encode": interval_encode,
+    "nearest_encode": nearest_encode,
+}
 #: Operations that have a kernel for rows as they lie only.
 HASHES = frozenset({"hadamard", "block_diagonal_matmul", "sign_hash", "weighted_gather"})
 #: Row-wise operations that a stage can hold.

@@ -80,18 +80,29 @@ def _blend(parts: Sequence[Expr], node: Expr, width: int, lanes: int) -> Expr:
 
 
 def encode_codebook(
-    isa: Isa, columns: View, slots: View, table: View, depth: int, entries: int
+    isa: Isa,
+    columns: View,
+    slots: View,
+    table: View,
+    depth: int,
+    entries: int,
+    starts: View | None = None,
 ) -> Expr:
     """Return the codes of 16 rows for one codebook as int32x16.
 
-    ``columns`` holds transposed columns, ``slots`` the column of each level.
+    ``columns`` holds transposed columns, ``slots`` the column of each level. With ``starts``, the
+    thresholds are widths of intervals that begin there.
     """
     node = splat(1, "int32")
     for level in range(depth):
         value = columns.load(cast("int64", slots.load(level)) * 16, 16)
         if table.dtype == "int32" and columns.dtype != "int32":
             value = reinterpret("int32x16", value)
-        above = value > threshold_lookup(isa, table, level, node)
+        threshold = threshold_lookup(isa, table, level, node)
+        if starts is not None:
+            moved = value - threshold_lookup(isa, starts, level, node)
+            value, threshold = (reinterpret("uint32x16", v) for v in (moved, threshold))
+        above = value > threshold
         double = bind(node + node)
         node = bind(select(above, double + splat(1, "int32"), double))
     return node - splat(entries, "int32")
@@ -213,12 +224,14 @@ def store_codes(codes: Codes, group: Expr, codebook: Expr, parts: Sequence[Expr]
 
 def _tables(
     ctx: StageContext, op: Operation, slots: Sequence[int], codebooks: int
-) -> tuple[View, View]:
-    dims, vals = (ctx.ref(value) for value in op.operands[1:])
+) -> tuple[View, View, View | None]:
+    """Return columns and thresholds of the nodes, and where intervals begin, if they are such."""
+    dims, *starts, vals = (ctx.ref(value) for value in op.operands[1:])
     dtype = "int32" if op.operands[2].type.dtype == "int32" else "float32"
     return (
         ctx.blob.add("tree_slots", "int32", [dims], slots=list(slots), codebooks=codebooks),
         ctx.blob.add("tree_values", dtype, [vals], codebooks=codebooks),
+        ctx.blob.add("tree_starts", dtype, starts, codebooks=codebooks) if starts else None,
     )
 
 
@@ -230,7 +243,7 @@ def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
     depth = splitdims.shape[1]
     columns = loaded_columns(ctx, source, splitdims)
     slots = columns.used.slots if columns else list(range(source.columns))
-    dims, vals = _tables(ctx, op, slots, target.codebooks)
+    dims, vals, starts = _tables(ctx, op, slots, target.codebooks)
     width = max(entries, 16)
     step = 4 if target.dot else 1
     with loop(ctx.groups) as group:
@@ -244,6 +257,7 @@ def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
                     vals.at((c * step + j) * width),
                     depth,
                     entries,
+                    starts and starts.at((c * step + j) * width),
                 )
                 for j in range(step)
             ]
@@ -258,7 +272,7 @@ def emit_row(ctx: StageContext, op: Operation, row: Expr, target: Row) -> None:
     entries = op.operands[2].type.shape[1]
     columns = op.operands[0].type.shape[1]
     dtype = "int32" if op.operands[2].type.dtype == "int32" else "float32"
-    dims, vals = _tables(ctx, op, list(range(columns)), codebooks)
+    dims, vals, starts = _tables(ctx, op, list(range(columns)), codebooks)
     width = max(entries, 16)
     with loop(codebooks) as c:
         node: Expr = i64(1)
@@ -270,6 +284,10 @@ def emit_row(ctx: StageContext, op: Operation, row: Expr, target: Row) -> None:
                 value = source.view.load(column)
             if source.dtype != dtype:
                 value = cast(dtype, value)
-            above = value > vals.load(c * width + node)
+            threshold = vals.load(c * width + node)
+            if starts is not None:
+                moved = value - starts.load(c * width + node)
+                value, threshold = (reinterpret("uint32", v) for v in (moved, threshold))
+            above = value > threshold
             node = hold(node + node + select(above, i64(1), i64(0)))
         target.view.store(c, cast("uint8", node - entries))

@@ -89,8 +89,10 @@ def _te_region(name: str, module: Module, isa: str, choice: object = None) -> An
 
     from lutcc.frontend.relax.kernels import RegionKernel, with_whole_rows
     from lutcc.frontend.relax.nests import loop_nest
+    from lutcc.ir.passes.erase_layouts import EraseLayouts
+    from lutcc.ir.passes.inline_calls import InlineCalls
 
-    module = with_whole_rows(module)
+    module = EraseLayouts()(InlineCalls()(with_whole_rows(module)))
     n = tirx.Var("n", "int64")
     total = sum(a.size for a in module.constants.values())
     blob = te.placeholder((total,), "float32", name="blob")

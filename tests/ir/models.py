@@ -68,6 +68,21 @@ def tree_encode(draw: st.DrawFn) -> Case:
 
 
 @st.composite
+def interval_encode(draw: st.DrawFn) -> Case:
+    rng = np.random.default_rng(draw(seeds()))
+    n, d, c = draw(st.integers(1, 9)), draw(st.integers(1, 20)), draw(st.integers(1, 7))
+    depth, most = draw(st.integers(1, 7)), draw(st.sampled_from([9, 1000, 2**30]))
+    dims = rng.integers(0, d, (c, depth)).astype(np.int32)
+    x, starts = (
+        rng.integers(-most, most, s, endpoint=True).astype(np.int32)
+        for s in ((n, d), (c, 2**depth))
+    )
+    ends = rng.integers(-most, most, starts.shape, endpoint=True)
+    widths = ((ends - starts) % 2**32).astype(np.uint32).view(np.int32)
+    return Case("interval_encode", (x, dims, starts, widths), {})
+
+
+@st.composite
 def nearest_encode(draw: st.DrawFn) -> Case:
     rng = np.random.default_rng(draw(seeds()))
     n, d, c = draw(st.integers(1, 5)), draw(st.integers(1, 9)), draw(st.integers(1, 4))
@@ -252,6 +267,7 @@ def repack(draw: st.DrawFn) -> Case:
 
 CASES: dict[str, st.SearchStrategy[Case]] = {
     "tree_encode": tree_encode(),
+    "interval_encode": interval_encode(),
     "nearest_encode": nearest_encode(),
     "lut_accumulate": lut_accumulate(),
     "lut_dequantize": lut_dequantize(),

@@ -88,6 +88,23 @@ def tree_encode(inputs: Arrays) -> Arrays:
     return [codes]
 
 
+def interval_encode(inputs: Arrays) -> Arrays:
+    x, splitdims, starts, widths = inputs
+    depth, leaves = splitdims.shape[1], widths.shape[1]
+    codes = np.zeros((len(x), len(splitdims)), np.uint8)
+    for n in range(len(x)):
+        for c in range(len(splitdims)):
+            h = 1
+            for level in range(depth):
+                begin = int(starts[c, h])
+                inside = (int(x[n, splitdims[c, level]]) - begin) % 2**32 <= int(
+                    widths[c, h]
+                ) % 2**32
+                h = 2 * h + (0 if inside else 1)
+            codes[n, c] = h - leaves
+    return [codes]
+
+
 def nearest_encode(inputs: Arrays, starts: tuple[int, ...]) -> Arrays:
     x, centroids, half_norms, columns = inputs
     codes = np.zeros((len(x), len(starts) - 1), np.uint8)
@@ -351,6 +368,7 @@ def repack(inputs: Arrays, layout: object = None) -> Arrays:
 
 DEFINITIONS: dict[str, Callable[..., Arrays]] = {
     "tree_encode": tree_encode,
+    "interval_encode": interval_encode,
     "nearest_encode": nearest_encode,
     "lut_accumulate": lut_accumulate,
     "lut_dequantize": lut_dequantize,

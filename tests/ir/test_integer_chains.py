@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lutcc import ir
-from lutcc.ir.passes import DeadColumns, IntegerChains, dead_columns, integer_chains, run_pipeline
+from lutcc.ir.passes import DeadColumns, IntegerChains, LookupNote, run_pipeline
+from lutcc.ir.passes.chains import find_chains
 
 F32 = np.float32
 N = ir.Sym("n")
@@ -106,27 +107,52 @@ def test_any_scale_gives_the_same_codes(
     with np.errstate(all="ignore"):
         module = two_layers(seed, activation, np.array(scales), dtype=dtype)
         changed = DeadColumns()(IntegerChains()(module))
-    if not integer_chains.find_chains(module).cuts:
+    if not any(cut.followed for cut in find_chains(module).cuts):
         assert "int32" in [t.operands[0].type.dtype for t in changed.main.body if t.operands][1:]
     same(module, changed)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "tanh", "gelu", "silu"])
-@pytest.mark.parametrize("seed", range(3))
-def test_other_activations(kind: str, seed: int) -> None:
-    """Rising ones always; those that turn where no threshold lies in the turn, else they say so."""
-    net = Net(seed, 6)
-    y = net.dequantize(net.scan(net.encode(net.value, 3, 4), 8))
+RISING, TURNING = ("sigmoid", "tanh", "hardsigmoid"), ("gelu", "gelu_tanh", "silu", "hardswish")
+
+
+@pytest.mark.parametrize("kind", [*RISING, *TURNING])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_other_activations(kind: str, dtype: str) -> None:
+    """Rising ones take single thresholds; thresholds where one turns become intervals."""
+    net = Net(0, 6)
+    y = net.dequantize(net.scan(net.encode(net.value, 3, 4), 8, dtype))
     y = net.b.op("activation", y, kind=kind)
-    out = net.dequantize(net.scan(net.encode(y, 4, 4), 5))
-    module = net.module(out)
-    found = integer_chains.find_chains(module)
-    if kind in ("sigmoid", "tanh"):
-        assert len(found.chains) == 1
-    elif found.cuts:
-        assert "neither rises nor falls" in found.cuts[0].reason
-        assert kind in found.cuts[0].reason
-    same(module, DeadColumns()(IntegerChains()(module)))
+    module = net.module(net.dequantize(net.scan(net.encode(y, 4, 4, 0.2), 5)))
+    changed = DeadColumns()(IntegerChains()(module))
+    assert opcodes(changed).count("interval_encode") == (kind in TURNING)
+    assert "activation" not in opcodes(changed)
+    same(module, changed)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.integers(0, 2**20),
+    st.sampled_from(TURNING),
+    st.lists(st.sampled_from([-2.0, -0.1, 0.0, 0.3, 1.0, 4.0]), min_size=8, max_size=8),
+    st.sampled_from([{}, {"dtype": "int8"}, {"accumulate": "mean", "upcast_every": 4}]),
+    st.booleans(),
+)
+def test_turning_functions_of_any_scale(
+    seed: int, kind: str, scales: list[float], attrs: dict[str, Any], flip: bool
+) -> None:
+    """Random thresholds, biases, scales of both signs; what turns up or down, and batch norm."""
+    net = Net(seed, 6)
+    y = net.dequantize(net.scan(net.encode(net.value, 3, 4), 8, **attrs), scales=np.array(scales))
+    y = net.b.op("activation", y, kind=kind)
+    if flip:
+        factors, shifts = net.rng.normal(size=(2, 8)).astype(F32)
+        y = net.b.op("affine", y, net.constant(factors), net.constant(shifts))
+    spread = net.rng.choice([1e-3, 0.1, 1.0])
+    module = net.module(net.dequantize(net.scan(net.encode(y, 4, 4, spread), 5)))
+    found = find_chains(module)
+    assert [cut.reason for cut in found.cuts if cut.followed] == []
+    assert len(found.chains) == 1
+    same(module, DeadColumns()(IntegerChains()(module)), rows=200)
 
 
 def test_a_turn_without_a_threshold_in_it_is_no_matter() -> None:
@@ -137,22 +163,57 @@ def test_a_turn_without_a_threshold_in_it_is_no_matter() -> None:
     above = net.constant(np.full((2, 16), 0.5, F32))
     codes = net.b.op("tree_encode", y, dims, above)
     module = net.module(net.dequantize(net.scan(codes, 5)))
-    (chain,) = integer_chains.find_chains(module).chains
-    (line,) = integer_chains.describe(module)
-    name = chain.sums.results[0].name
-    assert line == f"kept in integers up to the trees that read them: %{name}"
+    changed = IntegerChains()(module)
+    assert opcodes(changed) == ["tree_encode", "lut_accumulate"] * 2 + ["lut_dequantize"]
+    same(module, changed)
+
+
+def test_what_turns_more_than_once_is_refused() -> None:
+    """GELU of GELU turns where GELU does, and where it takes the value at which GELU does."""
+    net = Net(0, 6)
+    y = net.dequantize(net.scan(net.encode(net.value, 3, 4), 8), scales=np.full(8, 0.5))
+    for factor, shift in ((8.0, -0.6), (1.0, 0.0)):
+        y = net.b.op("activation", y, kind="gelu")
+        y = net.b.op("affine", y, *(net.constant(np.full(8, v, F32)) for v in (factor, shift)))
+    module = net.module(net.dequantize(net.scan(net.encode(y, 4, 4, 0.1), 5)))
+    first, last = find_chains(module).cuts
+    assert "turns more than once behind gelu, gelu" in first.reason
+    assert first.followed
+    assert last.reason == "it is returned"
+    assert not last.followed
     same(module, IntegerChains()(module))
 
 
-def test_averages_keep_rising_columns_and_refuse_falling_ones() -> None:
+def test_averages_that_fall_are_asked_about_intervals() -> None:
+    """They round up, so that mirrored they would differ."""
     rising = two_layers(0, accumulate="mean", upcast_every=2)
     changed = IntegerChains()(rising)
     assert opcodes(changed).count("lut_dequantize") == 1
+    assert "interval_encode" not in opcodes(changed)
     same(rising, changed)
     falling = two_layers(0, scales=-np.ones(8), accumulate="mean", upcast_every=2)
-    (cut,) = integer_chains.find_chains(falling).cuts
-    assert "averages round up" in cut.reason
-    same(falling, IntegerChains()(falling))
+    changed = IntegerChains()(falling)
+    assert opcodes(changed).count("interval_encode") == 1
+    same(falling, changed)
+
+
+def test_quantised_values_are_compared_as_sums() -> None:
+    net = Net(2, 6)
+    y = net.dequantize(net.scan(net.encode(net.value, 3, 4), 8))
+    y = net.b.op("quantize", y, net.constant(np.full(8, 7, F32)), net.constant(np.full(8, 90, F32)))
+    dims = net.constant(net.rng.integers(0, 8, (4, 4)).astype(np.int32))
+    values = net.constant(net.rng.integers(0, 256, (4, 16)).astype(np.uint8))
+    codes = net.b.op("tree_encode", y, dims, values)
+    module = net.module(net.dequantize(net.scan(codes, 5)))
+    changed = IntegerChains()(module)
+    assert "quantize" not in opcodes(changed)
+    same(module, changed)
+
+
+def told(module: ir.Module) -> list[LookupNote]:
+    notes: list[LookupNote] = []
+    run_pipeline(module, notes=notes)
+    return notes
 
 
 def test_where_and_why_a_chain_is_cut() -> None:
@@ -160,15 +221,26 @@ def test_where_and_why_a_chain_is_cut() -> None:
     y = net.dequantize(net.scan(net.encode(net.value, 3, 4), 8), "relu")
     z = net.dequantize(net.scan(net.encode(y, 4, 4), 5))
     module = net.module(z, y)
-    (line,) = integer_chains.describe(module)
-    assert line == f"%{y.name} is computed in float32: %{y.name} is returned too"
+    first, last = told(module)
+    assert (first.integers, first.cut, first.behind) == (False, True, ("relu",))
+    assert first.reason == "it is returned, and tree_encode reads it"
+    assert (last.integers, last.cut, last.reason) == (False, False, "it is returned")
     assert opcodes(IntegerChains()(module)) == opcodes(module)
     net = Net(0, 6)
     y = net.dequantize(net.scan(net.encode(net.value, 3, 4), 8), "relu")
     z = net.b.op("relu", net.dequantize(net.scan(net.encode(y, 4, 4), 8)))
     module = net.module(net.b.op("add", z, y))
-    assert "reads the floats too" in integer_chains.describe(module)[0]
+    assert told(module)[0].reason == "add joins it with another value, besides trees"
     same(module, run_pipeline(module))
+
+
+def test_what_is_told_of_a_chain() -> None:
+    signs = np.where(np.arange(8) < 4, -1.0, 1.0)
+    first, _ = told(two_layers(scales=signs))
+    assert (first.integers, first.columns, first.value) == (True, 8, "acc")
+    assert first.computed < 8
+    assert first.reason.startswith("the next tree compares them; ")
+    assert first.reason.endswith(" columns fall, and are mirrored")
 
 
 def test_several_trees_share_what_they_read() -> None:
@@ -180,7 +252,9 @@ def test_several_trees_share_what_they_read() -> None:
     assert opcodes(changed).count("lut_dequantize") == 2
     kept = next(op for op in changed.main.body if op.opcode == "lut_accumulate").results[0]
     assert kept.type.size(1) <= 3 * 6
-    assert "columns of" in dead_columns.describe(IntegerChains()(module))[0]
+    first, *_ = told(module)
+    assert first.reason.startswith("2 trees compare them")
+    assert (first.columns, first.computed) == (40, kept.type.size(1))
     same(module, changed)
 
 
@@ -191,6 +265,9 @@ def test_dead_columns_of_exact_layers() -> None:
     y = net.b.op("relu", net.b.op("linear", net.value, weight, bias))
     module = net.module(net.dequantize(net.scan(net.encode(y, 2, 3), 5)))
     changed = DeadColumns()(module)
+    (note, _) = sorted(told(module), key=lambda note: -note.columns)
+    assert (note.columns, note.integers) == (30, False)
+    assert note.computed <= 6
     linear = next(op for op in changed.main.body if op.opcode == "linear")
     assert linear.results[0].type.size(1) <= 6
     same(module, changed)

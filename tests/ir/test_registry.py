@@ -240,6 +240,15 @@ def _rng_inputs(opcode: str) -> tuple[list[np.ndarray], dict[str, Any]]:
                 "activation": "relu",
             },
         ),
+        "interval_encode": (
+            [
+                rng.integers(-9, 9, (3, 5)).astype(np.int32),
+                ints(5, (3, 2), "int32"),
+                rng.integers(-9, 9, (3, 4)).astype(np.int32),
+                np.array([[0, 5, 2, -5], [0, -1, 0, 3], [0, 9, -9, 1]], np.int32),
+            ],
+            {},
+        ),
     }
     return inputs[opcode]
 

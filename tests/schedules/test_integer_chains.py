@@ -44,6 +44,31 @@ def test_integers_are_compared_exactly(columns: int, codebooks: int, depth: int,
             np.testing.assert_array_equal(call(view)[0], want)
 
 
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize(("columns", "codebooks", "depth"), [(1, 3, 2), (40, 8, 4), (33, 5, 7)])
+def test_intervals_are_exact(columns: int, codebooks: int, depth: int, isa: str) -> None:
+    """Values at both ends of intervals and beside them, intervals that go round, any strides."""
+    rng = np.random.default_rng(columns)
+    most = 2**30
+    dims = rng.integers(0, columns, (codebooks, depth)).astype(np.int32)
+    starts, ends = rng.integers(-most, most, (2, codebooks, 2**depth), endpoint=True)
+    widths = ((ends - starts) % 2**32).astype(np.uint32).view(np.int32)
+    widths[0, 1], starts[0, 1] = -1, -most
+    constants = {"dims": dims, "starts": starts.astype(np.int32), "widths": widths}
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((N, columns), "int32"))
+    operands = [b.constant(name, array) for name, array in constants.items()]
+    b.returns(b.op("interval_encode", x, *operands))
+    module = b.module()
+    _, call = built(module, isa)
+    for rows in (1, 17, 300):
+        near = rng.choice(np.concatenate([starts.ravel(), ends.ravel()]), (2 * rows, 2 * columns))
+        x = np.clip(near + rng.integers(-1, 2, near.shape), -most, most).astype(np.int32)
+        for view in (x[:rows, :columns], x[::2, ::2], np.asfortranarray(x[:rows, :columns])):
+            (want,) = ir.interpret(module, [np.ascontiguousarray(view)])
+            np.testing.assert_array_equal(call(view)[0], want)
+
+
 def chain(codebooks: int, outputs: int, **attrs: Any) -> ir.Module:
     """Return three look-up layers; a third of the columns in between fall."""
     net = Net(1, 20)
@@ -63,6 +88,26 @@ def test_whole_chains(attrs: dict[str, Any], isa: str) -> None:
     prepared = run_pipeline(module)
     inside = [op for f in prepared.functions for op in f.body if op.opcode == "tree_encode"]
     assert [op.operands[0].type.dtype for op in inside] == ["float32", "int32", "int32"]
+    _, call = built(prepared, isa)
+    for rows in (1, 2, 33, 300):
+        x = np.random.default_rng(rows).normal(size=(rows, 20)).astype(np.float32)
+        np.testing.assert_array_equal(call(x)[0], ir.interpret(module, [x])[0])
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("attrs", [{}, {"accumulate": "mean", "upcast_every": 4}], ids=str)
+def test_chains_of_functions_that_turn(attrs: dict[str, Any], isa: str) -> None:
+    """GELU between look-ups, and averages that fall: trees ask about intervals."""
+    net = Net(4, 20)
+    y = net.dequantize(net.scan(net.encode(net.value, 7, 4), 37, **attrs))
+    y = net.b.op("activation", y, kind="gelu")
+    signs = np.where(np.arange(19) % 2, -1.0, 1.0)
+    y = net.dequantize(net.scan(net.encode(y, 6, 4, 0.2), 19, **attrs), "relu", signs)
+    module = net.module(net.dequantize(net.scan(net.encode(y, 5, 4, 4.0), 33)))
+    prepared = run_pipeline(module)
+    inside = [op.opcode for f in prepared.functions for op in f.body if "encode" in op.opcode]
+    last = "interval_encode" if attrs else "tree_encode"
+    assert inside == ["tree_encode", "interval_encode", last]
     _, call = built(prepared, isa)
     for rows in (1, 2, 33, 300):
         x = np.random.default_rng(rows).normal(size=(rows, 20)).astype(np.float32)

@@ -17,7 +17,9 @@ from lutcc.frontend.relax.cached import Asked, MixedCache, shapes_of
 from lutcc.frontend.relax.kernels import RegionCompiler, RegionKernel, compile_region
 from lutcc.frontend.relax.pipeline import Choice, fuse_module, loop_pipeline, schedule_module
 from lutcc.frontend.relax.program import outline, refuse_unknown_ops, to_relax
+from lutcc.frontend.relax.regions import prepared_region
 from lutcc.frontend.torch_import import Imported
+from lutcc.ir.passes import LookupNote
 from lutcc.ir.types import Array
 from lutcc.schedules.x86.isa import isa_by_name
 
@@ -42,6 +44,8 @@ class MixedBuild:
         Records of the kernels of regions and exact layers for each ISA level.
     notes
         What the import had to say.
+    lookups
+        What becomes of the look-ups in each region.
     """
 
     so_paths: dict[str, Path]
@@ -51,6 +55,7 @@ class MixedBuild:
     outputs: tuple[Port, ...]
     kernels: dict[str, list[Mapping[str, Any]]]
     notes: tuple[str, ...] = ()
+    lookups: tuple[LookupNote, ...] = ()
 
     @property
     def param_order(self) -> tuple[str, ...]:
@@ -139,9 +144,11 @@ def build_mixed(
     kernels: dict[str, list[Mapping[str, Any]]] = {}
     regions: dict[str, dict[str, RegionKernel]] = {}
     known = None if cache is None else MixedCache(cache, compile_region)
+    lookups: list[LookupNote] = []
+    modules = {r.name: prepared_region(r, lookups) for r in imported.regions}
     for isa in isas:
         make = compile_region if known is None else known.region
-        own = {r.name: make(r.name, r.module, isa, choice) for r in imported.regions}
+        own = {r.name: make(r.name, modules[r.name], isa, choice) for r in imported.regions}
         regions[isa], outlines[isa] = own, outline(imported.graph, imported.regions, own)
         kernels[isa] = [record for region in own.values() for record in region.kernels]
         for name, array in outlines[isa][1].items():
@@ -152,7 +159,7 @@ def build_mixed(
         return {
             r.name: own
             if (own := regions[isa][r.name]).function is not None
-            else compile_region(r.name, r.module, isa, choice)
+            else compile_region(r.name, modules[r.name], isa, choice)
             for r in imported.regions
         }
 
@@ -179,7 +186,14 @@ def build_mixed(
             known.keep(key, asked, scheduled.kernels, paths[isa])
     texts = {r.name: ir.to_text(r.module, elide_constants=True) for r in imported.regions}
     return MixedBuild(
-        paths, params.arrays, texts, imported.inputs, imported.outputs, kernels, imported.notes
+        paths,
+        params.arrays,
+        texts,
+        imported.inputs,
+        imported.outputs,
+        kernels,
+        imported.notes,
+        tuple(lookups),
     )
 
 

@@ -44,7 +44,7 @@ class RegionKernel:
 
 
 RegionCompiler: TypeAlias = Callable[[str, Module, str, "Choice | None"], RegionKernel]
-"""(region name, module, isa, who chooses configs) -> kernel."""
+"""(region name, module that has been through the passes, isa, who chooses configs) -> kernel."""
 
 
 def compile_region(
