@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,18 +16,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lutcc.errors import ConvertError, InputError
+from lutcc.errors import ConvertError, InputError, suggest
 from lutcc.nn.latent_lookup import LatentLookup, latent_lookups, looked_up_by
 from lutcc.train import checkpoint as checkpoints
+from lutcc.train.finetune_data import (
+    Listed,
+    Rows,
+    call,
+    first_tensor,
+    nothing_to_learn,
+    on_tensors,
+    rows_or_batches,
+)
 
 Objective: TypeAlias = Callable[[Any, Any], Tensor]
 """Takes the model's output and the targets; returns what is to be small."""
+Output: TypeAlias = Callable[[Any, Any], Tensor | Sequence[Tensor]]
+"""Takes what the model returned, and its inputs; returns what is compared."""
 Progress: TypeAlias = Callable[[int, int, float], None]
 """Takes the epoch that is done, how many there are, and its mean loss."""
 
 #: Learning rates of hash functions, and of exact layers' parameters, relative to those of tables:
 #: all relative to the size of what is trained.
 HASH_RATE, EXACT_RATE = 0.5, 0.2
+GRADIENTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: Steps in which the rates rise.
 _RISE = 20
 
@@ -55,6 +68,23 @@ class _Settings:
             )
 
 
+@dataclass(frozen=True)
+class _WholeSettings(_Settings):
+    """What the training of a whole network depends on."""
+
+    frozen: tuple[str, ...]
+    gradients: str
+
+    def check(self) -> None:
+        super().check()
+        if self.gradients not in GRADIENTS:
+            raise InputError(
+                f"gradients={self.gradients!r}",
+                where="finetune",
+                fix=suggest(str(self.gradients), GRADIENTS),
+            )
+
+
 def finetune(
     model: nn.Module,
     data: Any,
@@ -62,9 +92,12 @@ def finetune(
     epochs: int = 50,
     teacher: nn.Module | None = None,
     objective: Objective | None = None,
+    output: Output | None = None,
     batch_size: int = 128,
     learning_rate: float = 0.02,
     noise: float = 0.0,
+    frozen: Sequence[str] = (),
+    gradients: str = "float32",
     seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
@@ -82,22 +115,36 @@ def finetune(
         What ``lutcc.convert`` made with :class:`lutcc.recipes.Maddness`; it is not changed. On the
         device to train on.
     data
-        ``(inputs, targets)``: tensors or arrays of as many rows; targets None with a teacher. Class
-        numbers (whole) are learnt by cross entropy, floats by their squared error.
+        Rows in memory, ``(inputs, targets)`` or inputs alone: a tensor or array, a dictionary of
+        them (the model's keywords), or in the pair a tuple (its arguments), all of as many rows.
+        Or batches made elsewhere: a list (shuffled each epoch) or anything that has a length and
+        can be run through each epoch, as a DataLoader; each batch is inputs, or (inputs, targets).
+        Class numbers (whole) are learnt by cross entropy, floats by their squared error; targets
+        may be None with a teacher.
     epochs
         Passes over the rows.
     teacher
-        The exact network, usually. Its outputs are learnt too: by the divergence of a softmax where
-        targets are class numbers, else by the squared error, relative to their deviation.
+        The exact network, usually, in eval mode. Its outputs are learnt too: by the divergence of a
+        softmax where targets are class numbers, else by the squared error, relative to their
+        deviation.
     objective
         ``objective(outputs, targets)`` in place of the losses above (the teacher's is added).
+    output
+        ``output(result, inputs)``: what is compared of what the model, and the teacher, returned;
+        by default the first tensor. Of several tensors, hidden states, say, the first is what
+        targets and objectives are about; a teacher's distance is the mean of all.
     batch_size
-        Rows of a step.
+        Rows of a step, if the data are rows.
     learning_rate
         Of tables, relative to the deviation of their entries; those of thresholds and of exact
         layers follow from it. Rises in 20 steps, and falls to 0 as a cosine.
     noise
-        Standard deviation of what is added to inputs in training.
+        Standard deviation of what is added to inputs in training, where they are floats.
+    frozen
+        Patterns (``fnmatch``) of the names of exact parameters that stay as they are.
+    gradients
+        What products of look-ups' gradients are computed in: "float32", or "bfloat16", several
+        times as fast where processors multiply it. The forward values do not depend on it.
     seed
         Of the order of rows and of the noise.
     checkpoint
@@ -108,7 +155,8 @@ def finetune(
     Raises
     ------
     InputError
-        If there are no look-ups, no rows, nothing to learn from, or a checkpoint of other settings.
+        If there are no look-ups, no rows, nothing to learn from, a pattern that fits no parameter,
+        or a checkpoint of other settings.
     ConvertError
         If the loss is not finite.
 
@@ -124,15 +172,39 @@ def finetune(
     >>> better = lutcc.finetune(small, (x, None), epochs=1, teacher=net)
     >>> better(x).shape
     torch.Size([64, 4])
+
+    Of an encoder of sentences, embeddings are compared, whatever stands at the padding:
+
+    >>> def embedding(result, inputs):
+    ...     mask = inputs["attention_mask"][..., None]
+    ...     return (result.last_hidden_state * mask).sum(1) / mask.sum(1)
+    >>> small = lutcc.finetune(
+    ...     small, batches, teacher=encoder, output=embedding, frozen=["embeddings.*"]
+    ... )  # doctest: +SKIP
     """
-    inputs, targets = _rows(data, teacher)
-    settings = _Settings(
-        epochs, batch_size, learning_rate, noise, seed, len(inputs), teacher is not None
+    source = rows_or_batches(data, max(batch_size, 1))
+    if teacher is None and objective is None and isinstance(source, Rows):
+        source.need_targets()
+    settings = _WholeSettings(
+        epochs,
+        batch_size,
+        learning_rate,
+        noise,
+        seed,
+        source.count,
+        teacher is not None,
+        tuple(frozen),
+        gradients,
     )
     settings.check()
     tuned = copy.deepcopy(model).eval()
-    run = _Run(tuned, latent_lookups(tuned), settings, objective)
-    run.train(inputs, targets, teacher, checkpoint, progress)
+    latents = latent_lookups(tuned)
+    for latent in latents.values():
+        latent.gradient_dtype = GRADIENTS[gradients]
+    trained, still = _exact_parameters(tuned, settings.frozen)
+    run = _Run(tuned, latents, settings, objective, trained, output)
+    with _gradients(still, False):
+        run.train(source, teacher, checkpoint, progress)
     return tuned
 
 
@@ -146,9 +218,10 @@ class _Run:
         settings: _Settings,
         objective: Objective | None,
         exact: list[nn.Parameter] | None = None,
+        output: Output | None = None,
     ) -> None:
         self.model, self.latents, self.settings = model, latents, settings
-        self.objective = objective
+        self.objective, self.output = objective, output
         every = [p for p in model.parameters() if p.is_floating_point()]
         self.exact = every if exact is None else exact
         self.trained = nn.ModuleDict({f"lookup{i}": v for i, v in enumerate(latents.values())})
@@ -160,14 +233,13 @@ class _Run:
         for parameter in self.exact:
             size = float(parameter.detach().square().mean().sqrt())
             groups.append({"params": [parameter], "lr": rate * EXACT_RATE * max(size, 1e-3)})
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.steps = settings.epochs * -(-settings.rows // settings.batch_size)
+        self.steps = 0
 
     def train(
         self,
-        inputs: Tensor,
-        targets: Tensor | None,
+        source: Rows | Listed,
         teacher: nn.Module | None,
         checkpoint: str | Path | None,
         progress: Progress | None,
@@ -177,10 +249,11 @@ class _Run:
         if checkpoint is not None and Path(checkpoint).exists():
             settings = vars(self.settings)
             done = checkpoints.load(checkpoint, self.trained, self.optimizer, settings=settings)
-        each = self.steps // self.settings.epochs
-        with looked_up_by(self.latents), _trainable(self.exact):
+        each = source.steps
+        self.steps = self.settings.epochs * each
+        with looked_up_by(self.latents), _gradients(self.exact, True):
             for epoch in range(done // each, self.settings.epochs):
-                loss = self._epoch(epoch, inputs, targets, teacher)
+                loss = self._epoch(epoch, source, teacher)
                 if checkpoint is not None:
                     checkpoints.save(
                         checkpoint,
@@ -194,25 +267,25 @@ class _Run:
         for latent in self.latents.values():
             latent.finish()
 
-    def _epoch(
-        self, epoch: int, inputs: Tensor, targets: Tensor | None, teacher: nn.Module | None
-    ) -> float:
-        """Do one pass over the rows; return its mean loss."""
-        size, device = self.settings.batch_size, self._device()
+    def _epoch(self, epoch: int, source: Rows | Listed, teacher: nn.Module | None) -> float:
+        """Do one pass over the data; return its mean loss."""
+        device, noise = self._device(), self.settings.noise
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(inputs), generator=generator)
-        step, total = epoch * -(-len(inputs) // size), 0.0
-        for start in range(0, len(inputs), size):
-            picked = order[start : start + size]
-            x = inputs[picked].to(device)
-            if self.settings.noise:
-                drawn = torch.randn(x.shape, generator=generator)
-                x = x + self.settings.noise * drawn.to(device, x.dtype)
-            target = None if targets is None else targets[picked].to(device)
+
+        def prepare(part: Tensor) -> Tensor:
+            part = part.to(device)
+            if not noise or not part.is_floating_point():
+                return part
+            return part + noise * torch.randn(part.shape, generator=generator).to(part)
+
+        step, total, seen = epoch * source.steps, 0.0, 0
+        for inputs, targets, rows in source.epoch(generator):
             self._rate(step)
-            total += self._step(x, target, teacher, epoch) * len(picked)
-            step += 1
-        return total / len(inputs)
+            given = on_tensors(inputs, prepare)
+            wanted = None if targets is None else targets.to(device)
+            total += self._step(given, wanted, teacher, epoch) * rows
+            step, seen = step + 1, seen + rows
+        return total / seen
 
     def _device(self) -> torch.device:
         return next(chain(self.model.parameters(), self.model.buffers())).device
@@ -223,14 +296,18 @@ class _Run:
             group["lr"] = rate * factor
 
     def _step(
-        self, x: Tensor, target: Tensor | None, teacher: nn.Module | None, epoch: int
+        self, inputs: Any, target: Tensor | None, teacher: nn.Module | None, epoch: int
     ) -> float:
-        output = self.model(x)
-        loss = self._loss(output, target)
+        if target is None and teacher is None and self.objective is None:
+            raise nothing_to_learn()
+        found = self._compared(self.model, inputs)
+        loss = self._loss(found[0], target)
         if teacher is not None:
             with torch.no_grad():
-                wanted = teacher(x)
-            loss = loss + _distance(output, wanted, target)
+                wanted = self._compared(teacher, inputs)
+            terms = [_distance(found[0], wanted[0], target)]
+            terms += [_distance(a, b, None) for a, b in zip(found[1:], wanted[1:], strict=True)]
+            loss = loss + torch.stack(terms).mean()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ConvertError(
@@ -242,6 +319,14 @@ class _Run:
         loss.backward()
         self.optimizer.step()
         return value
+
+    def _compared(self, model: nn.Module, inputs: Any) -> list[Tensor]:
+        """Return what is compared of a model's result."""
+        result = call(model, inputs)
+        if self.output is None:
+            return [first_tensor(result)]
+        chosen = self.output(result, inputs)
+        return [chosen] if isinstance(chosen, Tensor) else list(chosen)
 
     def _loss(self, output: Any, target: Tensor | None) -> Tensor:
         if self.objective is not None:
@@ -264,47 +349,32 @@ def _distance(output: Any, wanted: Any, target: Tensor | None) -> Tensor:
     return (output - wanted).square().mean() / deviation.clamp_min(1e-12)
 
 
-def _rows(data: Any, teacher: nn.Module | None) -> tuple[Tensor, Tensor | None]:
-    """Return inputs and targets as tensors of as many rows; there must be something to learn."""
-    if not isinstance(data, Sequence) or len(data) != 2:
-        raise InputError(
-            f"data is a {type(data).__name__}",
-            where="finetune",
-            fix="pass a pair (inputs, targets)",
-        )
-    try:
-        inputs, targets = (None if part is None else torch.as_tensor(part) for part in data)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"inputs or targets are no tensor: {error}",
-            where="finetune",
-            fix="pass tensors or arrays of as many rows",
-        ) from error
-    if inputs is None or (targets is not None and len(targets) != len(inputs)):
-        count = None if inputs is None else len(inputs)
-        raise InputError(
-            f"{count} inputs, {None if targets is None else len(targets)} targets",
-            where="finetune",
-            fix="pass as many targets as inputs, or None",
-        )
-    if targets is None and teacher is None:
-        raise InputError(
-            "there is nothing to learn from",
-            where="finetune",
-            fix="pass (inputs, targets), or a teacher",
-        )
-    return inputs, targets
+def _exact_parameters(
+    model: nn.Module, frozen: Sequence[str]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the exact layers' parameters that are trained, and those that are not."""
+    named = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    for pattern in frozen:
+        if not any(fnmatchcase(name, pattern) for name in named):
+            raise InputError(
+                f"no parameter is called {pattern!r}",
+                where="finetune(frozen=...)",
+                fix=suggest(pattern, named),
+            )
+    still = {name for name in named if any(fnmatchcase(name, pattern) for pattern in frozen)}
+    trained = [p for name, p in named.items() if name not in still]
+    return trained, [named[name] for name in still]
 
 
 @contextmanager
-def _trainable(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Let gradients reach parameters for a while."""
+def _gradients(parameters: list[nn.Parameter], wanted: bool) -> Iterator[None]:
+    """Let gradients reach parameters for a while, or not."""
     before = [(p, p.requires_grad) for p in parameters]
     for p in parameters:
-        p.requires_grad_(True)
+        p.requires_grad_(wanted)
     try:
         yield
     finally:
-        for p, wanted in before:
-            p.requires_grad_(wanted)
+        for p, was in before:
+            p.requires_grad_(was)
             p.grad = None

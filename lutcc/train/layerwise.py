@@ -21,7 +21,8 @@ from lutcc.errors import ArtifactError, ConvertError
 from lutcc.nn.conversion import ConversionReport, LayerReport, exact_report
 from lutcc.nn.conversion_plan import Step, plan_conversion
 from lutcc.train import checkpoint as checkpoints
-from lutcc.train.finetune import Objective, _rows, _Run, _Settings
+from lutcc.train.finetune import Objective, _Run, _Settings
+from lutcc.train.finetune_data import one_tensor
 
 LayerProgress: TypeAlias = Callable[[str, int, int, float], None]
 """Takes the layer replaced last, the epoch that is done, how many there are, and its mean loss."""
@@ -111,7 +112,8 @@ def convert_layerwise(
     ['MaddnessLinear', 'ReLU', 'MaddnessLinear']
     """
     configs = recipes.read_recipe(recipe)
-    inputs, targets = _rows(data, teacher)
+    rows = one_tensor(data, max(batch_size, 1), teacher)
+    inputs = rows.inputs
     given = (batch_size, learning_rate, noise, seed, len(inputs), teacher is not None)
     _Settings(1 if epochs == 0 else epochs, *given).check()
     whole = {pattern: recipes.config_to_dict(config) for pattern, config in configs.items()}
@@ -140,7 +142,7 @@ def convert_layerwise(
         with _frozen_but(made, later):
             told = None if progress is None else partial(progress, step.name)
             run = _Run(made, {}, settings, objective, later)
-            run.train(inputs, targets, teacher, path, told)
+            run.train(rows, teacher, path, told)
     vars(made)["conversion_report"] = ConversionReport(tuple(reports))
     return made
 

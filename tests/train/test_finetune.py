@@ -69,8 +69,7 @@ def soft_codes(latent: LatentLookup, rows: torch.Tensor) -> torch.Tensor:
     if layer.encoder == "nearest":
         parts = zip(layer.starts, layer.starts[1:], strict=False)
         near = [
-            rows[:, a:b] @ latent.compared[:, a:b].T
-            - latent.compared[:, a:b].square().sum(1) / 2
+            rows[:, a:b] @ latent.compared[:, a:b].T - latent.compared[:, a:b].square().sum(1) / 2
             for a, b in parts
         ]
         return torch.softmax(torch.stack(near, 1) / latent.log_temperature.exp(), -1)
@@ -251,7 +250,7 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="300 inputs, 3 targets"):
         lutcc.finetune(small, (x, torch.zeros(3)))
     with pytest.raises(InputError, match="no tensor"):
-        lutcc.finetune(small, ({"x": x}, None), teacher=exact)
+        lutcc.finetune(small, ({"x": "text"}, None), teacher=exact)
     with pytest.raises(InputError, match="epochs=0"):
         lutcc.finetune(small, (x, None), teacher=exact, epochs=0)
     x[0, 0] = torch.nan
