@@ -164,12 +164,14 @@ def _cpu(
     kept: dict[int, str] = {1: "float32", 2: "float32"}
     if weight.dtype is torch.float16:
         kept[0] = "float32"
+    half = x.dtype is torch.bfloat16  # which kernels read and write themselves
+    rows = x.reshape(-1, x.shape[-1]).to(x.dtype if half else torch.float32)
     y = run(
         _OP,
-        x.reshape(-1, x.shape[-1]).to(torch.float32),
+        rows,
         tables,
-        {"compute": compute},
-        torch_way=lambda: _torch(x.reshape(-1, x.shape[-1]).float(), weight, units, bias, compute),
+        {"compute": compute, "out_dtype": "bfloat16" if half else "float32"},
+        torch_way=lambda: _torch(rows, weight, units, bias, compute),
         kept_as=kept,
     )
     return y.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])

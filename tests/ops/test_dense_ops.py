@@ -117,6 +117,24 @@ def test_dtype_of_the_input_is_kept(dtype: torch.dtype) -> None:
     torch.testing.assert_close(y.float(), want, rtol=2**-7, atol=2**-7)
 
 
+@pytest.mark.parametrize("compute", COMPUTE)
+def test_a_kernel_reads_and_writes_bfloat16(compute: str) -> None:
+    """As float32 of the same values, rounded."""
+    x, weight, units, bias = tensors(2, 5, compute=compute)
+    half = x.bfloat16()
+    want = _op(half.float(), weight, units, bias, compute)
+    try:
+        set_compilation("always")
+        got = _op(half, weight, units, bias.bfloat16().float(), compute)
+        strided = _op(half.transpose(0, 1), weight, units, bias.bfloat16(), compute)
+    finally:
+        set_compilation("auto")
+    assert got.dtype is torch.bfloat16
+    torch.testing.assert_close(got.float(), want, rtol=2**-7, atol=2**-7)
+    torch.testing.assert_close(strided.transpose(0, 1), got, rtol=2**-7, atol=0)
+    assert _op(half[:0], weight, units, bias, compute).shape == (0, 5, 7)
+
+
 def test_autocast_changes_x_alone() -> None:
     x, weight, units, bias = tensors(3, compute="int8")
     with torch.autocast("cpu", torch.bfloat16):
