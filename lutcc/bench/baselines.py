@@ -38,12 +38,14 @@ ONEDNN = {
     "fp32_onednn": "float32 through oneDNN, weights reordered, activations fused",
     "bf16_onednn": "bfloat16 through oneDNN, weights reordered, activations fused, bf16 in and out",
 }
+#: The same in bfloat16 for a caller that has float32 and wants it back, as ``bf16_cast`` is.
+ONEDNN_CAST = "bf16_onednn_cast"
 _BF16_NEEDS = ("avx512bw", "avx512vl", "avx512dq")
 
 
 def runs_here(precision: str) -> bool:
     """Return whether this CPU has what a precision needs; only ``bf16_onednn`` needs any."""
-    return precision != "bf16_onednn" or cpu.supports(_BF16_NEEDS)
+    return not precision.startswith("bf16_onednn") or cpu.supports(_BF16_NEEDS)
 
 
 def dense_chain(
@@ -74,7 +76,8 @@ def dense_chain(
 def prepare(model: nn.Module, precision: str, *inputs: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Return a call that runs ``model`` on an input (N, D) float32, the next one each time.
 
-    ``precision`` is one of :data:`PRECISIONS`, or of :data:`ONEDNN` for a chain of Linear layers.
+    ``precision`` is one of :data:`PRECISIONS`, or, for a chain of Linear layers, of :data:`ONEDNN`
+    or :data:`ONEDNN_CAST`.
 
     Raises
     ------
@@ -115,29 +118,33 @@ def _converted(model: nn.Module, precision: str) -> Callable[[torch.Tensor], Cal
         return lambda x: lambda: model(x)
     if precision in ("bf16", "bf16_cast"):
         half = _copy(model).to(torch.bfloat16)
-
-        def in_bf16(x: torch.Tensor) -> Callable[[], Any]:
-            given = x.to(torch.bfloat16)
-            if precision == "bf16":
-                return lambda: half(given)
-            out = torch.empty(half(given).shape, dtype=torch.float32)
-            return lambda: out.copy_(half(given.copy_(x)))
-
-        return in_bf16
+        return _of_halves(half, cast=precision == "bf16_cast")
     if precision in ("int8_onednn", "int8_x86"):
         quantised = quantize(model, precision.removeprefix("int8_"))
         return lambda x: lambda: quantised(x)
-    if precision in ONEDNN:
-        dtype = torch.bfloat16 if precision == "bf16_onednn" else torch.float32
-        whole = _fused(model, dtype)
-
-        def fused(x: torch.Tensor) -> Callable[[], Any]:
-            given = x.to(dtype)
-            return lambda: whole(given)
-
-        return fused
-    known = [*PRECISIONS, *ONEDNN]
+    if precision == "fp32_onednn":
+        exact = _fused(model, torch.float32)
+        return lambda x: lambda: exact(x)
+    if precision in (*ONEDNN, ONEDNN_CAST):
+        return _of_halves(_fused(model, torch.bfloat16), cast=precision == ONEDNN_CAST)
+    known = [*PRECISIONS, *ONEDNN, ONEDNN_CAST]
     raise UsageError(f"unknown precision {precision!r}", fix=suggest(precision, known))
+
+
+def _of_halves(
+    half: Callable[[torch.Tensor], torch.Tensor], *, cast: bool
+) -> Callable[[torch.Tensor], Callable[[], Any]]:
+    """Return what runs ``half``, of bfloat16; with ``cast`` each call converts there and back."""
+    import torch
+
+    def prepared(x: torch.Tensor) -> Callable[[], Any]:
+        given = x.to(torch.bfloat16)
+        if not cast:
+            return lambda: half(given)
+        out = torch.empty(half(given).shape, dtype=torch.float32)
+        return lambda: out.copy_(half(given.copy_(x)))
+
+    return prepared
 
 
 def _fused(model: nn.Module, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:

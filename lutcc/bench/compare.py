@@ -35,7 +35,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TVM_BIND_THREADS
 
 
 #: Precisions that oneDNN computes with AMX where it may.
-_WITH_AMX = ("bf16", "bf16_cast", "bf16_onednn", "int8_onednn")
+_WITH_AMX = ("bf16", "bf16_cast", "bf16_onednn", "bf16_onednn_cast", "int8_onednn")
 
 
 class Worker:

@@ -1,9 +1,9 @@
 """Dense products in three arithmetics against torch's: MKL, and oneDNN's float32, bfloat16, int8.
 
 Everything runs on one core, in turns: lutcc in a process without torch, torch in another, with
-weights reordered beforehand. x and the result are float32 row-major for lutcc and torch's int8;
-oneDNN's bfloat16 is given bfloat16 and returns it. *Read* is the time to read the weights once,
-which no product of one row can beat.
+weights reordered beforehand. x and the result are row-major and float32; of bfloat16 both are
+measured, with a caller that has float32 and one that has bfloat16, for lutcc as for oneDNN. *Read*
+is the time to read the weights once, which no product of one row can beat.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lutcc.bench.baselines import ONEDNN, PRECISIONS, runs_here, write_chain
+from lutcc.bench.baselines import ONEDNN, ONEDNN_CAST, PRECISIONS, runs_here, write_chain
 from lutcc.bench.compare import Comparison, Subject
 from lutcc.bench.dense_kernels import COMPUTE, dense_module
 from lutcc.bench.options import BenchOptions
@@ -46,6 +46,11 @@ SHAPES = (
 )
 QUICK_SHAPES = (Shape(1, 1024, 1024), Shape(64, 512, 512))
 _INPUT = "x"
+#: What is compiled: a label, the arithmetic, and the type of x and the result.
+KINDS = (
+    *((compute, compute, "float32") for compute in COMPUTE),
+    ("bfloat16 in/out", "bfloat16", "bfloat16"),
+)
 
 
 def bench_dense(
@@ -59,8 +64,8 @@ def bench_dense(
     -------
     list
         A row for each shape: N, K, M, ``isa``, ``bf16_native``, and ``times`` (seconds) of all
-        candidates: ``lutcc int8`` and so on, ``read int8`` and so on for one row of x, and torch's
-        by precision.
+        candidates: ``lutcc int8`` and so on, ``lutcc bfloat16 in/out``, ``read int8`` and so on for
+        one row of x, and torch's by precision.
     """
     rows = []
     for row in _rows(options, shapes or (QUICK_SHAPES if options.quick else SHAPES)):
@@ -101,16 +106,14 @@ def _own(
     from lutcc.compiler import compile_module
 
     subjects = []
-    for compute in COMPUTE:
-        module = dense_module(rng, shape.outputs, shape.columns, compute)
-        path = folder / f"{compute}.lutcc"
+    for number, (label, compute, dtype) in enumerate(KINDS):
+        module = dense_module(rng, shape.outputs, shape.columns, compute, dtype)
+        path = folder / f"{number}.lutcc"
         compile_module(module, parse_targets(options.isa or "host")).save(path)
-        subjects.append(compare.add_artifact(f"lutcc {compute}", path)[0])
+        subjects.append(compare.add_artifact(f"lutcc {label}", path)[0])
         if shape.rows == 1:
             nbytes = int(module.constants["weight"].nbytes)
-            subjects.append(
-                compare.add_read(f"read {compute}", _INPUT, nbytes, of=f"lutcc {compute}")
-            )
+            subjects.append(compare.add_read(f"read {label}", _INPUT, nbytes, of=f"lutcc {label}"))
     return subjects
 
 
@@ -122,5 +125,5 @@ def _torch(compare: Comparison, folder: Path, shape: Shape, seed: int) -> list[S
     weight = torch.randn(shape.outputs, shape.columns, generator=draw)
     path = folder / "dense.safetensors"
     write_chain(str(path), [(weight, torch.zeros(shape.outputs))])
-    chosen = [p for p in (*PRECISIONS, *ONEDNN) if runs_here(p)]
+    chosen = [p for p in (*PRECISIONS, *ONEDNN, ONEDNN_CAST) if runs_here(p)]
     return compare.add_dense("dense", path, chosen)

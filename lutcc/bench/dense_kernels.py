@@ -16,8 +16,12 @@ from lutcc.ir.arithmetic import quantize_rows
 COMPUTE = ("float32", "bfloat16", "int8")
 
 
-def dense_module(rng: np.random.Generator, outputs: int, columns: int, compute: str) -> ir.Module:
+def dense_module(
+    rng: np.random.Generator, outputs: int, columns: int, compute: str, dtype: str = "float32"
+) -> ir.Module:
     """Return a module of one ``dense`` with random weights, of the type that is computed with.
+
+    ``dtype`` is that of x and the result.
 
     Examples
     --------
@@ -33,10 +37,10 @@ def dense_module(rng: np.random.Generator, outputs: int, columns: int, compute: 
     elif compute == "bfloat16":
         weight = weight.astype(ml_dtypes.bfloat16)
     b = ir.Builder("main")
-    x = b.param("x", ir.TensorType((ir.Sym("n"), columns), "float32"))
+    x = b.param("x", ir.TensorType((ir.Sym("n"), columns), dtype))
     constants = [b.constant("weight", weight), b.constant("units", units)]
     constants.append(b.constant("bias", np.zeros(outputs, np.float32)))
-    b.returns(b.op("dense", x, *constants, compute=compute))
+    b.returns(b.op("dense", x, *constants, compute=compute, out_dtype=dtype))
     return b.module()
 
 

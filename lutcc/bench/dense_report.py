@@ -10,11 +10,13 @@ from rich.table import Table
 from lutcc.report.tables import number, pretty
 
 Row = Mapping[str, Any]
-#: Which of torch's candidates each arithmetic is held against, and its part of the speed wanted.
+#: Which of torch's candidates each of lutcc's is held against, the fastest of them, how they are
+#: called together, and the part of their speed that is wanted.
 RIVALS = {
-    "float32": ("fp32_onednn", 0.9),
-    "bfloat16": ("bf16_onednn", 0.85),
-    "int8": ("int8", 0.85),
+    "float32": (("fp32_onednn",), "fp32_onednn", 0.9),
+    "bfloat16": (("bf16_cast", "bf16_onednn_cast"), "bf16_cast", 0.85),
+    "bfloat16 in/out": (("bf16", "bf16_onednn"), "bf16", 0.85),
+    "int8": (("int8_onednn", "int8_x86"), "int8", 0.85),
 }
 #: The time to read the weights, over which a product of one row may take so much more.
 READ_SHARE = 1.1
@@ -52,9 +54,10 @@ def shape_of(row: Row) -> str:
     return f"{row['N']} x {row['K']} x {row['M']}"
 
 
-def best(row: Row, prefix: str) -> float | None:
-    """Return the best time of the candidates whose label begins with ``prefix``, if any."""
-    found = [t["best"] for label, t in row["times"].items() if label.startswith(prefix)]
+def best(row: Row, *names: str) -> float | None:
+    """Return the best time of the candidates of these names, with or without AMX, if any."""
+    allowed = {f"{name}{suffix}" for name in names for suffix in ("", "/amx")}
+    found = [t["best"] for label, t in row["times"].items() if label in allowed]
     return min(found, default=None)
 
 
@@ -68,8 +71,8 @@ def verdicts(row: Row) -> list[str]:
     ['int8 0.50x the speed of int8 (goal 0.85: missed), a loss']
     """
     said = []
-    for compute, (rival, goal) in RIVALS.items():
-        own, other = best(row, f"lutcc {compute}"), best(row, rival)
+    for compute, (names, rival, goal) in RIVALS.items():
+        own, other = best(row, f"lutcc {compute}"), best(row, *names)
         if own is None or other is None:
             continue
         ratio = other / own

@@ -7,6 +7,7 @@
     {"do": "dense", "name": N, "path": P, "precision": "fp32"}   -> {}
     {"do": "product", "name": N, "input": X, "candidate": {...}, "shape": {...}, "seed": 0} -> {}
     {"do": "input", "name": X, "path": P, "batch": null}         -> {}
+        (float32; an artifact that takes bfloat16 is given it converted beforehand)
     {"do": "read", "name": N, "input": X, "nbytes": 1, "of": A}  -> {}
     {"do": "blocked", "name": N, "input": X, "columns": 4096, "outputs": 4096, "block": 32,
      "seed": 0}                                                  -> {}
@@ -167,7 +168,9 @@ class Bench:
             batches = self._inputs[input]
             if name in self._artifacts:
                 artifact = self._artifacts[name]
-                self._calls[key] = in_turn([partial(artifact, x) for x in batches])
+                dtype = artifact.inputs[0].numpy_dtype()
+                given = [x.astype(dtype, copy=False) for x in batches]
+                self._calls[key] = in_turn([partial(artifact, x) for x in given])
             else:
                 import torch
 

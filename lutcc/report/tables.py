@@ -13,6 +13,7 @@ NAMES = {
     "bf16_cast": "torch bfloat16, float32 in/out",
     "fp32_onednn": "oneDNN float32",
     "bf16_onednn": "oneDNN bfloat16",
+    "bf16_onednn_cast": "oneDNN bfloat16, float32 in/out",
     "int8_onednn": "torch int8 (oneDNN)",
     "int8_x86": "torch int8 (x86 engine)",
 }
@@ -26,7 +27,7 @@ def pretty(label: str, *, amx_cpu: bool = False) -> str:
     name = NAMES.get(base, base)
     if suffix == "amx":
         return f"{name}, AMX"
-    if amx_cpu and base in ("bf16", "bf16_cast", "bf16_onednn", "int8_onednn"):
+    if amx_cpu and base in ("bf16", "bf16_cast", "bf16_onednn", "bf16_onednn_cast", "int8_onednn"):
         return f"{name}, without AMX"
     return name
 

@@ -13,6 +13,7 @@ import torch
 
 from lutcc.bench.baselines import (
     ONEDNN,
+    ONEDNN_CAST,
     PRECISIONS,
     WITHOUT_AMX,
     dense_chain,
@@ -28,7 +29,7 @@ from lutcc.errors import BackendError, UsageError
 
 TOLERANCE = {
     "fp32": 1e-6, "bf16": 2e-2, "bf16_cast": 2e-2, "int8_onednn": 5e-2, "int8_x86": 5e-2,
-    "fp32_onednn": 1e-6, "bf16_onednn": 2e-2,
+    "fp32_onednn": 1e-6, "bf16_onednn": 2e-2, "bf16_onednn_cast": 2e-2,
 }  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def pairs(bias: bool = True) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     return [(w, torch.randn(len(w), generator=draw) if bias else None) for w in weights]
 
 
-@pytest.mark.parametrize("precision", [*PRECISIONS, *ONEDNN])
+@pytest.mark.parametrize("precision", [*PRECISIONS, *ONEDNN, ONEDNN_CAST])
 @pytest.mark.parametrize("rows", [1, 33])
 @pytest.mark.parametrize(
     ("bias", "activation"), [(True, "relu"), (False, "relu"), (True, "gelu"), (False, "gelu")]
