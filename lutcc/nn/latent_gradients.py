@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Where a sigmoid's slope is 0 in float32: what is compared beyond it counts as this.
-_FAR = 1e4
+from lutcc.ops.soft_trees import tree_gradients
 
 
 class TreeCode(torch.autograd.Function):
@@ -34,33 +33,7 @@ class TreeCode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of all three for that of the codes."""
-        values, thresholds, log_temperature = ctx.saved_tensors
-        depth = values.shape[1]
-        cold = (-log_temperature).exp().T  # (1, C)
-        places, shares, reached = [], [], values.new_ones(1)
-        for level in range(depth):
-            nodes = thresholds[:, 2**level : 2 ** (level + 1)].T
-            place = ((values[:, level : level + 1] - nodes) * cold).clamp_(-_FAR, _FAR)
-            right = torch.sigmoid(place)
-            places.append(place)
-            shares.append((right, reached))
-            if level + 1 < depth:
-                far = right * reached
-                reached = torch.stack([reached - far, far], 2).flatten(1, 2)
-        worth = grads[0].transpose(1, 2)  # (N, K, C): of each node, from the leaves up
-        d_values, d_nodes = torch.empty_like(values), torch.zeros_like(thresholds)
-        d_log = torch.zeros_like(log_temperature)
-        for level in reversed(range(depth)):
-            (right, reached), place = shares.pop(), places.pop()
-            left = worth[:, 0::2]
-            gain = worth[:, 1::2] - left
-            worth = torch.addcmul(left, gain, right)
-            slope = gain.mul_(reached).mul_(right.mul_(1 - right))
-            d_log -= torch.linalg.vecdot(slope, place, dim=0).sum(0)[:, None]
-            slope *= cold
-            d_values[:, level] = slope.sum(1)
-            d_nodes[:, 2**level : 2 ** (level + 1)] = -slope.sum(0).T
-        return d_values, d_nodes, d_log
+        return tree_gradients(grads[0], *ctx.saved_tensors)
 
 
 class Compared(torch.autograd.Function):

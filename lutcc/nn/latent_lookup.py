@@ -13,6 +13,7 @@ from torch.nn.functional import embedding_bag
 
 from lutcc.errors import InputError
 from lutcc.fit.tables import averaging_bias
+from lutcc.nn import latent_kernels
 from lutcc.nn.latent_gradients import Compared, LookedUp, TreeCode
 from lutcc.nn.lookup import MaddnessLookup
 
@@ -91,6 +92,8 @@ class LatentLookup(nn.Module):
     def look_up(self, rows: Tensor) -> Tensor:
         """Return (N, M) for ``rows`` (N, D): hard forward, soft backward."""
         layer = self.layer[0]
+        if rows.is_cuda and layer.encoder == "tree":
+            return latent_kernels.look_up(self, rows)
         code, codes = self._tree(rows) if layer.encoder == "tree" else self._nearest(rows)
         relu = layer.activation == "relu"
         with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from lutcc.ops.checks import dtype as check_dtype
 from lutcc.ops.checks import matrix, require
 from lutcc.ops.kernels import run
-from lutcc.ops.library import define
+from lutcc.ops.library import define, launcher
 
 
 def tree_encode(x: torch.Tensor, splitdims: torch.Tensor, splitvals: torch.Tensor) -> torch.Tensor:
@@ -76,10 +76,18 @@ def _tree_encode_cpu(
     return run("tree_encode", x, (splitdims, splitvals), {})
 
 
+def _tree_encode_cuda(
+    x: torch.Tensor, splitdims: torch.Tensor, splitvals: torch.Tensor
+) -> torch.Tensor:
+    _tree_encode_check(x, splitdims, splitvals)
+    return launcher("tree_encode")(x, splitdims, splitvals)
+
+
 define(
     "tree_encode(Tensor x, Tensor splitdims, Tensor splitvals) -> Tensor",
     cpu=_tree_encode_cpu,
     fake=_tree_encode_fake,
+    cuda=_tree_encode_cuda,
 )
 
 

@@ -10,7 +10,7 @@ from lutcc.errors import InputError
 from lutcc.ops.checks import dtype as check_dtype
 from lutcc.ops.checks import matrix, require
 from lutcc.ops.kernels import run
-from lutcc.ops.library import define
+from lutcc.ops.library import define, launcher
 
 
 def lut_accumulate(
@@ -110,6 +110,14 @@ def _lut_accumulate_cpu(
     return run("lut_accumulate", codes, (lut,), attrs)
 
 
+def _lut_accumulate_cuda(
+    codes: torch.Tensor, lut: torch.Tensor, accumulate: str = "exact", upcast_every: int = 16
+) -> torch.Tensor:
+    # Whether codes are below K is not asked: that would wait for the GPU. None is followed.
+    _lut_accumulate_check(codes, lut, accumulate, upcast_every)
+    return launcher("lut_accumulate")(codes, lut, accumulate, upcast_every)
+
+
 def _lut_accumulate_setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     codes, lut = inputs[0], inputs[1]
     ctx.save_for_backward(codes)
@@ -133,6 +141,7 @@ define(
     'lut_accumulate(Tensor codes, Tensor lut, str accumulate="exact", int upcast_every=16) '
     "-> Tensor",
     cpu=_lut_accumulate_cpu,
+    cuda=_lut_accumulate_cuda,
     fake=_lut_accumulate_fake,
     backward=_lut_accumulate_backward,
     setup=_lut_accumulate_setup,
@@ -212,6 +221,13 @@ def _lut_dequantize_cpu(
     return run("lut_dequantize", acc, (scale, offset), {"activation": activation})
 
 
+def _lut_dequantize_cuda(
+    acc: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, activation: str = "none"
+) -> torch.Tensor:
+    _lut_dequantize_check(acc, scale, offset, activation)
+    return launcher("lut_dequantize")(acc, scale, offset, activation)
+
+
 def _lut_dequantize_setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     acc, _, _, activation = inputs
     ctx.relu = activation == "relu"
@@ -230,6 +246,7 @@ def _lut_dequantize_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor
 define(
     'lut_dequantize(Tensor acc, Tensor scale, Tensor offset, str activation="none") -> Tensor',
     cpu=_lut_dequantize_cpu,
+    cuda=_lut_dequantize_cuda,
     fake=_lut_dequantize_fake,
     backward=_lut_dequantize_backward,
     setup=_lut_dequantize_setup,

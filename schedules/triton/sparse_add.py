@@ -144,11 +144,11 @@ def sparse_add(
     >>> sparse_add(base, x, starts, columns, torch.full((1,), 2.0).cuda())  # doctest: +SKIP
     tensor([[ 1., 15.]], device='cuda:0')
     """
-    y = _add(as_rows(base), as_rows(x), starts, columns, values, base.shape[-1])
+    y = add_product(as_rows(base), as_rows(x), starts, columns, values, base.shape[-1])
     return y.reshape(base.shape)
 
 
-def _add(
+def add_product(
     base: torch.Tensor | None,
     x: torch.Tensor,
     starts: torch.Tensor,
@@ -156,6 +156,7 @@ def _add(
     values: torch.Tensor,
     outputs: int,
 ) -> torch.Tensor:
+    """Return (N, ``outputs``): base, if there is one, and the product of x (N, K)."""
     count, width = x.shape
     y = x.new_empty((count, outputs))
     if not y.numel():
@@ -231,7 +232,9 @@ def sparse_add_backward(
         keys, order = torch.sort(columns, stable=True)
         bounds = torch.arange(width + 1, dtype=torch.int32, device=x.device)
         begins = torch.searchsorted(keys, bounds, out_int32=True)
-        dx = _add(None, grads, begins, outputs_of[order], values[order], width).reshape(x.shape)
+        dx = add_product(None, grads, begins, outputs_of[order], values[order], width).reshape(
+            x.shape
+        )
     if for_values:
         dvalues = torch.empty_like(values)
         if stored:

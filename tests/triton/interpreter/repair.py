@@ -2,7 +2,8 @@
 
 It stores bfloat16 as integers: sums and products of them are wrong, silently, and casts truncate.
 Here they become ml_dtypes' bfloat16, which NumPy computes with. And products in tf32 are computed
-in float32: here their operands are rounded to tf32 as a GPU would do it.
+in float32: here their operands are rounded to tf32 as a GPU would do it. Fused multiply-adds of
+float32 round twice in it: here once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import ml_dtypes
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
+
+from lutcc.ir.arithmetic import fma32
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -25,6 +28,7 @@ def install() -> None:
     builder.repaired_by_lutcc = True
     stored = interpreter._get_np_dtype
     cast, convert, dot = builder.cast_impl, builder.create_fp_to_fp, builder.create_dot
+    fma = builder.create_fma
 
     def get_np_dtype(dtype: Any) -> np.dtype:
         # block_type.scalar is the element type; a pointer is its own scalar
@@ -53,6 +57,11 @@ def install() -> None:
             result = result + to_tf32(a.data - high_a) @ high_b + high_a @ to_tf32(b.data - high_b)
         return interpreter.TensorHandle(result + high_a @ high_b, total.dtype.scalar)
 
+    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        if z.dtype.scalar != tl.float32:
+            return fma(self, x, y, z)
+        return interpreter.TensorHandle(fma32(x.data, y.data, z.data), z.dtype.scalar)
+
     patch_tensor = interpreter._patch_lang_tensor
 
     def patch_lang_tensor(tensor: Any, scope: Any) -> None:
@@ -63,7 +72,7 @@ def install() -> None:
     interpreter._patch_lang_tensor = patch_lang_tensor
     interpreter._get_np_dtype = get_np_dtype
     builder.cast_impl, builder.create_fp_to_fp = cast_impl, create_fp_to_fp
-    builder.create_dot = create_dot
+    builder.create_dot, builder.create_fma = create_dot, create_fma
 
 
 def to_tf32(x: np.ndarray) -> np.ndarray:
