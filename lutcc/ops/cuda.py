@@ -21,6 +21,7 @@ import lutcc.schedules.triton.column_row_sample as _column_row_sample
 import lutcc.schedules.triton.column_row_scores as _column_row_scores
 import lutcc.schedules.triton.hadamard as _hadamard
 import lutcc.schedules.triton.lut_accumulate as _lut_accumulate
+import lutcc.schedules.triton.nearest_encode as _nearest_encode
 import lutcc.schedules.triton.sampled_matmul as _sampled_matmul
 import lutcc.schedules.triton.sampled_matmul_backward as _sampled_matmul_backward
 import lutcc.schedules.triton.sign_hash as _sign_hash
@@ -67,6 +68,7 @@ codebook_dequantize_backward = _on_device(_codebook_table_grad.codebook_dequanti
 sparse_add = _on_device(_sparse_add.sparse_add)
 sparse_add_backward = _on_device(_sparse_add.sparse_add_backward)
 tree_encode = _on_device(_tree_encode.tree_encode)
+nearest_encode = _on_device(_nearest_encode.nearest_encode)
 lut_accumulate = _on_device(_lut_accumulate.lut_accumulate)
 lut_dequantize = _on_device(_lut_accumulate.lut_dequantize)
 soft_tree_backward = _on_device(_soft_tree_backward.soft_tree_backward)

@@ -189,9 +189,21 @@ def _nearest_encode_cpu(
     )
 
 
+def _nearest_encode_cuda(
+    x: torch.Tensor,
+    centroids: torch.Tensor,
+    half_norms: torch.Tensor,
+    columns: torch.Tensor,
+    starts: Sequence[int],
+) -> torch.Tensor:
+    _nearest_encode_check(x, centroids, half_norms, columns, starts)
+    return launcher("nearest_encode")(x, centroids, half_norms, columns, starts)
+
+
 define(
     "nearest_encode(Tensor x, Tensor centroids, Tensor half_norms, Tensor columns, "
     "int[] starts) -> Tensor",
     cpu=_nearest_encode_cpu,
     fake=_nearest_encode_fake,
+    cuda=_nearest_encode_cuda,
 )

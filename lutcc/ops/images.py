@@ -148,6 +148,7 @@ def _im2col_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None,
 define(
     "im2col(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor",
     cpu=_im2col_cpu,
+    cuda=_im2col_cpu,  # of torch's own operators
     fake=_im2col_fake,
     backward=_im2col_backward,
     setup=_im2col_setup,
@@ -222,6 +223,7 @@ def _rows_to_nchw_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor |
 define(
     "rows_to_nchw(Tensor rows, SymInt oh, SymInt ow) -> Tensor",
     cpu=_rows_to_nchw_cpu,
+    cuda=_rows_to_nchw_cpu,
     fake=_rows_to_nchw_fake,
     backward=_rows_to_nchw_backward,
     setup=_rows_to_nchw_setup,

@@ -29,9 +29,13 @@ from lutcc.schedules.triton.codebook_table_grad import codebook_dequantize_backw
 from lutcc.schedules.triton.column_row_sample import column_row_sample
 from lutcc.schedules.triton.column_row_scores import column_row_scores
 from lutcc.schedules.triton.hadamard import hadamard
+from lutcc.schedules.triton.lut_accumulate import lut_accumulate, lut_dequantize
+from lutcc.schedules.triton.nearest_encode import nearest_encode
 from lutcc.schedules.triton.sampled_matmul import sampled_matmul
 from lutcc.schedules.triton.sign_hash import sign_hash, sign_hash_backward
+from lutcc.schedules.triton.soft_tree_backward import soft_tree_backward
 from lutcc.schedules.triton.sparse_add import sparse_add, sparse_add_backward
+from lutcc.schedules.triton.tree_encode import tree_encode
 from lutcc.schedules.triton.weighted_gather import weighted_gather
 from lutcc.schedules.triton.weighted_gather_backward import weighted_gather_backward
 from tests.triton.compile_only import TARGETS, Resources, compiling_for
@@ -158,6 +162,37 @@ def outliers() -> None:
     sparse_add_backward(y, x, *matrix, True, True)
 
 
+def trees(
+    levels: int,
+    outputs: int = 512,
+    lut: torch.dtype = torch.uint8,
+    *,
+    accumulate: str = "exact",
+    bfloat16: bool = False,
+) -> Callable[[], object]:
+    """Look up and differentiate a layer of 512 features and 64 codebooks."""
+
+    def run() -> None:
+        x, dims = empty(ROWS, 512, dtype=F32), empty(64, levels, dtype=torch.int32)
+        vals, tables = empty(64, 2**levels, dtype=F32), empty(64, 2**levels, outputs, dtype=lut)
+        unit = empty(outputs, dtype=F32)
+        codes = tree_encode(x, dims, vals)
+        y = lut_accumulate(codes, tables, accumulate)
+        if lut is torch.uint8:
+            y = lut_dequantize(y, unit, unit, "relu")
+        given = (dims, vals, empty(64, dtype=F32), tables, unit, bfloat16)
+        found = soft_tree_backward(y, x, codes, *given)
+        assert [g.shape for g in found] == [x.shape, vals.shape, (64,), tables.shape]
+
+    return run
+
+
+def centroids() -> None:
+    """16 in each of 64 codebooks of 8 columns."""
+    x, middles, half = (empty(*shape, dtype=F32) for shape in ((ROWS, 512), (16, 512), (64, 16)))
+    nearest_encode(x, middles, half, empty(512, dtype=torch.int32), range(0, 513, 8))
+
+
 #: The paper's layers: d = 512, h = 128, tau = 8; d = 768, h = 170, tau = 9; d = 1024, h = 256, 64.
 CASES: dict[str, Callable[[], object]] = {
     "hadamard 768": transform(768),
@@ -190,6 +225,13 @@ CASES: dict[str, Callable[[], object]] = {
     ),
     "codebook rows": codebook_rows,
     "outliers": outliers,
+    "trees of 4 levels": trees(4),
+    "nearest centroids": centroids,
+    "trees of 4 levels, averaged, gradients in bfloat16": trees(
+        4, accumulate="mean", bfloat16=True
+    ),
+    "trees of 7 levels": trees(7),
+    "trees of 1 level, few outputs, float32": trees(1, 10, F32),
 }
 
 
@@ -207,6 +249,7 @@ QUICK = (
     "codebooks of 4 bits, 16 rows",
     "codebooks of 3 bits, 16 rows int8",
     "outliers",
+    "trees of 4 levels",
 )
 THOROUGH = tuple(name for name in CASES if name != "stage (8, 64, 64)")
 

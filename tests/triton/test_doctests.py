@@ -25,7 +25,9 @@ MODULES = [
             "rows",
             "sampled_columns",
             "sign_hash",
+            "soft_tree_backward",
             "target",
+            "tree_encode",
             "weighted_gather",
             "weighted_gather_backward",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
@@ -14,6 +15,7 @@ from lutcc.nn import MaddnessLinear, latent_kernels
 from lutcc.nn.latent_lookup import LatentLookup
 from lutcc.ops import cuda, soft_trees
 from lutcc.schedules.triton.lut_accumulate import lut_accumulate, lut_dequantize
+from lutcc.schedules.triton.nearest_encode import nearest_encode
 from lutcc.schedules.triton.soft_tree_backward import soft_tree_backward
 from lutcc.schedules.triton.tree_encode import tree_encode
 from tests.triton.references import relative_error
@@ -58,6 +60,31 @@ def test_numbers_that_are_none_go_left():
     assert torch.equal(tree_encode(x, dims, vals), by_the_ir("tree_encode", x, dims, vals))
     beyond = torch.full((1, 2), 7, dtype=torch.int32)  # no such column: it counts as 0
     assert not tree_encode(x, beyond, vals).any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "widths", "entries"), [(1, [1], 2), (37, [3, 1, 5], 16), (20, [2, 4], 130)]
+)
+def test_nearest_centroids_are_the_same_bits(rows, widths, entries):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).mul(4).round() / 4  # many ties
+
+    total = sum(widths)
+    x, centroids, half = (
+        random(rows, total + 2),
+        random(entries, total),
+        random(len(widths), entries),
+    )
+    columns = torch.randint(0, total + 2, (total,), generator=generator, dtype=torch.int32)
+    starts = [0, *itertools.accumulate(widths)]
+    x[0, columns[0]] = float("nan")
+    half[-1, 0], half[0, 1] = float("nan"), float("nan")
+    operands = (x, centroids, half, columns)
+    wanted = by_the_ir("nearest_encode", *operands, starts=tuple(starts))
+    assert torch.equal(nearest_encode(*operands, starts), wanted)
+    assert torch.equal(nearest_encode(x.t().contiguous().t(), *operands[1:], starts), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float32])
@@ -153,7 +180,7 @@ def test_no_rows_and_no_gradient_far_from_thresholds():
     assert not found[1][:, 2:].any()
 
 
-NAMES = ("tree_encode", "lut_accumulate", "lut_dequantize", "soft_tree_backward")
+NAMES = ("tree_encode", "nearest_encode", "lut_accumulate", "lut_dequantize", "soft_tree_backward")
 
 
 @pytest.fixture
