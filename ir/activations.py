@@ -32,6 +32,14 @@ def _sixth(x: F64Array) -> F64Array:
     return np.minimum(np.maximum(x + 3, 0), 6) / 6
 
 
+def _elu(x: F64Array) -> F64Array:
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+def _softplus(x: F64Array) -> F64Array:
+    return np.logaddexp(0, x)
+
+
 FORMULAS: Mapping[str, Callable[[F64Array], F64Array]] = {
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
@@ -40,13 +48,17 @@ FORMULAS: Mapping[str, Callable[[F64Array], F64Array]] = {
     "tanh": np.tanh,
     "hardswish": lambda x: x * _sixth(x),
     "hardsigmoid": _sixth,
+    "elu": _elu,
+    "softplus": _softplus,
+    "mish": lambda x: x * np.tanh(_softplus(x)),
 }
 #: Names of activations that are not exact, in the order of the reference.
 KINDS = tuple(FORMULAS)
 DEFINITION = (
     "gelu(x) = x (1 + erf(x / sqrt(2))) / 2, gelu_tanh(x) = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 "
     "x^3))) / 2, sigmoid(x) = 1 / (1 + e^-x), silu(x) = x sigmoid(x), hardsigmoid(x) = min(max(x + "
-    "3, 0), 6) / 6, hardswish(x) = x hardsigmoid(x)"
+    "3, 0), 6) / 6, hardswish(x) = x hardsigmoid(x), elu(x) = x if x > 0 else e^x - 1, softplus(x) "
+    "= log(1 + e^x), mish(x) = x tanh(softplus(x))"
 )
 #: How far a backend may be off, times |x| + 1.
 TOLERANCE = 1e-6

@@ -22,6 +22,7 @@ from lutcc.nn.conversion_codebook import CodebookConversion
 from lutcc.nn.conversion_dense import dense_layer
 from lutcc.nn.conversion_plan import Step, plan_conversion
 from lutcc.nn.fitted_layers import FittedLayers
+from lutcc.nn.fused_paths import leave_fused_paths
 from lutcc.nn.paired_rows import Run
 
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -349,11 +350,10 @@ def _inputs_of(
 def _install(model: torch.nn.Module, step: Step, replacement: torch.nn.Module) -> torch.nn.Module:
     """Put ``replacement`` in the place of a layer or block; return what is now the model."""
     if step.block is None or step.block.install is None:
-        return _replace(model, step.module, replacement)
-    step.block.install(replacement.train(step.module.training))
-    for parent in model.modules():
-        if isinstance(parent, torch.nn.TransformerEncoder) and step.module in parent.layers:
-            parent.use_nested_tensor = False  # that path reads the weights of its first layer
+        model = _replace(model, step.module, replacement)
+    else:
+        step.block.install(replacement.train(step.module.training))
+    leave_fused_paths(model)
     return model
 
 

@@ -40,7 +40,8 @@ OP = OpDef(
         "by the tolerance times (|x| + 1). NaN passes; what an infinity gives is the formula's own "
         "limit, save that -inf gives NaN where the formula multiplies it by zero."
     ),
-    source="torch.nn.functional.gelu, silu, sigmoid, tanh, hardswish, hardsigmoid",
+    source="torch.nn.functional.gelu, silu, sigmoid, tanh, hardswish, hardsigmoid, elu, "
+    "softplus, mish",
     operands=(Operand("x", None, "float32", "any shape", rows=True),),
     attrs=(AttrSpec("kind", "str", "which function", choices=KINDS),),
     results=("y",),

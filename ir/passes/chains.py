@@ -13,7 +13,7 @@ from lutcc.ir.passes.mapped_trees import MOST_SUMS, MappedTrees, sums_range
 from lutcc.ir.types import Array
 
 #: What may stand between the sums and a tree: functions of single elements.
-MAPS = ("lut_dequantize", "affine", "relu", "activation", "quantize")
+MAPS = ("lut_dequantize", "affine", "relu", "leaky_relu", "clamp", "activation", "quantize")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ Tensor = torch.Tensor
 _KEEP_WHOLE = (
     *(aten.linear.default, aten.conv1d.default, aten.conv2d.default),
     *(aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default),
+    *(aten.softplus.default, aten.mish.default),
 )
 _RULES: dict[Any, Callable[..., Any]] = {
     aten.scaled_dot_product_attention.default: attention,
@@ -90,6 +91,16 @@ def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) 
     if scale == input_scale == 1:
         return NotImplemented
     return scale * torch.where(x > 0, x, alpha * torch.expm1(x * input_scale))
+
+
+@_rule(aten.celu.default)
+def _celu(x: Tensor, alpha: float = 1) -> Tensor:
+    return aten.elu(x / alpha) * alpha
+
+
+@_rule(aten.selu.default)
+def _selu(x: Tensor) -> Tensor:
+    return aten.elu(x, 1.6732632423543772) * 1.0507009873554805
 
 
 @_rule(aten.rrelu.default)

@@ -49,6 +49,7 @@ def lower_node(region: RegionBuilder, node: Node) -> None:
     """
     # the rules register themselves
     from lutcc.frontend import (  # noqa: F401
+        rules_activations,
         rules_attention,
         rules_codebook,
         rules_conv,

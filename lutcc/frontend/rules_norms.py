@@ -1,4 +1,4 @@
-"""Rules for layer norm, softmax, and activations other than relu."""
+"""Rules for layer norm and softmax."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from torch.fx import Node
 from lutcc import ir
 from lutcc.frontend.graph import NotExpressible
 from lutcc.frontend.lower_ops import Result, argument, rule
-from lutcc.frontend.lowered import Lowered, RegionBuilder, as_rows
+from lutcc.frontend.lowered import Lowered, RegionBuilder
 from lutcc.ir.types import Array, Sym
-
-_NARROW = 16
-"""Rows of fewer columns than a vector has are made of more than the last dimension."""
 
 
 @rule("aten.native_layer_norm.default")
@@ -72,30 +69,3 @@ def _softmax(region: RegionBuilder, node: Node) -> Result:
     if isinstance(x.shape[-1], Sym):
         raise NotExpressible("softmax over an open size")
     return Lowered(region.emit("softmax", region.rows(x)), x.shape)
-
-
-def _activation(name: str, kind: str) -> None:
-    @rule(name)
-    def lower(region: RegionBuilder, node: Node) -> Result:
-        chosen = kind
-        if name == "aten.gelu.default" and argument(node, 1, "approximate", "none") == "tanh":
-            chosen = "gelu_tanh"
-        x = region.float_tensor(node.args[0])
-        value = _matrix(region, x)
-        return Lowered(region.emit("activation", value, kind=chosen), x.shape, x.form)
-
-
-for _name in ("gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid"):
-    _activation(f"aten.{_name}.default", _name)
-
-
-def _matrix(region: RegionBuilder, x: Lowered) -> ir.Value:
-    """Return a tensor's value as a matrix, which row-wise kernels take."""
-    if len(x.value.type.shape) == 2:
-        return x.value
-    plain = region.row_major(x)
-    columns, rest = 1, list(plain.shape)
-    while rest and columns < _NARROW and not isinstance(rest[-1], Sym):
-        columns *= rest[-1]
-        rest.pop()
-    return region.under_shape(plain.value, as_rows((*(rest or [1]), columns)))

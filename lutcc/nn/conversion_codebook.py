@@ -23,6 +23,7 @@ from lutcc.nn.conversion import LayerReport, exact_report, weight_bytes
 from lutcc.nn.conversion_folding import NOT, fold_neurons
 from lutcc.nn.conversion_plan import Step
 from lutcc.nn.fitted_layers import FittedLayer, FittedLayers, digest
+from lutcc.nn.fused_paths import leave_fused_paths
 from lutcc.nn.paired_rows import Rows, Run, record_inputs, record_outputs
 
 Matrix: TypeAlias = torch.nn.Linear | torch.nn.Conv2d | torch.nn.Embedding
@@ -158,7 +159,7 @@ class CodebookConversion:
                 return replacement
             for parent, name in places[id(layer)]:
                 setattr(parent, name, replacement)
-        _leave_fused_paths(model)
+        leave_fused_paths(model)
         return model
 
     def exact_weights(self, model: torch.nn.Module) -> int:
@@ -371,17 +372,3 @@ def _ratio(pairs: Iterable[tuple[Rows, Rows]]) -> float:
         error += float(np.square(found - wanted).sum(dtype=np.float64))
         norm += float(np.square(wanted).sum(dtype=np.float64))
     return float(np.sqrt(error / norm)) if norm else float(error > 0)
-
-
-def _leave_fused_paths(model: torch.nn.Module) -> None:
-    """Keep torch's transformer layers from reading weights of layers that have none at hand."""
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.TransformerEncoderLayer):
-            parts = (layer.linear1, layer.linear2)
-            if any(isinstance(part, CodebookLayer) for part in parts):
-                layer.activation_relu_or_gelu = 0
-    for encoder in model.modules():
-        if isinstance(encoder, torch.nn.TransformerEncoder) and len(encoder.layers):
-            layer = encoder.layers[0]
-            if isinstance(getattr(layer, "linear1", None), CodebookLayer):
-                encoder.use_nested_tensor = False  # that path reads the weights of its first layer

@@ -50,5 +50,8 @@ TANH_P = (
     4.89352455891786e-03,
 )
 TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+#: log(1 + u) is s LOG1P(s^2) with s = u / (u + 2), twice the inverse hyperbolic tangent of s, for u
+#: from 0 to 1: its series, which ends where terms are below 1e-8.
+LOG1P = tuple(2 / k for k in range(13, 0, -2))
 #: Where erf and tanh are as good as 1.
 ERF_MAX, TANH_MAX = 4.0, 9.0

@@ -16,6 +16,9 @@ _FORMULAS: Mapping[str, Callable[[Expr], Expr]] = {
     "tanh": vector_math.tanh,
     "hardswish": vector_math.hardswish,
     "hardsigmoid": vector_math.hardsigmoid,
+    "elu": vector_math.elu,
+    "softplus": vector_math.softplus,
+    "mish": vector_math.mish,
 }
 
 

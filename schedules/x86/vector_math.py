@@ -65,9 +65,7 @@ def tanh(x: Expr) -> Expr:
 def sigmoid(x: Expr) -> Expr:
     """Return 1 / (1 + e^-x)."""
     x = bind(x)
-    sign = splat(-(2**31), "int32", lanes_of(x))
-    negative = reinterpret(_like("float32", x), reinterpret(_like("int32", x), x) | sign)
-    small = exp_of_negative(negative)
+    small = _power_of_magnitude(x)
     one = _f32(1.0, x)
     return bind(select(x < _f32(0.0, x), small, one) / (one + small))
 
@@ -104,6 +102,42 @@ def hardswish(x: Expr) -> Expr:
     """Return x times its hardsigmoid."""
     x = bind(x)
     return bind(x * hardsigmoid(x))
+
+
+def elu(x: Expr) -> Expr:
+    """Return x where it is positive, else e^x - 1."""
+    x = bind(x)
+    zero = _f32(0.0, x)
+    return bind(select(x > zero, x, exp_of_negative(select(x > zero, zero, x)) - _f32(1.0, x)))
+
+
+def softplus(x: Expr) -> Expr:
+    """Return log(1 + e^x): that of -|x|, and x where it is positive."""
+    x = bind(x)
+    u = _power_of_magnitude(x)
+    s = bind(u / (u + _f32(2.0, x)))
+    logarithm = s * _horner(p.LOG1P, bind(s * s))
+    zero = _f32(0.0, x)
+    return bind(select(x < zero, zero, x) + logarithm)
+
+
+def mish(x: Expr) -> Expr:
+    """Return x tanh(softplus(x)): a ratio of polynomials in e^-|x|."""
+    x = bind(x)
+    u = _power_of_magnitude(x)
+    one, two = _f32(1.0, x), _f32(2.0, x)
+    square = bind(u * u)
+    negative = x < _f32(0.0, x)
+    above = bind(select(negative, fma(u, two, square, lanes_of(x)), fma(u, two, one, lanes_of(x))))
+    more = select(negative, two, square * two)
+    return bind(x * bind(above / (above + more)))
+
+
+def _power_of_magnitude(x: Expr) -> Expr:
+    """Return e^-|x|."""
+    sign = splat(-(2**31), "int32", lanes_of(x))
+    bits = reinterpret(_like("int32", x), x) | sign
+    return exp_of_negative(reinterpret(_like("float32", x), bits))
 
 
 def sum_of_lanes(vectors: Sequence[Expr]) -> Expr:

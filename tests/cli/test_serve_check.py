@@ -30,7 +30,7 @@ QUICK = ("--seconds", 1, "--callers", 2, "--threads", 1, "--json", "-q")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small artifact that runs on Relax's virtual machine."""
     torch = pytest.importorskip("torch")
-    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ELU()).eval()
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.PReLU()).eval()
     artifact = lutcc.compile(model, torch.zeros(2, 6), target="avx2")
     assert artifact.kind == "relax"
     return artifact.save(tmp_path_factory.mktemp("mixed") / "mixed.lutcc")

@@ -19,6 +19,13 @@ from lutcc.frontend.graph import Graph
 from lutcc.frontend.partition import find_regions, probe
 
 
+class Sine(nn.Module):
+    """What the IR has no op for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x)
+
+
 def _ops(module: ir.Module) -> list[str]:
     return [op.opcode for op in module.main.body if op.opcode not in ("constant", "reshape")]
 
@@ -107,7 +114,7 @@ def test_between_two_attentions_there_is_one_region() -> None:
 
 
 def test_a_norm_before_the_first_layer_joins_it() -> None:
-    model = nn.Sequential(nn.ELU(), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 8), nn.Sigmoid())
+    model = nn.Sequential(Sine(), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 8), nn.Sigmoid())
     (region,) = import_torch(model.eval(), torch.zeros(2, 8)).regions
     assert _ops(region.module) == ["layer_norm", "activation", "linear", "activation"]
 

@@ -16,12 +16,17 @@ def function(kind: str, v: float) -> float:
         return v
     if kind == "tanh":
         return math.tanh(v)
+    if kind == "elu":
+        return v if v > 0 else math.expm1(v)
+    if kind == "softplus":
+        return max(v, 0.0) + math.log1p(math.exp(-abs(v)))
     if kind == "hardsigmoid":
         return min(max(v + 3, 0.0), 6.0) / 6
     share = {
         "gelu": lambda: math.erfc(-v / math.sqrt(2)) / 2,
         "gelu_tanh": lambda: (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) / 2,
         "hardswish": lambda: function("hardsigmoid", v),
+        "mish": lambda: math.tanh(function("softplus", v)),
     }.get(kind, lambda: 1 / (1 + math.exp(-v)) if v > -700 else 0.0)()
     if kind == "sigmoid":
         return share
@@ -61,4 +66,28 @@ def softmax(inputs: Arrays) -> Arrays:
     return [y.astype(F32)]
 
 
-DEFINITIONS = {"activation": activation, "layer_norm": layer_norm, "softmax": softmax}
+def leaky_relu(inputs: Arrays, slope: float) -> Arrays:
+    (x,) = inputs
+    factor = float(F32(slope))
+    numbers = [float(v) * factor if v < 0 else float(v) for v in x.ravel()]
+    return [np.array(numbers, F32).reshape(x.shape)]
+
+
+def clamp(inputs: Arrays, low: float | None = None, high: float | None = None) -> Arrays:
+    (x,) = inputs
+
+    def cut(v: float) -> float:
+        if low is not None and v < F32(low):
+            v = float(F32(low))
+        return float(F32(high)) if high is not None and v > F32(high) else v
+
+    return [np.array([cut(float(v)) for v in x.ravel()], F32).reshape(x.shape)]
+
+
+DEFINITIONS = {
+    "activation": activation,
+    "leaky_relu": leaky_relu,
+    "clamp": clamp,
+    "layer_norm": layer_norm,
+    "softmax": softmax,
+}

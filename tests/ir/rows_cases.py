@@ -38,4 +38,24 @@ def softmax(draw: st.DrawFn) -> Case:
     return Case("softmax", (_x(draw, np.random.default_rng(draw(seeds()))),), {})
 
 
-CASES = {"activation": activation(), "layer_norm": layer_norm(), "softmax": softmax()}
+@st.composite
+def leaky_relu(draw: st.DrawFn) -> Case:
+    x = _x(draw, np.random.default_rng(draw(seeds())))
+    return Case("leaky_relu", (x,), {"slope": draw(st.sampled_from([0.1, 0.0, 1.5, -0.5, -1.0]))})
+
+
+@st.composite
+def clamp(draw: st.DrawFn) -> Case:
+    x = _x(draw, np.random.default_rng(draw(seeds())))
+    ends = {"low": st.sampled_from([-0.1, 0.0, 2.0]), "high": st.sampled_from([0.3, 1.0, 6.0])}
+    given = draw(st.sampled_from([(), ("low",), ("high",), ("low", "high")]))
+    return Case("clamp", (x,), {name: draw(ends[name]) for name in given})
+
+
+CASES = {
+    "activation": activation(),
+    "leaky_relu": leaky_relu(),
+    "clamp": clamp(),
+    "layer_norm": layer_norm(),
+    "softmax": softmax(),
+}

@@ -75,6 +75,16 @@ def _slice(node: Node, importer: Any) -> Any:
     )
 
 
+@rule("mish.default")
+def _mish(node: Node, importer: Any) -> Any:
+    """Emit x tanh(log(1 + e^x)); the logarithm is that of -|x|, with x added where positive."""
+    x, emit = importer.env[node.args[0]], importer.block_builder.emit
+    small = relax.op.exp(relax.op.negative(relax.op.abs(x)))
+    one = relax.const(1.0, x.ty.dtype)
+    softplus = emit(relax.op.add(relax.op.nn.relu(x), relax.op.log(relax.op.add(one, small))))
+    return emit(relax.op.multiply(x, relax.op.tanh(softplus)))
+
+
 @rule("embedding.default")
 def _embedding(node: Node, importer: Any) -> Any:
     """Rows of a table. An index outside it is clipped: an artifact must not read elsewhere."""
