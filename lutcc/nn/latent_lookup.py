@@ -91,9 +91,13 @@ class LatentLookup(nn.Module):
 
     def look_up(self, rows: Tensor) -> Tensor:
         """Return (N, M) for ``rows`` (N, D): hard forward, soft backward."""
-        layer = self.layer[0]
-        if rows.is_cuda and layer.encoder == "tree":
+        if rows.is_cuda and self.layer[0].encoder == "tree":
             return latent_kernels.look_up(self, rows)
+        return self.by_torch(rows)
+
+    def by_torch(self, rows: Tensor) -> Tensor:
+        """Return the same by torch's own operators, on any device."""
+        layer = self.layer[0]
         code, codes = self._tree(rows) if layer.encoder == "tree" else self._nearest(rows)
         relu = layer.activation == "relu"
         with torch.no_grad():
@@ -259,6 +263,11 @@ def latent_lookups(model: nn.Module) -> dict[str, LatentLookup]:
             fix="pass what lutcc.convert made with lutcc.recipes.Maddness(...)",
         )
     return {name: LatentLookup(layer) for name, layer in layers.items()}
+
+
+def has_lookups(model: nn.Module) -> bool:
+    """Tell whether :func:`latent_lookups` finds something."""
+    return any(isinstance(m, MaddnessLookup) for m in model.modules())
 
 
 @contextmanager

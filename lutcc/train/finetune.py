@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lutcc.errors import ConvertError, InputError, suggest
-from lutcc.nn.latent_lookup import LatentLookup, latent_lookups, looked_up_by
+from lutcc.nn.latent_lookup import LatentLookup, has_lookups, latent_lookups, looked_up_by
+from lutcc.nn.lookup_ffn import LookupFFN
 from lutcc.train import checkpoint as checkpoints
 from lutcc.train.finetune_data import (
     Listed,
@@ -113,7 +114,8 @@ def finetune(
     ----------
     model
         What ``lutcc.convert`` made with :class:`lutcc.recipes.Maddness`; it is not changed. On the
-        device to train on.
+        device to train on. Layers of :class:`lutcc.nn.LookupFFN`, with or without others, are
+        trained in floats.
     data
         Rows in memory, ``(inputs, targets)`` or inputs alone: a tensor or array, a dictionary of
         them (the model's keywords), or in the pair a tuple (its arguments), all of as many rows.
@@ -198,12 +200,13 @@ def finetune(
     )
     settings.check()
     tuned = copy.deepcopy(model).eval()
-    latents = latent_lookups(tuned)
+    gathered = [m for m in tuned.modules() if isinstance(m, LookupFFN)]
+    latents = {} if gathered and not has_lookups(tuned) else latent_lookups(tuned)
     for latent in latents.values():
         latent.gradient_dtype = GRADIENTS[gradients]
     trained, still = _exact_parameters(tuned, settings.frozen)
     run = _Run(tuned, latents, settings, objective, trained, output)
-    with _gradients(still, False):
+    with _gradients(still, False), _training(gathered):
         run.train(source, teacher, checkpoint, progress)
     return tuned
 
@@ -230,9 +233,11 @@ class _Run:
         groups: list[dict[str, Any]] = []
         for latent in latents.values():
             groups += latent.groups(rate, rate * HASH_RATE)
+        shares = _gathered_shares(model)
         for parameter in self.exact:
             size = float(parameter.detach().square().mean().sqrt())
-            groups.append({"params": [parameter], "lr": rate * EXACT_RATE * max(size, 1e-3)})
+            share = shares.get(id(parameter), EXACT_RATE)
+            groups.append({"params": [parameter], "lr": rate * share * max(size, 1e-3)})
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.steps = 0
@@ -364,6 +369,28 @@ def _exact_parameters(
     still = {name for name in named if any(fnmatchcase(name, pattern) for pattern in frozen)}
     trained = [p for name, p in named.items() if name not in still]
     return trained, [named[name] for name in still]
+
+
+def _gathered_shares(model: nn.Module) -> dict[int, float]:
+    """Return the rates of LookupFFN's parameters, relative to those of tables, by identity."""
+    return {
+        id(p): HASH_RATE if p is not m.tables and p is not m.bias else 1.0
+        for m in model.modules()
+        if isinstance(m, LookupFFN)
+        for p in m.parameters()
+    }
+
+
+@contextmanager
+def _training(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Let layers compute in floats, with gradients, for a while."""
+    for layer in layers:
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.eval()
 
 
 @contextmanager

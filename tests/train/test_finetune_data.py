@@ -198,3 +198,18 @@ def test_refuses_options(encoder: Encoder, small: nn.Module) -> None:
         lutcc.finetune(small, batches)
     with pytest.raises(InputError, match="the model returns a NoneType"):
         first_tensor(None)
+
+
+def test_lookup_ffn_comes_nearer(encoder: Encoder) -> None:
+    """Blocks that hash and gather are trained too, and are in eval mode afterwards."""
+    block = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).eval()
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    recipe = lutcc.recipes.LookupFFN(
+        num_tables=8, code_length=4, projection="dense", table_dtype="int8", steps=0
+    )
+    small = lutcc.convert(nn.Sequential(block), {"0": recipe}, x)
+    tuned = lutcc.finetune(small, x, epochs=20, batch_size=40, teacher=block)
+    assert not tuned[0].training  # type: ignore[index]
+    with torch.no_grad():
+        errors = [float((m(x) - block(x)).square().mean()) for m in (small, tuned)]
+    assert errors[1] < 0.7 * errors[0]
