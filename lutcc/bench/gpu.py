@@ -3,8 +3,9 @@
 ``python -m lutcc.bench.gpu`` measures, in turns and in the same run, the Hadamard transform against
 a device-to-device copy of the same bytes; LookupFFN, forward and backward, against a dense feed-
 forward block (cuBLAS, bfloat16); sampled products against dense ones and against selecting first;
-training steps with sampled layers; and layers written with codebooks against dense ones. Times are
-printed as they are: a loss is called a loss.
+training steps with sampled layers; layers written with codebooks against dense ones; and layers of
+look-ups by trees as they serve and as they are trained. Times are printed as they are: a loss is
+called a loss.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any
 
 import torch
 
-from lutcc.bench import gpu_codebook, gpu_sampled
+from lutcc.bench import gpu_codebook, gpu_sampled, gpu_trees
 from lutcc.bench.gpu_timing import describe, markdown, measure, require_gpu, spread, verdict
 from lutcc.bench.timing import Timing
 from lutcc.errors import LutccError, UsageError
 
-PARTS = ("lookup", "sampled", "codebook")
+PARTS = ("lookup", "sampled", "codebook", "trees")
 
 #: Share of a copy's speed that the transform should reach.
 WANTED_SHARE = 0.8
@@ -194,6 +195,8 @@ def run(
         gpu_sampled.run(rounds, write)
     if "codebook" in parts:
         gpu_codebook.run(rounds, write)
+    if "trees" in parts:
+        gpu_trees.run(rounds, write)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

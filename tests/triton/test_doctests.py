@@ -12,6 +12,7 @@ MODULES = [
     "lutcc.bench.gpu_models",
     "lutcc.bench.gpu_sampled",
     "lutcc.bench.gpu_timing",
+    "lutcc.bench.gpu_trees",
     "lutcc.ops.bh",
     *(
         f"lutcc.schedules.triton.{name}"
