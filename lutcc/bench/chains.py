@@ -1,8 +1,8 @@
 """Whole networks of look-ups, in integers from end to end, against the network that is replaced.
 
-Everything runs on one core, in turns: lutcc in a process without torch, torch in another. The
-weights are random: what a network of this shape costs does not depend on them; how exact it is
-does, and is not told here.
+Everything but one run of the look-ups has one core, in turns: lutcc in a process without torch,
+torch in another. The weights are random: what a network of this shape costs does not depend on
+them; how exact it is does, and is not told here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from lutcc import ir
 from lutcc.bench.baselines import ONEDNN, PRECISIONS, runs_here, write_chain
+from lutcc.bench.chains_report import TWO_CORES
 from lutcc.bench.compare import Comparison, Subject
 from lutcc.bench.options import BenchOptions
 from lutcc.runtime import cpu
@@ -57,7 +58,8 @@ def bench_chains(
     -------
     list
         A row for each: N, ``network``, ``dead`` (columns that are not computed), and ``times``
-        (seconds): ``lutcc look-ups``, ``lutcc int8``, ``lutcc bfloat16``, and torch's by precision.
+        (seconds): ``lutcc look-ups``, the same on two cores where there are two, ``lutcc int8``,
+        ``lutcc bfloat16``, and torch's by precision.
     """
     rows = []
     for row in _rows(options):
@@ -162,6 +164,9 @@ def _own(
         path = folder / f"{label.split()[-1]}.lutcc"
         compile_module(made, parse_targets(options.isa or "host")).save(path)
         subjects.append(compare.add_artifact(label, path)[0])
+    if len(options.cores) > 1:
+        path, both = folder / "look-ups.lutcc", options.cores[:2]
+        subjects.append(compare.add_artifact(TWO_CORES, path, cores=both)[0])
     return subjects
 
 

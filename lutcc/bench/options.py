@@ -26,6 +26,8 @@ class BenchOptions:
         Of random inputs and tables.
     core
         The core that the process is bound to.
+    cores
+        All that it might use, that one first; what is timed on two cores takes the first two.
     """
 
     seconds: float = 0.02
@@ -35,3 +37,4 @@ class BenchOptions:
     isa: str | None = None
     seed: int = 0
     core: int = 0
+    cores: tuple[int, ...] = ()

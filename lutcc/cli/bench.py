@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -57,11 +58,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.isa is not None and args.isa not in cpu.supported_isas():
         fix = f"this CPU has {', '.join(cpu.supported_isas()) or 'none of the levels'}"
         raise UsageError(f"ISA level {args.isa!r} does not run here", where="--isa", fix=fix)
+    usable = os.sched_getaffinity(0)
     core = pin_to_core(args.core)
+    cores = (core, *sorted(usable - {core}))
     set_num_threads(1)
     brief = {"seconds": 0.01, "rounds": 5} if args.quick else {}
     options = BenchOptions(
-        quick=args.quick, full=args.full, isa=args.isa, seed=args.seed, core=core, **brief
+        quick=args.quick,
+        full=args.full,
+        isa=args.isa,
+        seed=args.seed,
+        core=core,
+        cores=cores,
+        **brief,
     )
     machine = describe(core)
     data: dict[str, Any] = {"machine": machine, "sections": {}}
