@@ -206,7 +206,7 @@ def _comparison(task: str, model: str, metric: str, runs: Sequence[AccuracyRun])
     replaced, points = 0, []
     for method in sorted(by_method, key=lambda name: not name.startswith(EXACT)):
         groups = list(by_method[method].values())
-        labels = _labels([group[0].setting for group in groups])
+        labels = _differing([group[0].setting for group in groups])
         made = []
         for group, label in zip(groups, labels, strict=True):
             point, again = _point(group, label)
@@ -251,7 +251,17 @@ def _conditions(run: AccuracyRun) -> Conditions | None:
     return Conditions(run.machine, run.threads, run.rows)
 
 
-def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def labels(points: Sequence[Point]) -> list[str]:
+    """Return what tells each of some points from the others of its method, in short."""
+    found = {}
+    for method in {point.method for point in points}:
+        own = [i for i, point in enumerate(points) if point.method == method]
+        texts = _differing([points[i].setting for i in own])
+        found |= dict(zip(own, texts, strict=True))
+    return [found[i] for i in range(len(points))]
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what differs between settings, in short."""
     keys = list(dict.fromkeys(key for setting in settings for key in setting))
     differing = [k for k in keys if len({json.dumps(s.get(k)) for s in settings}) > 1]

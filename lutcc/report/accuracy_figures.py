@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lutcc.report.accuracy_data import Comparison, Conditions, Point, percent
-from lutcc.report.figure_style import GRID, INK, LIGHT, MUTED, PAPER, WIDTH, open_figure, to_svg
+from lutcc.report.accuracy_data import Comparison, Conditions, Point, labels, percent
+from lutcc.report.figure_style import GRID, LIGHT, MUTED, PAPER, WIDTH, open_figure, to_svg
 
 #: Told apart by people with any colour vision, and by their markers where there are more methods.
 _TONES = ("safe0", "safe1", "safe2", "safe3", "safe4", "safe5")
@@ -108,7 +108,8 @@ def _panel(figure: Any, comparison: Comparison, conditions: Conditions) -> None:
     axis.tick_params(axis="y", labelcolor=MUTED)
     figure.legend(loc="outside right center", frameon=False, fontsize=7.5)
     figure.figure.draw_without_rendering()  # where points lie is known from here on
-    _label(axis, [(p, tone(comparison, p.method)) for p in points], conditions, factor)
+    tones = [tone(comparison, point.method) for point in points]
+    _label(axis, list(zip(points, tones, labels(points), strict=True)), conditions, factor)
 
 
 def _method(
@@ -126,8 +127,9 @@ def _method(
         timing = point.times[under]
         if timing.low < timing.high:
             axis.plot([timing.low, timing.high], [at_y, at_y], color=colour, linewidth=1.2)
+    axis.plot(x, y, color=colour, linewidth=0.7, zorder=2)
     axis.plot(
-        x, y, color=colour, marker=marker(comparison, own[0].method), linestyle="-", linewidth=0.7,
+        x, y, color=colour, marker=marker(comparison, own[0].method), linestyle="none",
         markersize=9 if own[0].exact else 6.5, markeredgecolor=PAPER, markeredgewidth=0.8,
         zorder=4, label=own[0].method,
     )  # fmt: skip
@@ -191,29 +193,29 @@ def _exact_lines(axis: Any, comparison: Comparison, under: Conditions, factor: i
 
 # -- labels ------------------------------------------------------------------------------------
 
+#: Left, bottom, right, top, in pixels.
 Box = tuple[float, float, float, float]
 
 
-def _label(axis: Any, points: Sequence[tuple[Point, str]], under: Conditions, factor: int) -> None:
-    """Write settings beside points where there is room; the table has them all."""
-    figure = axis.figure.figure
-    scale = figure.dpi / 72
-    places = [
-        axis.transData.transform((p.times[under].median, factor * p.value.mean)) for p, _ in points
-    ]
-    taken: list[Box] = [_around(x, y, 9 * scale, 9 * scale) for x, y in places]
-    for (point, _), (x, y) in zip(points, places, strict=True):
+def _label(
+    axis: Any, points: Sequence[tuple[Point, str, str]], under: Conditions, factor: int
+) -> None:
+    """Write texts beside points, in their colour, where there is room; the table has them all."""
+    scale = axis.figure.figure.dpi / 72
+    places, taken = [], []
+    for point, _, _ in points:
         timing, half = point.times[under], factor * (point.value.half or 0.0)
-        _, low = axis.transData.transform((timing.median, factor * point.value.mean - half))
-        left, _ = axis.transData.transform((timing.low, 1.0))
-        right, _ = axis.transData.transform((timing.high, 1.0))
-        taken += [(x - scale, low, x + scale, 2 * y - low), (left, y - scale, right, y + scale)]
+        middle = factor * point.value.mean
+        x, y = axis.transData.transform((timing.median, middle))
+        left, low = axis.transData.transform((timing.low, middle - half))
+        right, high = axis.transData.transform((timing.high, middle + half))
+        places.append((x, y))
+        taken += [_around(x, y, 9 * scale, 9 * scale), (left, y - scale, right, y + scale)]
+        taken.append((x - scale, low, x + scale, high))
     frame = axis.get_window_extent()
-    for (point, colour), (x, y) in zip(points, places, strict=True):
-        if not point.label:
-            continue
-        width, height = 0.56 * _FONT * len(point.label) * scale, 1.15 * _FONT * scale
-        for dx, dy in _offsets(width, height, scale):
+    for (point, colour, text), (x, y) in zip(points, places, strict=True):
+        width, height = 0.56 * _FONT * len(text) * scale, 1.15 * _FONT * scale
+        for dx, dy in _offsets(width, height, scale) if text else ():
             box = _around(x + dx, y + dy, width, height)
             inside = (
                 frame.x0 <= box[0] and box[2] <= frame.x1
@@ -222,10 +224,10 @@ def _label(axis: Any, points: Sequence[tuple[Point, str]], under: Conditions, fa
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 axis.annotate(
-                    point.label, (point.times[under].median, factor * point.value.mean),
+                    text, (point.times[under].median, factor * point.value.mean),
                     xytext=(dx / scale, dy / scale), textcoords="offset points", ha="center",
-                    va="center", fontsize=_FONT, color=INK if colour == "ink" else LIGHT[colour],
-                    zorder=6,
+                    va="center", fontsize=_FONT, color=LIGHT[colour], zorder=3,
+                    bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 0.4},
                 ).set_in_layout(False)  # fmt: skip
                 break
 

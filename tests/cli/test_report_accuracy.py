@@ -17,7 +17,7 @@ import lutcc.report.accuracy_figures
 import lutcc.report.accuracy_log
 import lutcc.report.accuracy_page
 from lutcc.errors import DependencyError, LogError
-from lutcc.report.accuracy_data import Comparison, Conditions, compare
+from lutcc.report.accuracy_data import Comparison, Conditions, compare, labels
 from lutcc.report.accuracy_figures import marker, summary_png, tone
 from lutcc.report.accuracy_log import AccuracyRun
 from lutcc.report.accuracy_page import page
@@ -307,3 +307,16 @@ def test_wrong_use(lutcc_command, log, tmp_path, monkeypatch, arguments, message
     assert done.code == code
     assert message in done.err
     assert not (tmp_path / "accuracy-report.html").exists()
+
+
+def test_labels_hold_what_differs_in_a_panel():
+    """Shapes of a batch may be in the setting: each panel has one of them."""
+    made = [
+        dataclasses.replace(r, setting={**r.setting, "shape": f"{r.rows} x 64"})
+        for r in runs(seeds=1)
+        if r.method == "finetuned"
+    ]
+    (found,) = compare(made)
+    assert len(found.points) == 6
+    assert found.points[0].label == "C=4, 1 x 64"
+    assert labels(found.timed(ONE)) == ["C=4", "C=8", "C=16"]
