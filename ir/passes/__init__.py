@@ -14,9 +14,13 @@ from lutcc.ir.passes.dead_columns import DeadColumns
 from lutcc.ir.passes.erase_layouts import EraseLayouts
 from lutcc.ir.passes.fold_affine import FoldBatchNormAndAffine
 from lutcc.ir.passes.fold_constants import FoldConstants
+from lutcc.ir.passes.fuse_images import FuseImages
 from lutcc.ir.passes.fuse_rows import FuseRows
+from lutcc.ir.passes.image_chains import ImageChains
 from lutcc.ir.passes.inline_calls import InlineCalls
 from lutcc.ir.passes.integer_chains import IntegerChains
+from lutcc.ir.passes.lookup_convolutions import LookupConvolutions
+from lutcc.ir.passes.pool_sums import PoolSums
 from lutcc.ir.verifier import verify
 
 #: What a module goes through before it is lowered, top to bottom. No pass folds the scale of a
@@ -28,8 +32,12 @@ PIPELINE: tuple[Pass, ...] = (
     FoldConstants(),
     FoldBatchNormAndAffine(),
     ChooseAccumulate(),
+    LookupConvolutions(),
+    ImageChains(),
+    PoolSums(),
     IntegerChains(),
     DeadColumns(),
+    FuseImages(),
     FuseRows(),
     AssignLayouts(),
     DeadCode(),
@@ -59,7 +67,7 @@ def run_pipeline(
     """
     verify(module)
     for step in passes:
-        if notes is not None and isinstance(step, IntegerChains | DeadColumns):
+        if notes is not None and isinstance(step, IntegerChains | ImageChains | DeadColumns):
             module = step.noting(module, notes)
         else:
             module = step(module)
@@ -76,11 +84,15 @@ __all__ = [
     "EraseLayouts",
     "FoldBatchNormAndAffine",
     "FoldConstants",
+    "FuseImages",
     "FuseRows",
+    "ImageChains",
     "InlineCalls",
     "IntegerChains",
+    "LookupConvolutions",
     "LookupNote",
     "Pass",
+    "PoolSums",
     "averaging_bias",
     "averaging_error",
     "run_pipeline",

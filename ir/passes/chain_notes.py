@@ -60,11 +60,11 @@ def notes_of(module: Module, found: Found) -> list[LookupNote]:
             how.append(f"{int(mapped.mirrored.sum())} columns fall, and are mirrored")
         if mapped.split:
             how.append("with intervals, as the function turns or falls")
-        notes[chain.sums.results[0].name] = _note(
+        notes[chain.sums.results[0].name] = note_of(
             module, chain.sums, chain.maps, integers=True, reason="; ".join(how)
         )
     for cut in found.cuts:
-        notes[cut.sums.results[0].name] = _note(
+        notes[cut.sums.results[0].name] = note_of(
             module, cut.sums, cut.maps, integers=False, reason=cut.reason, cut=cut.followed
         )
     order = [value.name for op in module.main.body for value in op.results]
@@ -80,12 +80,12 @@ def with_dead_columns(
         name = each.producer.results[0].name
         if name not in told:
             reason = "an exact layer in front of trees"
-            told[name] = _note(module, each.producer, each.maps, integers=False, reason=reason)
+            told[name] = note_of(module, each.producer, each.maps, integers=False, reason=reason)
         told[name] = replace(told[name], computed=len(each.kept))
     return list(told.values())
 
 
-def _note(
+def note_of(
     module: Module,
     op: Operation,
     maps: Iterable[Operation],
@@ -94,6 +94,7 @@ def _note(
     reason: str,
     cut: bool = False,
 ) -> LookupNote:
+    """Return the note of a layer; ``op`` makes its outputs, ``maps`` follow."""
     columns, maps = op.results[0].type.size(1), list(maps)
     behind = [str(op.attr("activation"))] if op.has_attr("activation") else []
     for each in maps:
@@ -118,7 +119,7 @@ def _note(
 
 def _layer(module: Module, op: Operation) -> str:
     """Return the name of the layer whose table or weight an operation reads."""
-    table = op.operands[1].name
+    table = op.operands[3 if op.opcode == "lut_conv2d" else 1].name
     for other in module.main.body:
         if other.opcode == "constant" and other.results[0].name == table:
             ref = str(other.attr("ref"))

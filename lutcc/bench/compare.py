@@ -190,6 +190,13 @@ class Comparison:
                 subjects.append(Subject(label, worker, name))
         return subjects
 
+    def add_network(self, label: str, path: Path, precision: str) -> Subject:
+        """Load a network of convolutions in one precision, see ``lutcc.bench.images_baselines``."""
+        worker = "onnxruntime" if precision.endswith("onnxruntime") else "torch"
+        name = f"network:{precision}"
+        self._worker(worker).ask("network", name=name, path=str(path), precision=precision)
+        return Subject(label, worker, name)
+
     def add_product(
         self, label: str, input: str, candidate: dict[str, Any], shape: dict[str, int], seed: int
     ) -> Subject:

@@ -1,4 +1,4 @@
-"""The benchmark of ``conv2d``, beside the multiply-adds that bound it."""
+"""The benchmarks of convolutions, beside the multiply-adds or look-ups that bound them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 
 from lutcc import ir
 from lutcc.bench.dense_kernels import COMPUTE
-from lutcc.bench.kernel_rows import Row, compiled, in_place, levels, measured
-from lutcc.bench.limits import limit_loop, product_limit
+from lutcc.bench.kernel_rows import Row, compiled, in_place, levels, measured, one_op
+from lutcc.bench.limits import limit_loop, product_limit, scan_limit
 from lutcc.bench.options import BenchOptions
 from lutcc.ir.arithmetic import quantize_rows
 
@@ -64,4 +64,38 @@ def bench_conv2d(options: BenchOptions) -> list[Row]:
                     limit_name=mix.name,
                 )
             )
+    return rows
+
+
+def bench_lut_conv2d(options: BenchOptions) -> list[Row]:
+    """Look up the windows of one float32 image, against look-ups in registers."""
+    rows: list[Row] = []
+    rng, size, channels = np.random.default_rng(options.seed), 28, 32 if options.quick else 64
+    constants = [
+        rng.integers(0, 9, (channels, 4)).astype(np.int32) + 9 * np.arange(channels)[:, None],
+        rng.normal(size=(channels, 16)).astype(np.float32),
+        rng.integers(0, 256, (channels, 16, channels)).astype(np.uint8),
+        np.zeros(channels, np.float32),
+    ]
+    constants[0] = constants[0].astype(np.int32)
+    images = ((ir.Sym("n"), size, size, channels), "float32")
+    module = one_op("lut_conv2d", images, constants, kernel=(3, 3), padding=(1, 1))
+    x = rng.normal(size=(1, size, size, channels)).astype(np.float32)
+    for isa in levels(options):
+        mix = scan_limit(isa, mean=False)
+        loop, lookups = limit_loop(mix.name)
+        rows.append(
+            measured(
+                options,
+                "lut_conv2d",
+                f"{size}x{size} 3x3 {channels}x{channels} C={channels} K=16",
+                isa,
+                in_place(compiled(module, isa), x),
+                size * size * channels * channels,
+                "G look-ups/s",
+                loop,
+                lookups,
+                mix.name,
+            )
+        )
     return rows

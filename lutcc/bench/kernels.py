@@ -18,7 +18,7 @@ from lutcc.bench.codebook_kernels import (
     bench_codebook_matmul,
     bench_sparse_add,
 )
-from lutcc.bench.conv_kernels import bench_conv2d
+from lutcc.bench.conv_kernels import bench_conv2d, bench_lut_conv2d
 from lutcc.bench.dense_kernels import bench_dense
 from lutcc.bench.kernel_rows import Row, compiled, in_place, levels, measured, one_op
 from lutcc.bench.limits import MIXES, limit_loop, memcpy, product_limit, read_loop, scan_limit
@@ -338,6 +338,7 @@ BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[Row]]] = {
     "linear": bench_linear,
     "dense": bench_dense,
     "conv2d": bench_conv2d,
+    "lut_conv2d": bench_lut_conv2d,
     "attention": bench_attention,
     "hadamard": bench_hadamard,
     "block_diagonal_matmul": bench_block_diagonal_matmul,
@@ -358,6 +359,9 @@ BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[Row]]] = {
     "layer_norm": _moving("layer_norm", (N, 256), [_VECTOR, _VECTOR]),
     "softmax": _moving("softmax", (N, 256), []),
     "add": _moving("add", (N, 256), []),
+    "max_pool2d": _moving(
+        "max_pool2d", (N, 28, 28, 16), [], "float32", kernel=(2, 2), stride=(2, 2)
+    ),
     "im2col": _moving("im2col", (N, 16, 28, 28), [], "float32", **_CONV),
     "rows_to_nchw": _moving("rows_to_nchw", (ir.Sym("n", 64), 64), [], oh=8, ow=8),
 }

@@ -5,6 +5,7 @@
     {"do": "artifact", "name": N, "path": P, "isa": null, "threads": 1}
         -> {"isa": ..., "load_s": ...}
     {"do": "dense", "name": N, "path": P, "precision": "fp32"}   -> {}
+    {"do": "network", "name": N, "path": P, "precision": "int8_x86"} -> {}
     {"do": "product", "name": N, "input": X, "candidate": {...}, "shape": {...}, "seed": 0} -> {}
     {"do": "input", "name": X, "path": P, "batch": null}         -> {}
         (float32; an artifact that takes bfloat16 is given it converted beforehand)
@@ -28,6 +29,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,7 @@ class Bench:
     def __init__(self) -> None:
         self._artifacts: dict[str, Any] = {}
         self._models: dict[str, tuple[Any, str]] = {}
+        self._networks: dict[str, tuple[str, str]] = {}
         self._inputs: dict[str, list[np.ndarray]] = {}
         self._calls: dict[tuple[str, str], Callable[[], Any]] = {}
         self._other = np.zeros(_OTHER_BYTES, np.uint8)
@@ -69,6 +72,11 @@ class Bench:
 
         torch.set_num_threads(1)
         self._models[name] = (read_chain(path), precision)
+        return {}
+
+    def network(self, name: str, path: str, precision: str) -> dict[str, Any]:
+        """Load a network of convolutions to be run in one precision."""
+        self._networks[name] = (path, precision)
         return {}
 
     def product(
@@ -152,7 +160,8 @@ class Bench:
         return {"torch": "torch" in sys.modules}
 
     def _mode(self, name: str) -> AbstractContextManager[Any]:
-        if name not in self._models:
+        of_torch = name in self._networks and not name.endswith("_onnxruntime")
+        if name not in self._models and not of_torch:
             return nullcontext()
         import torch
 
@@ -161,7 +170,7 @@ class Bench:
     def _call(self, name: str, input: str) -> Callable[[], Any]:
         key = (name, input)
         if key not in self._calls:
-            known = {**self._artifacts, **self._models}
+            known = {**self._artifacts, **self._models, **self._networks}
             for what, among in ((name, known), (input, self._inputs)):
                 if what not in among:
                     raise UsageError(f"nothing of the name {what!r}", fix=suggest(what, among))
@@ -171,6 +180,11 @@ class Bench:
                 dtype = artifact.inputs[0].numpy_dtype()
                 given = [x.astype(dtype, copy=False) for x in batches]
                 self._calls[key] = in_turn([partial(artifact, x) for x in given])
+            elif name in self._networks:
+                from lutcc.bench.images_baselines import prepare_network
+
+                path, precision = self._networks[name]
+                self._calls[key] = prepare_network(Path(path), precision, batches)
             else:
                 import torch
 

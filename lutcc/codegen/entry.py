@@ -26,7 +26,7 @@ from lutcc.errors import CompileError
 from lutcc.ir import OPS
 from lutcc.ir.module import Function, Module, Operation, Value
 from lutcc.ir.types import Sym
-from lutcc.schedules.x86 import data_movement, elementwise, hash_rows, plan
+from lutcc.schedules.x86 import data_movement, elementwise, hash_rows, lut_images, plan
 from lutcc.schedules.x86.blocks import BlockEmitter
 from lutcc.schedules.x86.config import KernelConfigs
 from lutcc.schedules.x86.context import (
@@ -55,6 +55,7 @@ from lutcc.schedules.x86.emit import (
     maximum,
     minimum,
     streaming_definitions,
+    word_definitions,
 )
 from lutcc.schedules.x86.emit import parallel as parallel_loop
 from lutcc.schedules.x86.isa import Isa
@@ -63,7 +64,7 @@ from lutcc.schedules.x86.rows import RowEmitter
 _FLAT = 1 << 40  # extent of flat views: kernels index by byte offset, bounds are in the types
 #: Outputs of at least this many bytes bypass the caches: they would not stay in L2 anyway.
 STREAM_BYTES = 1 << 20
-_DATA_MOVEMENT = ("im2col", "rows_to_nchw", "relu", "add")
+_DATA_MOVEMENT = ("im2col", "rows_to_nchw", "max_pool2d", "relu", "add")
 
 
 class EntryEmitter:
@@ -154,6 +155,8 @@ class EntryEmitter:
             self.threads = self._useful_threads(tir.BufferLoad(given, [i64(0)]))
         if any(op.opcode == "sampled_conv2d" for op in main.body):
             stack.enter_context(masked_definitions())
+        if any(plan.goes_by_images(function) for function in self.functions.values()):
+            stack.enter_context(word_definitions())
         for value, (buffer, strides) in zip(main.params, matched_inputs, strict=True):
             self.memory[value.name] = self._declare(value, buffer, strides)
         roots = memory_roots(main)
@@ -325,7 +328,49 @@ class EntryEmitter:
         """
         return bind(hold(value)) if self.parallel else bind(value)
 
+    def _context(
+        self, function: Function, thread: Expr, first: Expr, groups: Expr, rows: Expr
+    ) -> StageContext:
+        """Return what the operations of a stage share, for one thread."""
+        refs = {
+            op.results[0].name: str(op.attr("ref"))
+            for op in function.body
+            if op.opcode == "constant"
+        }
+        base = self._opaque(self.scratch_base + thread * self.per_thread)
+        return StageContext(
+            self.isa,
+            self.configs[function.name],
+            self.blob,
+            Scratch(self.space, base),
+            plan.row_group(self.isa, function),
+            first,
+            groups,
+            bind(rows - 1),
+            refs=refs,
+        )
+
+    def _remember(self, ctx: StageContext) -> None:
+        """Take down how much scratch a thread needs."""
+        if not self.parallel:
+            self.per_thread = max(self.per_thread, ctx.scratch.used)
+
+    def _images(self, call: Operation, function: Function) -> None:
+        """Emit a stage that goes image by image; threads share the images."""
+        images = self._dim(function.params[0].type.shape[0])
+        source, target = self._view(call.operands[0]), self._view(call.results[0])
+        with self._thread_loop(images) as (thread, threads):
+            share = tir.floordiv(images + threads - 1, threads)
+            begin = self._opaque(minimum(thread * share, images))
+            end = self._opaque(minimum(begin + share, images))
+            ctx = self._context(function, thread, begin, i64(1), images)
+            lut_images.emit(ctx, function, source, target, begin, end)
+            self._remember(ctx)
+
     def _stage(self, call: Operation, function: Function) -> None:
+        if plan.goes_by_images(function):
+            self._images(call, function)
+            return
         rows_dim = function.params[0].type.shape[0]
         rows = self._dim(rows_dim)
         configs = self.configs[function.name]
@@ -341,30 +386,11 @@ class EntryEmitter:
             inner.name: self._external(outer)
             for inner, outer in zip(function.params, call.operands, strict=True)
         }
-        refs = {
-            op.results[0].name: str(op.attr("ref"))
-            for op in function.body
-            if op.opcode == "constant"
-        }
 
         def context(thread: Expr, first: Expr, groups: Expr) -> StageContext:
-            base = self._opaque(self.scratch_base + thread * self.per_thread)
-            return StageContext(
-                self.isa,
-                configs,
-                self.blob,
-                Scratch(self.space, base),
-                group,
-                first,
-                groups,
-                bind(rows - 1),
-                refs=refs,
-            )
+            return self._context(function, thread, first, groups, rows)
 
-        def remember(ctx: StageContext) -> None:
-            if not self.parallel:
-                self.per_thread = max(self.per_thread, ctx.scratch.used)
-
+        remember = self._remember
         unit = plan.rows_of_a_thread(self.isa, function, configs)
         with self._thread_loop(tir.floordiv(rows + unit - 1, i64(unit))) as (thread, threads):
             share = tir.floordiv(rows + threads * unit - 1, threads * unit) * unit
@@ -471,6 +497,8 @@ class EntryEmitter:
                     data_movement.emit_im2col(op, sources[0], target, image)
                 elif op.opcode == "rows_to_nchw":
                     data_movement.emit_rows_to_nchw(op, sources[0], target, image)
+                elif op.opcode == "max_pool2d":
+                    data_movement.emit_max_pool2d(op, sources[0], target, image)
                 else:
                     count = math.prod(lead.type.sizes(1))
                     data_movement.emit_elementwise(op, sources, target, image * count, count)

@@ -109,8 +109,15 @@ def _level_of_cpu(name: str) -> Isa:
     wanted = {
         "avx2": {"avx2", "fma"},
         "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
-        "avx512_vbmi_vnni": {"avx512bw", "avx512vbmi", "avx512vnni", "avx512vl"},
-        "avx512_bf16": {"avx512bw", "avx512vbmi", "avx512vnni", "avx512vl", "avx512bf16"},
+        "avx512_vbmi_vnni": {"avx512bw", "avx512vbmi", "avx512vbmi2", "avx512vnni", "avx512vl"},
+        "avx512_bf16": {
+            "avx512bw",
+            "avx512vbmi",
+            "avx512vbmi2",
+            "avx512vnni",
+            "avx512vl",
+            "avx512bf16",
+        },
     }
     levels = [isa for isa in ISAS if wanted[isa] <= has]
     if not levels:

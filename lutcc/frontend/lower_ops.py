@@ -58,6 +58,7 @@ def lower_node(region: RegionBuilder, node: Node) -> None:
         rules_gather,
         rules_layers,
         rules_norms,
+        rules_pooling,
     )
 
     name = op_name(node)

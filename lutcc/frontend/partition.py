@@ -36,6 +36,7 @@ _IMAGE_OPS = (
     "lutcc.im2col",
     "aten._native_batch_norm",
     "aten.batch_norm",
+    "aten.max_pool2d",
     "aten.permute",
     "aten.transpose",
 )

@@ -25,7 +25,7 @@ from lutcc.runtime import cpuid
 
 _V3 = ("abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
-_VBMI_VNNI = (*_V4, "avx512vbmi", "avx512_vnni")
+_VBMI_VNNI = (*_V4, "avx512vbmi", "avx512_vbmi2", "avx512_vnni")
 _BF16 = (*_VBMI_VNNI, "avx512_bf16")
 
 #: Instruction-set levels from worst to best, and the flags that each one needs.

@@ -19,7 +19,13 @@ from lutcc.ir.module import Function, Module, Operation
 from lutcc.ir.types import Dim, Sym
 from lutcc.schedules.space import Config, KnobValue, Space, nested
 from lutcc.schedules.x86.isa import isa_by_name
-from lutcc.schedules.x86.plan import ALWAYS, default_stage_configs, rows_only, stage_space
+from lutcc.schedules.x86.plan import (
+    ALWAYS,
+    default_stage_configs,
+    goes_by_images,
+    rows_only,
+    stage_space,
+)
 from lutcc.tuning.host import vendor_of
 from lutcc.tuning.logfile import Logs, best
 from lutcc.tuning.products import Way, few_rows, product_kernels, product_space, tunable
@@ -83,7 +89,8 @@ class Chooser:
         module
             After :func:`lutcc.codegen.lower.prepare`.
         """
-        kernels = {f.name: self._of_stage(module, f) for f in stage_functions(module)}
+        stages = [f for f in stage_functions(module) if not goes_by_images(f)]
+        kernels = {f.name: self._of_stage(module, f) for f in stages}
         for op in products_of(module.main):
             if tunable(op):
                 kernels[product_name(op)] = self._of_product(module, op)

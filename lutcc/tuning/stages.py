@@ -18,7 +18,7 @@ from lutcc.ir.types import ROW_MAJOR, Array, Dim, Sym
 from lutcc.schedules.space import Config, nested
 from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.schedules.x86.pack import aligned_empty, pack_blob
-from lutcc.schedules.x86.plan import HASHES, stage_space, without_repacks
+from lutcc.schedules.x86.plan import HASHES, goes_by_images, stage_space, without_repacks
 from lutcc.tuning.task import Candidate, Task
 from lutcc.tuning.workload import Workload
 
@@ -57,6 +57,8 @@ def stage_tasks(
             calls[str(op.attr("callee"))] = calls.get(str(op.attr("callee")), 0) + 1
     tasks: dict[str, Task] = {}
     for function in stage_functions(prepared):
+        if goes_by_images(function):
+            continue
         for batch in rows if prepared.main.symbols else (1,):
             lead = function.params[0].type.shape[0]
             count = value_of(lead, batch, length)

@@ -75,6 +75,7 @@ _DECLARED = {
     "llvm.x86.avx2.pshuf.b": "<32 x i8> @llvm.x86.avx2.pshuf.b(<32 x i8>, <32 x i8>)",
     "llvm.x86.avx2.pavg.b": "<32 x i8> @llvm.x86.avx2.pavg.b(<32 x i8>, <32 x i8>)",
     "llvm.x86.avx2.pmadd.wd": "<8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)",
+    "llvm.x86.avx2.packssdw": "<16 x i16> @llvm.x86.avx2.packssdw(<8 x i32>, <8 x i32>)",
     "llvm.x86.avx2.pmadd.ub.sw": "<16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)",
     "llvm.x86.avx2.permps": "<8 x float> @llvm.x86.avx2.permps(<8 x float>, <8 x i32>)",
     "llvm.uadd.sat.v32i8": "<32 x i8> @llvm.uadd.sat.v32i8(<32 x i8>, <32 x i8>)",
@@ -137,6 +138,23 @@ def bytes_of_table(operands: Sequence[str], result: str) -> list[str]:
             ]
     last = 4 * len(tables) - 1
     return [*lines, _join("%result", f"%o0p{last}", f"%o1p{last}", result)]
+
+
+def words_of_table(operands: Sequence[str], result: str) -> list[str]:
+    """Look 16-bit words up in a table of 32 (``vpermw``), one by one in memory."""
+    kind, lanes = llvm_type(result), _parts(result)[1]
+    lines = [f"%memory = alloca {kind}", f"store {kind} %a0, ptr %memory"]
+    for lane in range(lanes):
+        other = f"%r{lane - 1}" if lane else "poison"
+        lines += [
+            f"%i{lane} = extractelement {llvm_type(operands[1])} %a1, i32 {lane}",
+            f"%m{lane} = and i16 %i{lane}, {lanes - 1}",
+            f"%w{lane} = zext i16 %m{lane} to i64",
+            f"%p{lane} = getelementptr i16, ptr %memory, i64 %w{lane}",
+            f"%v{lane} = load i16, ptr %p{lane}",
+            f"%r{lane} = insertelement {kind} {other}, i16 %v{lane}, i32 {lane}",
+        ]
+    return [*lines, f"%result = bitcast {kind} %r{lanes - 1} to {kind}"]
 
 
 def floats_of_table(operands: Sequence[str], result: str) -> list[str]:

@@ -101,6 +101,11 @@ def _pmaddwd(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return products.reshape(-1, 2).sum(1).astype(np.int32)
 
 
+def _packssdw(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    pieces = np.stack([a.reshape(-1, 4), b.reshape(-1, 4)], 1).reshape(-1)
+    return np.clip(pieces, -(2**15), 2**15 - 1).astype(np.int16)
+
+
 def _permi2(table_a: np.ndarray, index: np.ndarray, table_b: np.ndarray) -> np.ndarray:
     both = np.concatenate([table_a, table_b])
     return both[index.astype(np.int64) & (both.size - 1)]
@@ -209,6 +214,22 @@ PMADDWD_512 = Intrinsic(
     "avx512",
     _pmaddwd,
     emulation.by_halves("llvm.x86.avx2.pmadd.wd"),
+)
+PACKSSDW_512 = Intrinsic(
+    "llvm.x86.avx512.packssdw.512",
+    "int16x32",
+    ("int32x16", "int32x16"),
+    "avx512",
+    _packssdw,
+    emulation.by_halves("llvm.x86.avx2.packssdw"),
+)
+VPERMW_512 = Intrinsic(
+    "llvm.x86.avx512.permvar.hi.512",
+    "int16x32",
+    ("int16x32", "int16x32"),
+    "avx512",
+    _permute,
+    emulation.words_of_table,
 )
 VPERMPS_256 = Intrinsic(
     "llvm.x86.avx2.permps", "float32x8", ("float32x8", "int32x8"), "avx2", _permute

@@ -1,10 +1,12 @@
-"""Operations between stages: gather patches, reorder, elementwise on whole tensors.
+"""Operations between stages: gather patches, pool, reorder, elementwise on whole tensors.
 
 Channels go to the back, or to the front, in blocks of 16 x 16 numbers; patches are gathered one
 number at a time.
 """
 
 from __future__ import annotations
+
+import math
 
 from lutcc.ir.module import Operation
 from lutcc.schedules.x86.emit import (
@@ -14,13 +16,17 @@ from lutcc.schedules.x86.emit import (
     bind,
     both,
     const,
+    either,
     i64,
+    local,
     loop,
     minimum,
+    reinterpret,
     select,
     shuffle,
     splat,
     transpose16,
+    when,
 )
 
 #: Up to so many channels are interleaved by shuffles.
@@ -66,6 +72,56 @@ def emit_rows_to_nchw(op: Operation, source: View, target: View, image: Expr) ->
     pixels = int(op.attr("oh")) * int(op.attr("ow"))  # type: ignore[arg-type]
     base = bind(i64(image) * (columns * pixels))
     _transpose(source.at(base), target.at(base), pixels, columns)
+
+
+def emit_max_pool2d(op: Operation, source: View, target: View, image: Expr) -> None:
+    """Write the largest numbers of the windows of one image, channels last."""
+    height, width, channels = op.operands[0].type.sizes(1)
+    (kh, kw), (sh, sw) = _pair(op, "kernel"), _pair(op, "stride")
+    (ph, pw), (dh, dw) = _pair(op, "padding"), _pair(op, "dilation")
+    oh = (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1
+    ow = (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+    here = source.at(bind(i64(image) * (height * width * channels)))
+    there = target.at(bind(i64(image) * (oh * ow * channels)))
+    dtype = op.operands[0].type.dtype
+    least = -math.inf if dtype == "float32" else -(2**31)
+
+    def pool(y: Expr, x: Expr, channel: Expr, lanes: int) -> None:
+        best = local(lanes, dtype)
+        best.store(0, splat(least, dtype, lanes) if lanes > 1 else const(least, dtype), lanes)
+        with loop(kh) as i, loop(kw) as j:
+            row, column = bind(y * sh + i * dh - ph), bind(x * sw + j * dw - pw)
+            inside = both(
+                both(row >= i64(0), row < i64(height)), both(column >= i64(0), column < i64(width))
+            )
+            with when(inside):
+                value = bind(here.load((row * width + column) * channels + channel, lanes))
+                most = best.load(0, lanes)
+                # the first of equal numbers, or the first NaN, as torch has it
+                larger = value > most
+                if dtype == "float32":
+                    larger = either(larger, _is_nan(value, lanes))
+                best.store(0, select(larger, value, most), lanes)
+        there.store((y * ow + x) * channels + channel, best.load(0, lanes), lanes)
+
+    with loop(oh) as y, loop(ow) as x:
+        if channels >= LANES:
+            with loop(-(-channels // LANES)) as k:
+                pool(y, x, _last(k, channels), LANES)
+        else:
+            with loop(channels) as k:
+                pool(y, x, k, 1)
+
+
+def _is_nan(value: Expr, lanes: int) -> Expr:
+    """Return where numbers are NaN, by their bits: TVM takes ``value != value`` for false."""
+    wide = f"int32x{lanes}" if lanes > 1 else "int32"
+    bits = reinterpret(wide, value)
+
+    def number(n: int) -> Expr:
+        return splat(n, "int32", lanes) if lanes > 1 else const(n, "int32")
+
+    return (bits & number(0x7FFFFFFF)) > number(0x7F800000)
 
 
 def _transpose(source: View, target: View, rows: int, columns: int) -> None:

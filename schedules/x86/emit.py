@@ -14,7 +14,7 @@ from typing import Any
 import tvm.tirx as tir
 from tvm.script.ir_builder import tirx as builder
 
-from lutcc.schedules.intrinsics import emulation, masked, streaming, x86
+from lutcc.schedules.intrinsics import emulation, masked, streaming, words, x86
 from lutcc.schedules.x86.isa import Isa
 
 Expr = Any
@@ -76,6 +76,11 @@ def equal(a: Expr, b: Expr) -> Expr:
 def both(a: Expr, b: Expr) -> Expr:
     """Return whether both conditions hold."""
     return tir.And(a, b)
+
+
+def either(a: Expr, b: Expr) -> Expr:
+    """Return whether one of two conditions holds."""
+    return tir.Or(a, b)
 
 
 def differs(a: Expr, b: Expr) -> Expr:
@@ -161,6 +166,13 @@ def masked_definitions() -> Iterator[None]:
 
 
 @contextmanager
+def word_definitions() -> Iterator[None]:
+    """Open a body with trees over words, see :meth:`View.load_from`."""
+    with builder.attr(i64(0), "pragma_import_llvm", words.LLVM_IR):
+        yield
+
+
+@contextmanager
 def instructions_of(isa: Isa) -> Iterator[None]:
     """Open a body that calls a level's instructions, or what stands in for them."""
     text = x86.definitions(isa.levels, emulated=isa.emulated)
@@ -238,6 +250,13 @@ class View:
     def load_masked(self, index: Expr, mask: Expr) -> Expr:
         """Load those of 16 float32 lanes from ``index`` on whose int32 mask is -1; others are 0."""
         return masked.load(self._address(index), mask)
+
+    def load_from(self, index: Expr, offset: Expr, lanes: int) -> Expr:
+        """Load 32 int16 or 16 int32 that lie ``offset`` elements after ``index``.
+
+        Where many offsets go with one index, LLVM keeps one pointer for all of them.
+        """
+        return words.load(self._address(index), offset, lanes)
 
     def misalignment(self) -> Expr:
         """Return the address of element 0 modulo 64."""

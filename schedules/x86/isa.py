@@ -86,15 +86,15 @@ AVX512 = Isa("avx512", "x86-64-v4", ("-prefer-256-bit",), _V4, 64)
 AVX512_VBMI_VNNI = Isa(
     "avx512_vbmi_vnni",
     "x86-64-v4",
-    ("+avx512vbmi", "+avx512vnni", "-prefer-256-bit"),
-    (*_V4, "avx512vbmi", "avx512_vnni"),
+    ("+avx512vbmi", "+avx512vbmi2", "+avx512vnni", "-prefer-256-bit"),
+    (*_V4, "avx512vbmi", "avx512_vbmi2", "avx512_vnni"),
     64,
     has_vbmi_vnni=True,
 )
 AVX512_BF16 = Isa(
     "avx512_bf16",
     "x86-64-v4",
-    ("+avx512vbmi", "+avx512vnni", "+avx512bf16", "-prefer-256-bit"),
+    ("+avx512vbmi", "+avx512vbmi2", "+avx512vnni", "+avx512bf16", "-prefer-256-bit"),
     (*AVX512_VBMI_VNNI.features, "avx512_bf16"),
     64,
     has_vbmi_vnni=True,

@@ -23,6 +23,11 @@ from lutcc.schedules.x86.pack_codebooks import (
 )
 from lutcc.schedules.x86.pack_conv2d import pack_conv2d, pack_conv2d_shifts, pack_depthwise
 from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
+from lutcc.schedules.x86.pack_images import (
+    pack_image_offsets,
+    pack_image_outside,
+    pack_image_values,
+)
 
 CHUNK = 16
 ALIGNMENT = 64
@@ -253,6 +258,9 @@ PACKERS: dict[str, Callable[..., Array]] = {
     "columns": pack_columns,
     "tree_values": pack_tree_values,
     "tree_starts": pack_tree_starts,
+    "image_offsets": pack_image_offsets,
+    "image_outside": pack_image_outside,
+    "image_values": pack_image_values,
     "lut_dot": pack_lut_dot,
     "lut_widen": pack_lut_widen,
     "lut_rows": pack_lut_rows,

@@ -244,6 +244,11 @@ def hashes(function: Function) -> bool:
     return any(op.opcode in HASHES for op in function.body)
 
 
+def goes_by_images(function: Function) -> bool:
+    """Whether the stage is one of convolutions by look-ups, where nothing is to be chosen."""
+    return any(op.opcode == "lut_conv2d" for op in function.body)
+
+
 def rows_at_once(function: Function, configs: KernelConfigs) -> int:
     """Return how many rows go through the stage together where blocks are not used.
 

@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from tests.ir import plain_attention, plain_codebook, plain_dense, plain_rows, plain_sampled
+from tests.ir import (
+    plain_attention,
+    plain_codebook,
+    plain_dense,
+    plain_images,
+    plain_rows,
+    plain_sampled,
+)
 
 Arrays = list[np.ndarray]
 
@@ -391,4 +398,5 @@ DEFINITIONS: dict[str, Callable[..., Arrays]] = {
     **plain_dense.DEFINITIONS,
     **plain_rows.DEFINITIONS,
     **plain_attention.DEFINITIONS,
+    **plain_images.DEFINITIONS,
 }

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from lutcc import ir
 from lutcc.errors import InputError
 from lutcc.ir.types import type_of_array
-from tests.ir import attention_cases, codebook_cases, dense_cases, plain, rows_cases, sampled_cases
+from tests.ir import (
+    attention_cases,
+    codebook_cases,
+    dense_cases,
+    image_cases,
+    plain,
+    rows_cases,
+    sampled_cases,
+)
 from tests.ir.models import CASES as OTHER_CASES
 from tests.ir.models import Case, N, inputs_for, modules
 
@@ -23,6 +31,7 @@ CASES = {
     **sampled_cases.CASES,
     **codebook_cases.CASES,
     **dense_cases.CASES,
+    **image_cases.CASES,
     **rows_cases.CASES,
     **attention_cases.CASES,
 }

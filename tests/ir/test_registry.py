@@ -27,6 +27,7 @@ LOWERED_ELSEWHERE = {
     "batch_norm": "folded: fold_batch_norm_and_affine leaves an affine or less",
     "reshape": "schedules/x86/data_movement.py",
     "im2col": "schedules/x86/data_movement.py",
+    "max_pool2d": "schedules/x86/data_movement.py",
     "rows_to_nchw": "schedules/x86/data_movement.py",
     "repack": "schedules/x86/data_movement.py",
     "column_row_scores": "training: lutcc/ops/sampled_scores.py",
@@ -250,6 +251,20 @@ def _rng_inputs(opcode: str) -> tuple[list[np.ndarray], dict[str, Any]]:
                 np.array([[0, 5, 2, -5], [0, -1, 0, 3], [0, 9, -9, 1]], np.int32),
             ],
             {},
+        ),
+        "lut_conv2d": (
+            [
+                rng.integers(-9, 9, (2, 4, 3, 3)).astype(np.int32),
+                ints(18, (3, 2), "int32"),
+                rng.integers(-9, 9, (3, 4)).astype(np.int32),
+                ints(128, (3, 4, 2), "int8") - ints(128, (3, 4, 2), "int8"),
+                np.array([-4, 0, 5], np.int32),
+            ],
+            {"kernel": (2, 3), "stride": (2, 1), "padding": (1, 1), "dilation": (2, 1)},
+        ),
+        "max_pool2d": (
+            [np.where(f(1, 5, 4, 3) > 1.4, np.nan, f(1, 5, 4, 3)).astype(np.float32)],
+            {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 1), "dilation": (1, 2)},
         ),
     }
     return inputs[opcode]

@@ -1,0 +1,48 @@
+"""Trees over 16-bit numbers, in LLVM's own language: loads at an offset, a bit shifted in.
+
+An address is a pointer and an offset, two steps that LLVM does not join: it would add the pointer's
+index to many offsets in vectors, and take the sums apart again one by one.
+
+Source: LLVM Language Reference, ``llvm.ssub.sat`` and ``llvm.fshl`` (``vpsubsw``, ``vpshldw``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+LLVM_IR = """
+define <32 x i16> @lutcc_load_words(ptr %p, i64 %offset) alwaysinline {
+  %at = getelementptr i16, ptr %p, i64 %offset
+  %v = load <32 x i16>, ptr %at, align 2
+  ret <32 x i16> %v
+}
+define <16 x i32> @lutcc_load_longs(ptr %p, i64 %offset) alwaysinline {
+  %at = getelementptr i32, ptr %p, i64 %offset
+  %v = load <16 x i32>, ptr %at, align 4
+  ret <16 x i32> %v
+}
+define <32 x i16> @lutcc_next_word(<32 x i16> %node, <32 x i16> %value, <32 x i16> %threshold)
+    alwaysinline {
+  %below = call <32 x i16> @llvm.ssub.sat.v32i16(<32 x i16> %threshold, <32 x i16> %value)
+  %next = call <32 x i16> @llvm.fshl.v32i16(<32 x i16> %node, <32 x i16> %below,
+                                            <32 x i16> splat (i16 1))
+  ret <32 x i16> %next
+}
+declare <32 x i16> @llvm.ssub.sat.v32i16(<32 x i16>, <32 x i16>)
+declare <32 x i16> @llvm.fshl.v32i16(<32 x i16>, <32 x i16>, <32 x i16>)
+"""
+
+
+def load(address: Any, offset: Any, lanes: int) -> Any:
+    """Return the call that loads 32 words or 16 numbers of 32 bits, some elements further."""
+    import tvm.tirx as tir
+
+    name, kind = {32: ("words", "int16x32"), 16: ("longs", "int32x16")}[lanes]
+    return tir.call_extern(kind, f"lutcc_load_{name}", address, offset)
+
+
+def following(node: Any, value: Any, threshold: Any) -> Any:
+    """Return ``2 * node + (value > threshold)`` of 32 words each."""
+    import tvm.tirx as tir
+
+    return tir.call_extern("int16x32", "lutcc_next_word", node, value, threshold)

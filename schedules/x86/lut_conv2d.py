@@ -1,0 +1,282 @@
+"""``lut_conv2d``: trees over planes of an image, then the scan of a stage of rows.
+
+A block of pixels is encoded and scanned before the next one, so that codes stay in L1; a row of
+the scan is a pixel, and its results are planes again.
+
+Count, B codebooks of 16 entries, M outputs, for 32 pixels. Sums in int16, with VBMI and VNNI: an
+encoder loads and compares 32 pixels at each of 4 levels, permutes thresholds at 3 of them, and adds
+twice: 15 instructions a codebook, and 10 to bring four of them into the order of the scan, 17 B in
+all. The scan looks 64 entries up and adds them by two instructions: M B. So encoding costs as much
+as 17 outputs do, and a layer of 32 codebooks and 32 outputs on 32 x 32 pixels 50 000 instructions
+for 1 M look-ups. Bytes: 2 for each number of the map at each of 4 B levels, from L1 or L2 (a map of
+32 channels of 32 x 32 takes 74 kB); a chunk of 16 outputs of the table takes 256 B.
+Other levels, and maps of float32, go 16 pixels at a time in 32 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lutcc.ir.module import Operation, Value
+from lutcc.ir.types import TensorType
+from lutcc.schedules.intrinsics import words
+from lutcc.schedules.intrinsics.x86 import PACKSSDW_512, VPERMW_512
+from lutcc.schedules.x86 import lut_accumulate
+from lutcc.schedules.x86.context import Codes, StageContext
+from lutcc.schedules.x86.emit import (
+    Expr,
+    View,
+    bind,
+    cast,
+    i64,
+    loop,
+    minimum,
+    reinterpret,
+    select,
+    shuffle,
+    splat,
+)
+from lutcc.schedules.x86.pack import CHUNK, chunk_starts, round_up
+from lutcc.schedules.x86.planes import SLACK, Planes, Window
+from lutcc.schedules.x86.tree_encode import store_codes, threshold_lookup
+
+#: Groups of rows of the scan that are encoded before they are scanned, at most: 256 pixels.
+_BLOCK_PIXELS = 256
+
+
+def scan_of(op: Operation) -> Operation:
+    """Return the ``lut_accumulate`` that a convolution ends with."""
+    rows, codebooks = op.results[0].type.shape[0], op.operands[3].type.size(0)
+    codes = Value(f"{op.results[0].name}.codes", TensorType((rows, codebooks), "uint8"))
+    attrs = (("accumulate", "exact"), ("upcast_every", 16))
+    return Operation("lut_accumulate", (codes, op.operands[3]), op.results, attrs)
+
+
+def narrow(ctx: StageContext, op: Operation) -> bool:
+    """Whether the sums that a convolution reads can be compared in 16 bits, 32 at a time."""
+    if op.operands[0].type.dtype != "int32" or op.operands[2].type.size(1) > 32:
+        return False
+    outside = ctx.array(op.operands[4])
+    limits = np.abs(outside.astype(np.int64)).max(initial=0)
+    return lut_accumulate.uses_dot(ctx.isa, scan_of(op)) and bool(limits < 1 << 15)
+
+
+def bound(ctx: StageContext, op: Operation) -> int:
+    """Return the largest magnitude that a sum can have."""
+    lut = ctx.array(op.operands[3]).astype(np.int64)
+    return int(np.abs(lut).max(axis=1).sum(axis=0).max(initial=0))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution of a stage.
+
+    Attributes
+    ----------
+    op, window
+        The operation.
+    source
+        The planes that it reads.
+    sums
+        (M, :attr:`plane`) its results, int16 or int32.
+    codes
+        Of a block of pixels.
+    tile_r, tile_m
+        Register tile of the scan: groups of rows, columns.
+    """
+
+    op: Operation
+    window: Window
+    source: Planes
+    sums: View
+    codes: Codes
+    tile_r: int
+    tile_m: int
+
+    @classmethod
+    def take(cls, ctx: StageContext, op: Operation, source: Planes, dtype: str) -> Layer:
+        """Assign room for the results of a convolution and its codes."""
+        window, scan = source.window, scan_of(op)
+        codebooks = op.operands[3].type.size(0)
+        layout = lut_accumulate.code_layout(ctx, scan, codebooks, source.view)
+        tile = ctx.configs.accumulate
+        groups = -(-window.outputs // layout.rows)
+        tile_r = min(tile.tile_r, groups) if layout.dot else 1
+        if layout.dot:
+            tile_r = min((4, 3, 2), key=lambda r: (round_up(groups, r) * (1 + 0.1 / r), -r))
+        if source.dtype == "int16":
+            tile_r = 4 if round_up(groups, 4) == round_up(groups, 2) or groups > 12 else 2
+        groups = round_up(groups, tile_r)
+        block = min(groups, round_up(max(_BLOCK_PIXELS // layout.rows, 1), tile_r))
+        view = ctx.scratch.take(layout.codebooks * block * layout.rows, "uint8")
+        codes = Codes(view, layout.codebooks, layout.rows, layout.dot, layout.entries)
+        outputs = max(op.results[0].type.size(1), CHUNK)
+        sums = ctx.scratch.take(outputs * groups * layout.rows + SLACK, dtype)
+        return cls(op, window, source, sums, codes, tile_r, tile.tile_m)
+
+    @property
+    def groups(self) -> int:
+        """Groups of rows of the scan, whole tiles."""
+        return round_up(-(-self.window.outputs // self.codes.rows), self.tile_r)
+
+    @property
+    def plane(self) -> int:
+        """Numbers from one plane of results to the next."""
+        return self.groups * self.codes.rows
+
+    def emit(self, ctx: StageContext) -> None:
+        """Emit the convolution of one image."""
+        rows, tile = self.codes.rows, self.tile_r
+        block = min(self.groups, round_up(max(_BLOCK_PIXELS // rows, 1), tile))
+        scan = scan_of(self.op)
+        kind = lut_accumulate.DotTile if self.codes.dot else lut_accumulate.WidenTile
+        producer = kind(ctx, scan, self.codes)
+        encoder = _Encoder.of(ctx, self)
+        starts = chunk_starts(self.op.results[0].type.size(1))
+        where = ctx.blob.add("ints", "int32", [], values=starts)
+        with loop(-(-self.groups // block)) as b:
+            first = bind(b * block)
+            now = bind(minimum(i64(block), i64(self.groups) - first))
+            encoder.emit(bind(first * rows), now)
+            with loop(len(starts)) as chunk, loop(now // i64(tile)) as t:
+                start = bind(cast("int64", where.load(chunk)))
+                supers = [bind(t * tile + r) for r in range(tile)]
+                with loop(CHUNK // self.tile_m) as sub:
+                    column = bind(sub * self.tile_m)
+                    found = producer.tile(chunk, column, self.tile_m, supers)
+                    at = bind((start + column) * self.plane + (first + supers[0]) * rows)
+                    self._store(found, at)
+
+    def _store(self, found: Any, at: Expr) -> None:
+        """Store the sums of a tile."""
+        rows = self.codes.rows
+        pairs = self.source.dtype == "int16"
+        for j in range(self.tile_m):
+            for r in range(0, self.tile_r, 2 if pairs else 1):
+                place = at + (j * self.plane + r * rows)
+                if pairs:
+                    low, high = found(j, r)[0], found(j, r + 1)[0]
+                    value = PACKSSDW_512(low, high)
+                    if self.sums.dtype == "int16":
+                        self.sums.store(place, value, 32)
+                    else:
+                        self.sums.store(place, cast("int32x32", value), 32)
+                    continue
+                for p, value in enumerate(found(j, r)):
+                    if self.sums.dtype == "int16":
+                        value = cast("int16x16", value)
+                    self.sums.store(place + 16 * p, value, 16)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Encodes blocks of pixels.
+
+    Attributes
+    ----------
+    ctx, layer
+        What is encoded.
+    offsets, values
+        Of each codebook, where its levels read and what they compare with.
+    width
+        Numbers from one codebook's thresholds to the next.
+    """
+
+    ctx: StageContext
+    layer: Layer
+    offsets: View
+    values: View
+    width: int
+
+    @classmethod
+    def of(cls, ctx: StageContext, layer: Layer) -> _Encoder:
+        """Pack the trees of a layer."""
+        _, dims, vals, _, _ = layer.op.operands
+        window, dtype = layer.window, layer.source.dtype
+        width = max(layer.op.operands[2].type.size(1), 32 if dtype == "int16" else 16)
+        count = layer.codes.codebooks
+        return cls(
+            ctx,
+            layer,
+            ctx.blob.add(
+                "image_offsets",
+                "int32",
+                [ctx.ref(dims)],
+                taps=window.taps,
+                plane=window.plane,
+                codebooks=count,
+            ),
+            ctx.blob.add(
+                "image_values", dtype, [ctx.ref(vals)], codebooks=count, width=width, kind=dtype
+            ),
+            width,
+        )
+
+    def emit(self, first: Expr, groups: Expr) -> None:
+        """Encode groups of rows from pixel ``first`` on."""
+        codes, step = self.layer.codes, 4 if self.layer.codes.dot else 1
+        if self.layer.source.dtype == "int16":
+            with loop(groups // i64(2)) as pair, loop(codes.codebooks // step) as c:
+                pixel = bind(first + pair * 32)
+                nodes = [self._nodes(pixel, c * step + j, 32) for j in range(step)]
+                self._store_pair(pair, c, nodes)
+            return
+        entries = self.layer.op.operands[2].type.size(1)
+        with loop(groups * (codes.rows // 16)) as group, loop(codes.codebooks // step) as c:
+            pixel = bind(first + group * 16)
+            parts = [
+                self._nodes(pixel, c * step + j, 16) - splat(entries, "int32") for j in range(step)
+            ]
+            store_codes(codes, group, c, parts)
+
+    def _nodes(self, pixel: Expr, codebook: Expr, lanes: int) -> Expr:
+        """Return the leaves that pixels come to, as int16x32 or int32x16."""
+        depth = self.layer.op.operands[1].type.size(1)
+        kind = f"int{512 // lanes}"
+        table = self.values.at(bind(codebook * self.width))
+        node = splat(1, kind, lanes)
+        for level in range(depth):
+            offset = cast("int64", self.offsets.load(codebook * depth + level))
+            value = bind(self.layer.source.view.load_from(pixel, offset, lanes))
+            if lanes == 32:
+                found = splat(table.load(1), kind, lanes)
+                if level:
+                    found = VPERMW_512(table.load(0, 32), node)
+                node = bind(words.following(node, value, found))
+                continue
+            if table.dtype == "float32":
+                value = reinterpret("float32x16", value)
+            found = threshold_lookup(self.ctx.isa, table, level, node)
+            double = bind(node + node)
+            node = bind(select(value > found, double + splat(1, kind, lanes), double))
+        return node
+
+    def _store_pair(self, pair: Expr, c: Expr, nodes: list[Expr]) -> None:
+        """Store the codes of four codebooks for 32 pixels, four bytes a pixel.
+
+        The words of pixels are interleaved within 128 bits; packing the sums undoes that.
+        """
+        codes = self.layer.codes
+        eight = splat(8, "int16", 32)
+        halves = []
+        for j in (0, 2):
+            # a leaf is its code and the number of leaves; tables of a word are ``entries`` apart
+            leaves, entries = self.layer.op.operands[2].type.size(1), codes.entries
+            shift = entries * j - leaves + ((entries * (j + 1) - leaves) << 8)
+            word = nodes[j] | (nodes[j + 1] << eight)
+            shift = (shift + (1 << 15)) % (1 << 16) - (1 << 15)
+            halves.append(bind(word + splat(shift, "int16", 32)))
+        for high in (0, 1):
+            lanes = [
+                i
+                for quad in range(4)
+                for k in range(4)
+                for i in (8 * quad + 4 * high + k, 32 + 8 * quad + 4 * high + k)
+            ]
+            words = shuffle(halves, lanes)
+            group = bind(pair * 2 + high)
+            index = (group * (codes.codebooks // 4) + i64(c)) * 64
+            codes.view.store(index, reinterpret("uint8x64", words), 64)
