@@ -2,13 +2,13 @@
 
 MODEL is an exported torch program (.pt2), an IR module (.ir, from `lutcc fit`), an artifact, which
 is compiled again for other targets, a folder in Hugging Face's layout (config.json and
-model.safetensors; needs transformers), or package.module:factory. The last two are converted first
-if there is a recipe, as by `lutcc convert`. TARGET is host, avx2 (x86-64-v3), avx512 (x86-64-v4), a
-CPU that LLVM knows (znver5, sapphirerapids, ...) or several joined by commas; the loader picks the
-best variant for the CPU it runs on. Kernels get what tuning logs found best: the logs of
---tuning-logs, then those that ship with lutcc. Kernels that were built before come from a cache
-(`lutcc doctor` says where it is): after a change only what changed is built again, and an
-interrupted compilation goes on.
+model.safetensors; needs transformers), or package.module:factory. Exported programs and the last
+two are converted first if there is a recipe, as by `lutcc convert`. TARGET is host, avx2
+(x86-64-v3), avx512 (x86-64-v4), a CPU that LLVM knows (znver5, sapphirerapids, ...) or several
+joined by commas; the loader picks the best variant for the CPU it runs on. Kernels get what tuning
+logs found best: the logs of --tuning-logs, then those that ship with lutcc. Kernels that were built
+before come from a cache (`lutcc doctor` says where it is): after a change only what changed is
+built again, and an interrupted compilation goes on.
 """
 
 from __future__ import annotations

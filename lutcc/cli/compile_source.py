@@ -1,4 +1,4 @@
-"""What `lutcc compile` is given: read, or (factories, Hugging Face folders) made and converted."""
+"""What `lutcc compile` is given: read or made, and converted if there is a recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lutcc.cli.arrays import existing_file
 from lutcc.cli.console import Console
 from lutcc.cli.convert import refuse_sampled
-from lutcc.cli.models import BUILT_IN, Kind, kind_of, read_model, torch_model
+from lutcc.cli.models import Kind, is_factory, kind_of, read_model, torch_model
 from lutcc.cli.typical import as_tensor, read_typical, text_batches
 from lutcc.errors import UsageError
 
@@ -21,8 +21,8 @@ DEFAULT_LENGTH = 128
 TRACED_LENGTH = 8
 """Tokens of the example where the length is left open."""
 _ELSE = (
-    "name package.module:factory or a Hugging Face folder as MODEL; or call lutcc.convert(model, "
-    "recipe, calibration) in Python before {made}"
+    "name an exported program, a Hugging Face folder or package.module:factory as MODEL; or call "
+    "lutcc.convert(model, recipe, calibration) in Python before {made}"
 )
 
 
@@ -36,7 +36,7 @@ class Source:
         A torch module in eval mode, converted if there was a recipe; an exported program or an IR
         module.
     examples
-        A tuple of tensors, or a mapping of keyword arguments; None unless it is a torch module.
+        A tuple of tensors, or a mapping of keyword arguments; None where they are not needed.
     options
         More keyword arguments of :func:`lutcc.compile`.
     report
@@ -58,7 +58,6 @@ def check_options(args: argparse.Namespace, kind: Kind | None) -> None:
         With what to do instead.
     """
     made = {
-        "pt2": ("an exported program has no layers left to convert", "torch.export.export"),
         "ir": ("an IR module has no layers to convert", "to_ir"),
         "artifact": ("an artifact has no layers to convert", "lutcc.compile"),
     }
@@ -80,11 +79,6 @@ def check_options(args: argparse.Namespace, kind: Kind | None) -> None:
         )
 
 
-def is_factory(text: str) -> bool:
-    """Tell whether MODEL names package.module:factory or a built-in model, not a path."""
-    return (":" in text or text in BUILT_IN) and not Path(text).exists()
-
-
 def read_source(args: argparse.Namespace, console: Console) -> Source:
     """Read or make the model of ``lutcc compile``'s arguments.
 
@@ -101,6 +95,8 @@ def read_source(args: argparse.Namespace, console: Console) -> Source:
         return from_factory(args, console)
     if kind == "hf":
         return from_folder(path, args, console)
+    if kind == "pt2" and args.recipe is not None:
+        return from_program(path, args, console)
     if kind == "ir":  # a moment's work, not worth a word
         return Source(read_model(path, kind))
     with console.working(f"reading {path}"):
@@ -158,6 +154,16 @@ def from_folder(path: Path, args: argparse.Namespace, console: Console) -> Sourc
         batches = text_batches(model, path, args.calibration, cut)
     converted, report = _converted(model, args, batches, console)
     return Source(TextModel(converted).eval(), examples, options, report)
+
+
+def from_program(path: Path, args: argparse.Namespace, console: Console) -> Source:
+    """Load an exported program, and convert its layers."""
+    from lutcc.cli.exported import program_typical, read_layers
+
+    model = read_layers(path, console)
+    typical = None if args.calibration is None else program_typical(model, args.calibration)
+    converted, report = _converted(model, args, typical, console)
+    return Source(converted, report=report)
 
 
 def _converted(

@@ -1,10 +1,10 @@
 """Compress a model's weights with codebooks, to a goal.
 
 MODEL is a checkpoint (a folder, a .safetensors file or an index of shards), which is compressed
-tensor by tensor from its values alone; or package.module:factory (a function without arguments that
-returns a torch.nn.Module), whose layers are learnt from calibration rows where there are any. The
-output is a safetensors file, or a folder for it. Finished layers are on disk at once: a run that
-was interrupted goes on if it is repeated.
+tensor by tensor from its values alone; or an exported program (.pt2) or package.module:factory (a
+function without arguments that returns a torch.nn.Module), whose layers are learnt from calibration
+rows where there are any. The output is a safetensors file, or a folder for it. Finished layers are
+on disk at once: a run that was interrupted goes on if it is repeated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the model, the goal and the output."""
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint, or package.module:factory")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a checkpoint, MODEL.pt2, or package.module:factory"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="a file or a folder")
     parser.add_argument(
         "--alpha", type=float, default=5.33, metavar="A", help="times smaller than 16 bits (5.33)"
@@ -38,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exact", action="append", default=[], metavar="PATTERN", help="what is not, after all"
     )
-    parser.add_argument("-c", "--calibration", metavar="X.npy", help="typical inputs of a factory")
+    parser.add_argument(
+        "-c", "--calibration", metavar="X.npy", help="typical inputs of a program or factory"
+    )
     parser.add_argument("-w", "--weights", metavar="W.safetensors", help="state of a factory")
     parser.add_argument("--mode", choices=("codebooks", "scales"), help="codebooks; scales: convs")
     parser.add_argument("--clustering", default="hierarchical", metavar="METHOD")
@@ -51,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Compress, and tell what became of each tensor."""
-    from lutcc.cli.models import BUILT_IN
+    from lutcc.cli.models import is_factory
     from lutcc.recipes import Codebook
 
     path = Path(args.model)
@@ -73,8 +77,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     }
     try:
         with _progress(console) as progress:
-            if (":" in args.model or args.model in BUILT_IN) and not path.exists():
+            if is_factory(args.model):
                 made = _model(args, config, options | {"progress": progress})
+            elif path.suffix == ".pt2":
+                made = _program(args, config, options | {"progress": progress}, console)
             else:
                 made = _checkpoint(args, path, config, options | {"progress": progress})
     except KeyboardInterrupt:
@@ -119,13 +125,32 @@ def _checkpoint(
                 where=option,
                 fix="name package.module:factory, and the checkpoint in --weights",
             )
-    if path.suffix == ".pt2":
-        raise UsageError(
-            "an exported program has no layers to compress",
-            where=args.model,
-            fix="name package.module:factory, or the model's state_dict in safetensors",
-        )
     return compress_checkpoint(path, args.output, config, **options)
+
+
+def _program(
+    args: argparse.Namespace, config: Any, options: dict[str, Any], console: Console
+) -> Compressed:
+    """Compress the layers of an exported program that torch.nn has; all else stays exact."""
+    from lutcc.cli.arrays import existing_file
+    from lutcc.cli.exported import program_typical, read_layers
+    from lutcc.compress import compress_model
+
+    if args.weights is not None:
+        raise UsageError("a program has its own weights", where="--weights", fix="leave it out")
+    model = read_layers(existing_file(args.model, "MODEL"), console, functional=False)
+    rows = None
+    if args.calibration is not None:
+        typical = program_typical(model, args.calibration)
+        if not isinstance(typical, dict) or len(typical) > 1:
+            raise UsageError(
+                "layers are learnt from rows of a single input, of which any number may come",
+                where="--calibration",
+                fix="leave it out: weights are compressed from their values alone; or call "
+                "lutcc.convert in Python",
+            )
+        [rows] = typical.values()
+    return compress_model(model, args.output, config, rows, **options)[0]
 
 
 def _model(args: argparse.Namespace, config: Any, options: dict[str, Any]) -> Compressed:

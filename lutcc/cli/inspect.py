@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from lutcc.cli.arrays import existing_file
-from lutcc.cli.compile_source import DEFAULT_LENGTH, check_options, is_factory
+from lutcc.cli.compile_source import DEFAULT_LENGTH, check_options
 from lutcc.cli.console import Console
-from lutcc.cli.models import kind_of
+from lutcc.cli.models import is_factory, kind_of
 from lutcc.cli.source_options import add_source_options, import_source, length_of
 from lutcc.errors import UsageError
 

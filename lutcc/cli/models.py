@@ -137,6 +137,11 @@ def read_exported(path: Path) -> ExportedProgram:
         logging.disable(silenced)
 
 
+def is_factory(text: str) -> bool:
+    """Tell whether MODEL names package.module:factory or a built-in model, not a path."""
+    return (":" in text or text in BUILT_IN) and not Path(text).exists()
+
+
 def torch_model(reference: str, weights: str | None) -> nn.Module:
     """Build the model named ``package.module:factory`` or ``digits-mlp`` and load its weights.
 

@@ -1,13 +1,14 @@
 """Choose what each layer of a torch model should become, within a budget of error.
 
-MODEL is a folder in Hugging Face's layout (config.json and model.safetensors; needs transformers),
-package.module:factory (a function without arguments that returns a torch.nn.Module), or the
-built-in digits-mlp. Every linear layer and convolution is tried as look-ups, with compressed
-weights and in other arithmetic: compiled and timed on this processor; where that is cheaper, its
-effect on the model's output is measured on the calibration rows. The fastest (or smallest) recipe
-whose drop stays within --max-drop is written: `lutcc compile` and `lutcc convert` take it on. What
-has been measured is kept beside it, in RECIPE.toml.plan.json: an interrupted plan goes on there,
-and another budget needs few new measurements.
+MODEL is an exported program (.pt2, of torch.export.save), a folder in Hugging Face's layout
+(config.json and model.safetensors; needs transformers), package.module:factory (a function without
+arguments that returns a torch.nn.Module), or the built-in digits-mlp. Every linear layer and
+convolution is tried as look-ups, with compressed weights and in other arithmetic: compiled and
+timed on this processor; where that is cheaper, its effect on the model's output is measured on the
+calibration rows. The fastest (or smallest) recipe whose drop stays within --max-drop is written:
+`lutcc compile` and `lutcc convert` take it on. What has been measured is kept beside it, in
+RECIPE.toml.plan.json: an interrupted plan goes on there, and another budget needs few new
+measurements.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lutcc.cli.arrays import existing_file, output_file, read_array
-from lutcc.cli.compile_source import DEFAULT_LENGTH, is_factory
+from lutcc.cli.compile_source import DEFAULT_LENGTH
 from lutcc.cli.console import Console
-from lutcc.cli.models import KINDS, kind_of, torch_model
+from lutcc.cli.models import KINDS, is_factory, kind_of, torch_model
 from lutcc.cli.typical import as_tensor, read_typical, text_batches
 from lutcc.errors import UsageError
 
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a Hugging Face folder, package.module:factory, or digits-mlp",
+        help="MODEL.pt2, a Hugging Face folder, package.module:factory, or digits-mlp",
     )
     parser.add_argument(
         "-c",
@@ -126,12 +127,12 @@ def _read(args: argparse.Namespace, console: Console) -> tuple[nn.Module, Any, i
     factory = is_factory(args.model)
     path = Path(args.model) if factory else existing_file(args.model, "MODEL")
     kind = None if factory else kind_of(path)
-    if kind not in (None, "hf"):
+    if kind in ("artifact", "ir"):
         raise UsageError(
             f"{args.model!r} is {KINDS[kind]}: its layers are no longer there to be swapped",
             where="MODEL",
-            fix="name the model that it was made from: a Hugging Face folder, or "
-            "package.module:factory",
+            fix="name the model that it was made from: an exported program, a Hugging Face folder, "
+            "or package.module:factory",
         )
     if kind == "hf":
         if args.weights is not None:
@@ -150,6 +151,13 @@ def _read(args: argparse.Namespace, console: Console) -> tuple[nn.Module, Any, i
             where="--length",
             fix="leave it out: the inputs' shapes say it",
         )
+    if kind == "pt2":
+        if args.weights is not None:
+            raise UsageError("a program has its own weights", where="--weights", fix="leave it out")
+        from lutcc.cli.exported import program_typical, read_layers
+
+        program = read_layers(path, console)
+        return program, program_typical(program, args.calibration, args.rows), args.rows
     read = read_typical(args.calibration)
     import torch
 

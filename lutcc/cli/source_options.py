@@ -25,7 +25,9 @@ def add_source_options(
     length_help
         Says what that is.
     """
-    torch = parser.add_argument_group("of a Hugging Face folder or package.module:factory")
+    torch = parser.add_argument_group(
+        "of an exported program, a Hugging Face folder or package.module:factory"
+    )
     torch.add_argument("-r", "--recipe", metavar="RECIPE.toml", help="convert layers first")
     torch.add_argument(
         "-c",

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from lutcc.cli.arrays import existing_file
-from lutcc.cli.compile_source import DEFAULT_LENGTH, is_factory
+from lutcc.cli.compile_source import DEFAULT_LENGTH
 from lutcc.cli.console import Console
-from lutcc.cli.models import kind_of
+from lutcc.cli.models import is_factory, kind_of
 from lutcc.cli.source_options import add_source_options, import_source, lengths_of
 from lutcc.errors import UsageError
 

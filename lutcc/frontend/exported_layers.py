@@ -8,7 +8,7 @@ weight has; all else stays the graph that it is.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import warnings
 from typing import Any
 
 import torch
@@ -45,7 +45,9 @@ class ExportedLayers(GraphModule):
 
     def __deepcopy__(self, memo: Any) -> ExportedLayers:
         """Return a copy; that of ``GraphModule`` makes constants part of the state."""
-        made = super().__deepcopy__(memo)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch's own trees of inputs
+            made = super().__deepcopy__(memo)
         assert isinstance(made, ExportedLayers)
         made._mark_constants()
         return made
@@ -121,14 +123,6 @@ def _writes(node: Node) -> bool:
     return node.op == "call_function" and schema is not None and schema.is_mutable
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """A layer and where it belongs."""
-
-    name: str
-    module: torch.nn.Module
-
-
 class _Layers:
     """Finds the layers of one graph and puts modules in their place."""
 
@@ -136,7 +130,9 @@ class _Layers:
         self._program, self._unlifted, self._functional = program, unlifted, functional
         self._graph = unlifted.graph
         self._tensors = _canonical(program, unlifted)
-        self._made: dict[tuple[Any, ...], _Made] = {}
+        self._made: dict[tuple[Any, ...], torch.nn.Module] = {}
+        self._names: dict[str, torch.nn.Module] = {}
+        self._wanted: dict[tuple[str, int], str] = {}  # by what was wanted, and of which layer
 
     def replaced(self) -> ExportedLayers:
         """Return the module."""
@@ -144,16 +140,17 @@ class _Layers:
             found = find_layer(node, self._parameter)
             if found is None or not (found.owned or self._functional):
                 continue
-            made = self._layer(found)
+            name = self._layer(found)
             with self._graph.inserting_before(node):
-                call = self._graph.create_node("call_module", made.name, (found.input,))
+                call = self._graph.create_node("call_module", name, (found.input,))
             call.meta.update({k: v for k, v in node.meta.items() if k in ("val", "stack_trace")})
             node.replace_all_uses_with(call)
             self._graph.erase_node(node)
             for view in found.views:
                 if not view.users:
                     self._graph.erase_node(view)
-        made = ExportedLayers(self._rest(), self._graph, "ExportedLayers")
+        parts = GraphModule(self._rest(), self._graph)
+        made = ExportedLayers(parts, self._graph)  # from a module: in the order of the calls
         made.eval()
         return made
 
@@ -164,18 +161,22 @@ class _Layers:
         tensor = self._tensors.get(str(node.target))
         return tensor if isinstance(tensor, torch.nn.Parameter) else None
 
-    def _layer(self, found: Found) -> _Made:
-        """Return the layer of a product: the same for the same parameters, options and name."""
-        key = (found.name, id(found.weight), id(found.bias), type(found.module), found.options)
-        made = self._made.get(key)
-        if made is None:
-            name = self._free(found.name, found.source)
-            made = self._made[key] = _Made(name, found.module)
-        return made
+    def _layer(self, found: Found) -> str:
+        """Return the name of a product's layer.
+
+        The same parameters and options are the same layer, which may have several names.
+        """
+        key = (id(found.weight), id(found.bias), type(found.module), found.options)
+        layer = self._made.setdefault(key, found.module)
+        wanted = (found.name, id(layer))
+        if wanted not in self._wanted:
+            name = self._wanted[wanted] = self._free(found.name, found.source)
+            self._names[name] = layer
+        return self._wanted[wanted]
 
     def _free(self, *wanted: str) -> str:
         """Return a name that no layer has, and under which lies nothing but its own parameters."""
-        taken = {made.name for made in self._made.values()}
+        taken = set(self._names)
         last = wanted[0].replace(".", "_")
         for name in itertools.chain(wanted, (f"{last}_{i}" for i in itertools.count(2))):
             if name not in taken and not self._within(name, taken) and not self._holds_more(name):
@@ -196,7 +197,7 @@ class _Layers:
         A parameter of a layer that other operations read too gets a name of its own beside it: the
         layer may be replaced.
         """
-        layers = {made.name: made.module for made in self._made.values()}
+        layers = self._names
         held = {id(t) for layer in layers.values() for t in layer.parameters()}
         rest: dict[str, Any] = {}
         for node in list(self._graph.nodes):

@@ -99,7 +99,7 @@ def test_model(lutcc_command: Command, tmp_path: Path) -> None:
         (["MODEL", "--layers", "layers.0.fc", "--alpha", "9"], "out of reach for 64 x 32", 1),
         (["MODEL", "-c", "x.npy"], "from its values alone", 2),
         (["nowhere"], "there is no such file", 1),
-        (["model.pt2"], "has no layers to compress", 2),
+        (["model.pt2"], "no file", 2),
         (["nowhere:model"], "no module 'nowhere'", 2),
         (["digits-mlp", "--layers", "fc*"], "no layer of the model is called", 1),
     ],

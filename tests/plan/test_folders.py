@@ -97,8 +97,8 @@ def test_mistakes_are_told(bert: Path, tmp_path: Path, capfd, content, words, co
 
 
 def test_what_has_no_layers_any_more_is_refused(tmp_path: Path, capfd):
-    (tmp_path / "m.pt2").write_bytes(b"not looked at")
-    given = ["plan", str(tmp_path / "m.pt2"), "-c", "x.npy", "--max-drop", "1%"]
+    (tmp_path / "m.ir").write_bytes(b"not looked at")
+    given = ["plan", str(tmp_path / "m.ir"), "-c", "x.npy", "--max-drop", "1%"]
     assert main([*given, "-o", str(tmp_path / "r.toml")]) == 2
     assert "its layers are no longer there to be swapped" in capfd.readouterr().err
 
