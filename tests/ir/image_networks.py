@@ -1,0 +1,84 @@
+"""Networks of convolutions by look-ups as they come from the frontend, with random tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lutcc import ir
+from lutcc.ir.ops.im2col import output_size
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution by look-ups, what is done to its outputs, and a pooling."""
+
+    outputs: int
+    codebooks: int
+    kernel: Pair = (3, 3)
+    stride: Pair = (1, 1)
+    padding: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+    depth: int = 4
+    activation: str = "relu"
+    falling: bool = True
+    pool: tuple[Pair, Pair, Pair] | None = None
+    dtype: str = "uint8"
+    dead: int = 0  #: channels that the trees never look at
+
+
+def network(rng: np.random.Generator, shape: Sequence[int], layers: Sequence[Conv]) -> ir.Module:
+    """Return layers over images (n, *shape), the last one's outputs as images."""
+    b, n = ir.Builder("main"), ir.Sym("n")
+    value = b.param("x", ir.TensorType((n, *shape), "float32"))
+    channels, height, width = shape
+    for i, layer in enumerate(layers):
+        window: dict[str, Any] = {
+            name: getattr(layer, name) for name in ("kernel", "stride", "padding", "dilation")
+        }
+        columns = (channels - (layer.dead if i else 0)) * layer.kernel[0] * layer.kernel[1]
+        entries, sizes = 2**layer.depth, (layer.codebooks, layer.depth)
+        dims = rng.integers(0, columns, sizes).astype(np.int32)
+        values = np.round(rng.normal(size=(layer.codebooks, entries)), 1).astype(np.float32)
+        info = np.iinfo(layer.dtype)
+        table = (layer.codebooks, entries, layer.outputs)
+        lut = rng.integers(info.min, info.max + 1, table).astype(layer.dtype)
+        rows = b.op("im2col", value, **window)
+        codes = b.op("tree_encode", rows, b.constant(f"d{i}", dims), b.constant(f"v{i}", values))
+        acc = b.op("lut_accumulate", codes, b.constant(f"t{i}", lut))
+        signs = rng.choice([-1, 1] if layer.falling else [1], layer.outputs)
+        scale = (signs / np.sqrt(layer.codebooks * 256**2 / 12)).astype(np.float32)
+        middle = layer.codebooks * (127.5 if layer.dtype == "uint8" else -0.5)
+        offset = (rng.normal(size=layer.outputs) * 0.2 - middle * scale).astype(np.float32)
+        constants = [b.constant(f"s{i}", scale), b.constant(f"o{i}", offset)]
+        alone = layer.activation in ("none", "relu")
+        folded = layer.activation if alone else "none"
+        y = b.op("lut_dequantize", acc, *constants, activation=folded)
+        if not alone:
+            y = b.op("activation", y, kind=layer.activation)
+        channels = layer.outputs
+        size = [height, width]
+        for axis in (0, 1):
+            size[axis] = output_size(size[axis], *(window[k][axis] for k in window))
+        if layer.pool is not None:
+            kernel, stride, padding = layer.pool
+            images = b.op("reshape", y, shape=(n, *size, channels))
+            y = b.op("max_pool2d", images, kernel=kernel, stride=stride, padding=padding)
+            for axis in (0, 1):
+                size[axis] = output_size(size[axis], kernel[axis], stride[axis], padding[axis], 1)
+        height, width = size
+        value = b.op("rows_to_nchw", y, oh=height, ow=width)
+    b.returns(value)
+    return b.module()
+
+
+def images(rng: np.random.Generator, count: int, shape: Sequence[int]) -> np.ndarray:
+    """Return images, some pixels at zero and at thresholds."""
+    x = rng.normal(size=(count, *shape)).astype(np.float32)
+    x[rng.random(x.shape) < 0.1] = 0
+    return np.where(rng.random(x.shape) < 0.2, np.round(x, 1), x).astype(np.float32)

@@ -1,0 +1,99 @@
+"""Convolutions by look-ups, image by image: the interpreter's bits on every level."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lutcc import ir
+from lutcc.ir.passes import run_pipeline
+from tests.ir.image_networks import Conv, images, network
+from tests.schedules.harness import ISA_PARAMS, built
+
+TWO = ((2, 2), (2, 2), (0, 0))
+#: Channels, height and width of the images, and the layers.
+NETWORKS = {
+    "one of few channels": ((3, 9, 21), [Conv(7, 4)]),
+    "pooled, then rows": (
+        (2, 12, 10),
+        [Conv(19, 4, pool=TWO), Conv(33, 19), Conv(16, 33, pool=TWO)],
+    ),
+    "rising, pooled at the end": ((17, 8, 8), [Conv(18, 17, falling=False, pool=TWO)]),
+    "strides and dilation": (
+        (5, 23, 38),
+        [
+            Conv(17, 5, stride=(2, 3)),
+            Conv(13, 17, (3, 2), (2, 1), (2, 0), (1, 2), depth=3),
+            Conv(5, 7, (1, 1), padding=(0, 0), depth=2),
+        ],
+    ),
+    "other poolings": (
+        (1, 33, 27),
+        [
+            Conv(6, 3, pool=((3, 2), (2, 1), (1, 1))),
+            Conv(20, 6, depth=5, pool=((2, 2), (1, 2), (0, 1))),
+            Conv(8, 20, dtype="int8", pool=((3, 3), (3, 3), (0, 0))),
+            Conv(3, 8, padding=(0, 0)),
+        ],
+    ),
+    "sums beyond 16 bits": ((4, 6, 6), [Conv(9, 200), Conv(4, 150, depth=2), Conv(3, 3)]),
+    "deep trees": ((4, 6, 6), [Conv(9, 5, depth=6), Conv(4, 9, depth=7)]),
+    "a single pixel": ((9, 1, 1), [Conv(9, 5), Conv(40, 9, (1, 1), padding=(0, 0))]),
+}
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name: str, isa: str) -> None:
+    shape, layers = NETWORKS[name]
+    rng = np.random.default_rng(len(name))
+    module = network(rng, shape, layers)
+    prepared = run_pipeline(module)
+    assert sum(f.name.startswith("images") for f in prepared.functions) == 1
+    _, call = built(prepared, isa)
+    for count in (1, 3):
+        x = images(rng, count, shape)
+        np.testing.assert_array_equal(call(x)[0], ir.interpret(module, [x])[0])
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+def test_channels_last_in_and_integers_in_and_out(isa: str) -> None:
+    rng = np.random.default_rng(0)
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((ir.Sym("n"), 7, 9, 20), "int32"))
+    constants = [
+        b.constant("d", rng.integers(0, 20 * 6, (5, 4)).astype(np.int32)),
+        b.constant("v", rng.integers(-50, 50, (5, 16)).astype(np.int32)),
+        b.constant("t", rng.integers(-128, 128, (5, 16, 21)).astype(np.int8)),
+        b.constant("o", rng.integers(-50, 50, 20).astype(np.int32)),
+    ]
+    b.returns(b.op("lut_conv2d", x, *constants, kernel=(2, 3), padding=(1, 2), stride=(1, 2)))
+    module = b.module()
+    _, call = built(module, isa)
+    for count in (1, 4):
+        values = rng.integers(-60, 60, (count, 7, 9, 20)).astype(np.int32)
+        np.testing.assert_array_equal(call(values)[0], ir.interpret(module, [values])[0])
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("channels", [1, 16, 21])
+def test_max_pool2d_keeps_nan_and_the_first_of_equal_numbers(channels: int, isa: str) -> None:
+    rng = np.random.default_rng(channels)
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((ir.Sym("n"), 9, 8, channels), "float32"))
+    window: dict[str, Any] = {
+        "kernel": (3, 2),
+        "stride": (2, 1),
+        "padding": (1, 1),
+        "dilation": (1, 2),
+    }
+    b.returns(b.op("max_pool2d", x, **window))
+    module = b.module()
+    _, call = built(module, isa)
+    values = np.round(rng.normal(size=(3, 9, 8, channels))).astype(np.float32)
+    values[rng.random(values.shape) < 0.05] = np.nan
+    values[rng.random(values.shape) < 0.3] *= -0.0
+    (want,) = ir.interpret(module, [values])
+    np.testing.assert_array_equal(call(values)[0].view(np.int32), want.view(np.int32))
