@@ -102,8 +102,8 @@ def convert(
 
     Notes
     -----
-    Source: ITLUMM, section 2.3 (layer by layer, first to last), without its fine-tuning; JLCM,
-    section 3.3 (Codebook: inputs from the compressed model, outputs of the exact one).
+    Source: ITLUMM, section 2.3 (layer by layer, first to last), without its fine-tuning, which
+    ``lutcc.convert_layerwise`` adds; JLCM, section 3.3 (Codebook: inputs from the compressed model, outputs of the exact one).
 
     Examples
     --------
