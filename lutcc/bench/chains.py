@@ -8,7 +8,7 @@ them; how exact it is does, and is not told here.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from lutcc import ir
 from lutcc.bench.baselines import ONEDNN, PRECISIONS, runs_here, write_chain
-from lutcc.bench.chains_report import TWO_CORES
+from lutcc.bench.chains_report import FLOATS, OWN, TWO_CORES
 from lutcc.bench.compare import Comparison, Subject
 from lutcc.bench.options import BenchOptions
 from lutcc.runtime import cpu
@@ -25,7 +25,7 @@ from lutcc.runtime import cpu
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Layers of these widths, with a relu between them.
+    """Layers of these widths, with an activation between them.
 
     Attributes
     ----------
@@ -33,16 +33,22 @@ class Network:
         Of the input, of each layer.
     ncodebooks
         C of every layer, at most its inputs; K is 16.
+    activation
+        "relu" or "gelu".
     """
 
     widths: tuple[int, ...]
     ncodebooks: int
+    activation: str = "relu"
 
     def __str__(self) -> str:
-        return f"{'-'.join(map(str, self.widths))}, C = {self.ncodebooks}"
+        shape = "-".join(map(str, self.widths))
+        between = "" if self.activation == "relu" else f" {self.activation}"
+        return f"{shape}{between}, C = {self.ncodebooks}"
 
 
-NETWORK = Network((512, 512, 512, 512, 10), 64)
+#: A network, and the feed-forward pair of a small transformer.
+NETWORKS = (Network((512, 512, 512, 512, 10), 64), Network((384, 1536, 384), 48, "gelu"))
 BATCHES = (1, 64, 1024)
 QUICK_NETWORK, QUICK_BATCHES = Network((64, 64, 64, 10), 16), (1, 64)
 _ROWS = 2048
@@ -58,8 +64,8 @@ def bench_chains(
     -------
     list
         A row for each: N, ``network``, ``dead`` (columns that are not computed), and ``times``
-        (seconds): ``lutcc look-ups``, the same on two cores where there are two, ``lutcc int8``,
-        ``lutcc bfloat16``, and torch's by precision.
+        (seconds): ``lutcc look-ups``, the same with floats between layers, and on two cores where
+        there are two, ``lutcc int8``, ``lutcc bfloat16``, and torch's by precision.
     """
     rows = []
     for row in _rows(options):
@@ -70,7 +76,12 @@ def bench_chains(
 
 
 def _rows(options: BenchOptions) -> Iterator[dict[str, Any]]:
-    network = QUICK_NETWORK if options.quick else NETWORK
+    for network in (QUICK_NETWORK,) if options.quick else NETWORKS:
+        yield from _rows_of(network, options)
+
+
+def _rows_of(network: Network, options: BenchOptions) -> Iterator[dict[str, Any]]:
+    """Measure one network at several batch sizes."""
     with tempfile.TemporaryDirectory(prefix="lutcc-bench-") as name, Comparison() as compare:
         folder, rng = Path(name), np.random.default_rng(options.seed)
         weights = [
@@ -78,9 +89,10 @@ def _rows(options: BenchOptions) -> Iterator[dict[str, Any]]:
             for a, b in zip(network.widths, network.widths[1:], strict=False)
         ]
         inputs = rng.normal(size=(_ROWS, network.widths[0])).astype(np.float32)
-        module = lookup_network(inputs, weights, network.ncodebooks)
-        subjects = _own(compare, folder, module, weights, options)
-        subjects += _torch(compare, folder, weights)
+        module = lookup_network(inputs, weights, network.ncodebooks, network.activation)
+        exact = {c: _exact_network(weights, c, network.activation) for c in ("int8", "bfloat16")}
+        subjects = _own(compare, folder, module, exact, options)
+        subjects += _torch(compare, folder, weights, network.activation)
         for batch in QUICK_BATCHES if options.quick else BATCHES:
             label = f"x{batch}"
             compare.add_input(label, np.ascontiguousarray(inputs[:batch]))
@@ -95,7 +107,12 @@ def _rows(options: BenchOptions) -> Iterator[dict[str, Any]]:
             }
 
 
-def lookup_network(inputs: np.ndarray, weights: Sequence[np.ndarray], ncodebooks: int) -> ir.Module:
+def lookup_network(
+    inputs: np.ndarray,
+    weights: Sequence[np.ndarray],
+    ncodebooks: int,
+    activation: str = "relu",
+) -> ir.Module:
     """Return a network with every layer by look-ups, each fitted to what reaches it.
 
     Parameters
@@ -106,6 +123,8 @@ def lookup_network(inputs: np.ndarray, weights: Sequence[np.ndarray], ncodebooks
         (M, K) float32 of each layer.
     ncodebooks
         C, at most a layer's inputs.
+    activation
+        Between layers, as ``activation`` names it, or "relu".
 
     Examples
     --------
@@ -117,6 +136,7 @@ def lookup_network(inputs: np.ndarray, weights: Sequence[np.ndarray], ncodebooks
     ['tree_encode', 'tree_encode']
     """
     from lutcc.fit import Maddness
+    from lutcc.ir.arithmetic import activate
 
     b = ir.Builder("main")
     value = b.param("x", ir.TensorType((ir.Sym("n"), inputs.shape[1]), "float32"))
@@ -131,9 +151,11 @@ def lookup_network(inputs: np.ndarray, weights: Sequence[np.ndarray], ncodebooks
             for name, array in zip(("dims", "values", "lut", "scale", "offset"), found, strict=True)
         )
         sums = b.op("lut_accumulate", b.op("tree_encode", value, dims, values), lut)
-        activation = "none" if last else "relu"
-        value = b.op("lut_dequantize", sums, scale, offset, activation=activation)
-        reaching = np.maximum(layer.predict(reaching), 0)
+        value = b.op("lut_dequantize", sums, scale, offset)
+        if not last:
+            relu = activation == "relu"
+            value = b.op("relu", value) if relu else b.op("activation", value, kind=activation)
+            reaching = activate(layer.predict(reaching), activation)
     b.returns(value)
     return b.module()
 
@@ -150,27 +172,29 @@ def _own(
     compare: Comparison,
     folder: Path,
     module: ir.Module,
-    weights: Sequence[np.ndarray],
+    exact: Mapping[str, ir.Module],
     options: BenchOptions,
 ) -> list[Subject]:
-    """Compile the look-ups, and lutcc's own exact layers."""
+    """Compile the look-ups, with and without chains in integers, and lutcc's own exact layers."""
     from lutcc.codegen.targets import parse_targets
     from lutcc.compiler import compile_module
+    from lutcc.ir.passes import PIPELINE, DeadColumns, IntegerChains, run_pipeline
 
-    modules = {"lutcc look-ups": module}
-    modules |= {f"lutcc {c}": _exact_network(weights, c) for c in ("int8", "bfloat16")}
+    plain = [step for step in PIPELINE if not isinstance(step, IntegerChains | DeadColumns)]
+    modules = {OWN: module, FLOATS: run_pipeline(module, plain)}
+    modules |= {f"lutcc {compute}": made for compute, made in exact.items()}
     subjects = []
-    for label, made in modules.items():
-        path = folder / f"{label.split()[-1]}.lutcc"
+    for number, (label, made) in enumerate(modules.items()):
+        path = folder / f"{number}.lutcc"
         compile_module(made, parse_targets(options.isa or "host")).save(path)
         subjects.append(compare.add_artifact(label, path)[0])
     if len(options.cores) > 1:
-        path, both = folder / "look-ups.lutcc", options.cores[:2]
-        subjects.append(compare.add_artifact(TWO_CORES, path, cores=both)[0])
+        both = options.cores[:2]
+        subjects.append(compare.add_artifact(TWO_CORES, folder / "0.lutcc", cores=both)[0])
     return subjects
 
 
-def _exact_network(weights: Sequence[np.ndarray], compute: str) -> ir.Module:
+def _exact_network(weights: Sequence[np.ndarray], compute: str, activation: str) -> ir.Module:
     import ml_dtypes
 
     from lutcc.ir.arithmetic import quantize_rows
@@ -191,17 +215,19 @@ def _exact_network(weights: Sequence[np.ndarray], compute: str) -> ir.Module:
                 ("bias", np.zeros(len(weight), np.float32)),
             )
         ]
-        activation = "none" if number == len(weights) - 1 else "relu"
-        value = b.op("dense", value, *constants, compute=compute, activation=activation)
+        then = "none" if number == len(weights) - 1 else activation
+        value = b.op("dense", value, *constants, compute=compute, activation=then)
     b.returns(value)
     return b.module()
 
 
-def _torch(compare: Comparison, folder: Path, weights: Sequence[np.ndarray]) -> list[Subject]:
+def _torch(
+    compare: Comparison, folder: Path, weights: Sequence[np.ndarray], activation: str
+) -> list[Subject]:
     """Load the network in every precision."""
     import torch
 
     path = folder / "dense.safetensors"
     pairs = [(torch.from_numpy(w), torch.zeros(len(w))) for w in weights]
-    write_chain(str(path), pairs)
+    write_chain(str(path), pairs, activation=activation)
     return compare.add_dense("dense", path, [p for p in (*PRECISIONS, *ONEDNN) if runs_here(p)])

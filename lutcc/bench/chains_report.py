@@ -12,6 +12,8 @@ from lutcc.report.tables import number, pretty
 Row = Mapping[str, Any]
 #: Look-ups on two cores, a thread on each; all else has one.
 TWO_CORES = "lutcc look-ups on 2 cores"
+#: Look-ups whose sums become floats between layers, and all of whose columns are computed.
+FLOATS = "lutcc look-ups, floats between"
 OWN = "lutcc look-ups"
 
 
@@ -50,19 +52,23 @@ def verdict(row: Row) -> str:
     """
     times = {label: timing["best"] for label, timing in row["times"].items()}
     own = times.pop(OWN)
-    both = times.pop(TWO_CORES, None)
+    both, floats = times.pop(TWO_CORES, None), times.pop(FLOATS, None)
     rivals = {label: t for label, t in times.items() if "int8" in label or "bf" in label}
     rival = min(rivals, key=lambda label: rivals[label])
     ratio = rivals[rival] / own
     text = f"N = {row['N']}: {ratio:.2f}x the speed of {rival}"
     text = text if ratio >= 1 else f"{text}, a loss"
+    if floats is not None:
+        text += f"; {floats / own:.2f}x that with floats between layers"
     return text if both is None else f"{text}; on two cores {own / both:.2f}x that on one"
 
 
 def notes(rows: Sequence[Row]) -> str:
     """Return what the numbers do not say."""
-    parts = [verdict(row) for row in rows]
-    dead = rows[0]["dead"]
-    parts.append(f"{dead} columns between layers are compared by no tree, and not computed")
+    parts = []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == network]
+        told = ". ".join(verdict(row) for row in own)
+        parts.append(f"{network}: {told}. No tree compares {own[0]['dead']} columns between layers")
     parts.append("What look-ups lose in accuracy is not told here")
     return ". ".join(parts) + "."
