@@ -55,13 +55,13 @@ def notes_of(module: Module, found: Found) -> list[LookupNote]:
     notes = {}
     for chain in found.chains:
         mapped, count = chain.mapped, len(chain.trees)
-        how = ["the next tree compares them" if count == 1 else f"{count} trees compare them"]
+        how = "the next tree compares them" if count == 1 else f"{count} trees compare them"
         if mapped.mirrored.any():
-            how.append(f"{int(mapped.mirrored.sum())} columns fall, and are mirrored")
+            how += f", {int(mapped.mirrored.sum())} columns mirrored"
         if mapped.split:
-            how.append("with intervals, as the function turns or falls")
+            how += ", by intervals"
         notes[chain.sums.results[0].name] = note_of(
-            module, chain.sums, chain.maps, integers=True, reason="; ".join(how)
+            module, chain.sums, chain.maps, integers=True, reason=how
         )
     for cut in found.cuts:
         notes[cut.sums.results[0].name] = note_of(
