@@ -103,7 +103,8 @@ def convert(
     Notes
     -----
     Source: ITLUMM, section 2.3 (layer by layer, first to last), without its fine-tuning, which
-    ``lutcc.convert_layerwise`` adds; JLCM, section 3.3 (Codebook: inputs from the compressed model, outputs of the exact one).
+    ``lutcc.convert_layerwise`` adds; JLCM, section 3.3 (Codebook: inputs from the compressed model,
+    outputs of the exact one).
 
     Examples
     --------
