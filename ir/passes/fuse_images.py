@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,10 @@ from lutcc.ir.module import Function, Module, Operation, Value
 from lutcc.ir.passes.base import fresh_name, readers_of
 from lutcc.ir.passes.chains import MAPS
 from lutcc.ir.passes.dead_code import DeadCode
-from lutcc.ir.passes.lookup_convolutions import PIXEL, window_of
+from lutcc.ir.passes.lookup_convolutions import PIXEL, result_size, window_of
+
+#: FLOPs of an exact convolution that joins those behind it: it is not shared among threads then.
+_SMALL_FLOPS = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +22,8 @@ class FuseImages:
 
     Image i of what a function computes depends on image i of what it reads, so a backend runs a
     whole function for one image after the other, and nothing between two layers leaves its caches.
-    Poolings of sums join, and so does what puts the channels of the first images last; functions of
-    single elements join the last layer.
+    Poolings of sums join, and so do a small exact convolution in front and what puts the channels
+    of the first images last; functions of single elements join the last layer.
 
     Parameters
     ----------
@@ -80,17 +84,42 @@ def _group(main: Function) -> list[Operation] | None:
 def _leading(
     main: Function, first: Operation, readers: Mapping[str, list[Operation]], returned: set[str]
 ) -> list[Operation]:
-    """Return what puts the channels of the first images last, if nothing else reads that."""
+    """Return what leads to the first images and nothing else reads, in order.
+
+    That is a small exact convolution, and what puts the channels of its images, or theirs, last.
+    """
     definitions = main.definitions
-    images = definitions.get(first.operands[0].name)
-    pixels = definitions.get(images.operands[0].name) if images is not None else None
-    if images is None or pixels is None or images.opcode != "reshape" or pixels.opcode != "im2col":
-        return []
-    if window_of(pixels) != PIXEL:
-        return []
-    names = (images.results[0].name, pixels.results[0].name)
-    alone = all(len(readers[name]) == 1 and name not in returned for name in names)
-    return [pixels, images] if alone else []
+
+    def before(op: Operation, *opcodes: str) -> list[Operation]:
+        """Return the operations of these kinds that lead to an operation, the last one first."""
+        found: list[Operation] = []
+        for opcode in opcodes:
+            name = op.operands[0].name
+            maker = definitions.get(name)
+            if maker is None or maker.opcode != opcode:
+                return []
+            if name in returned or len(readers[name]) != 1:
+                return []
+            found.append(maker)
+            op = maker
+        return found
+
+    leading: list[Operation] = []
+    exact = before(first, "reshape", "conv2d")
+    if exact and _flops(exact[1]) <= _SMALL_FLOPS:
+        known = [definitions.get(v.name) for v in exact[1].operands[1:]]
+        if all(op is not None and op.opcode == "constant" for op in known):
+            leading, first = exact[::-1], exact[1]
+    moved = before(first, "reshape", "im2col")
+    if moved and window_of(moved[1]) == PIXEL:
+        leading = [*moved[::-1], *leading]
+    return leading
+
+
+def _flops(conv: Operation) -> int:
+    """Return the work of a convolution of one image."""
+    (height, width), weight = result_size(conv), conv.operands[1].type
+    return 2 * height * width * math.prod(weight.sizes())
 
 
 def _outlined(main: Function, members: list[Operation], name: str) -> tuple[Function, Function]:

@@ -141,7 +141,8 @@ def window_of(op: Operation) -> dict[str, tuple[int, int]]:
     """Return kernel, stride, padding and dilation of an operation that has windows."""
     pairs: dict[str, tuple[int, int]] = {}
     for name in WINDOW:
-        value = op.attr(name)
+        exact = name == "kernel" and op.opcode == "conv2d"
+        value = op.operands[1].type.shape[2:] if exact else op.attr(name)
         assert isinstance(value, tuple)
         first, second = (int(v) for v in value if isinstance(v, int))
         pairs[name] = (first, second)

@@ -77,7 +77,7 @@ def lookup_module(
         (N, C, H, W) float32, which layers are fitted to.
     first
         Whether the first convolution is replaced too; else it is exact, in int8. The linear layer
-        is exact.
+        is exact, in int8.
 
     Examples
     --------
@@ -119,8 +119,7 @@ def lookup_module(
         reaching = np.ascontiguousarray(results.transpose(0, 3, 1, 2))
         value = b.op("rows_to_nchw", rows, oh=size, ow=size)
     flat = b.op("reshape", value, shape=(ir.Sym("n"), network.features))
-    bias = b.constant("bias", np.zeros(network.classes, np.float32))
-    b.returns(b.op("linear", flat, b.constant("head", weights[-1]), bias))
+    b.returns(b.op("dense", flat, *_stored(b, weights[-1], "int8", "head"), compute="int8"))
     return b.module()
 
 

@@ -1,4 +1,4 @@
-"""Trees over 16-bit numbers, in LLVM's own language: loads at an offset, a bit shifted in.
+"""Steps of trees, in LLVM's own language: loads at an offset, an answer shifted into a node.
 
 An address is a pointer and an offset, two steps that LLVM does not join: it would add the pointer's
 index to many offsets in vectors, and take the sums apart again one by one.
@@ -28,9 +28,33 @@ define <32 x i16> @lutcc_next_word(<32 x i16> %node, <32 x i16> %value, <32 x i1
                                             <32 x i16> splat (i16 1))
   ret <32 x i16> %next
 }
+define <16 x i32> @lutcc_next_float(<16 x i32> %node, <16 x float> %value, <16 x float> %threshold)
+    alwaysinline {
+  %above = fcmp ogt <16 x float> %value, %threshold
+  %ones = sext <16 x i1> %above to <16 x i32>
+  %next = call <16 x i32> @llvm.fshl.v16i32(<16 x i32> %node, <16 x i32> %ones,
+                                            <16 x i32> splat (i32 1))
+  ret <16 x i32> %next
+}
+define <16 x i32> @lutcc_next_long(<16 x i32> %node, <16 x i32> %value, <16 x i32> %threshold)
+    alwaysinline {
+  %above = icmp sgt <16 x i32> %value, %threshold
+  %ones = sext <16 x i1> %above to <16 x i32>
+  %next = call <16 x i32> @llvm.fshl.v16i32(<16 x i32> %node, <16 x i32> %ones,
+                                            <16 x i32> splat (i32 1))
+  ret <16 x i32> %next
+}
 declare <32 x i16> @llvm.ssub.sat.v32i16(<32 x i16>, <32 x i16>)
 declare <32 x i16> @llvm.fshl.v32i16(<32 x i16>, <32 x i16>, <32 x i16>)
+declare <16 x i32> @llvm.fshl.v16i32(<16 x i32>, <16 x i32>, <16 x i32>)
 """
+
+#: By the type of what is compared, the function and the type of its nodes.
+_FOLLOWING = {
+    "int16x32": ("lutcc_next_word", "int16x32"),
+    "int32x16": ("lutcc_next_long", "int32x16"),
+    "float32x16": ("lutcc_next_float", "int32x16"),
+}
 
 
 def load(address: Any, offset: Any, lanes: int) -> Any:
@@ -42,7 +66,8 @@ def load(address: Any, offset: Any, lanes: int) -> Any:
 
 
 def following(node: Any, value: Any, threshold: Any) -> Any:
-    """Return ``2 * node + (value > threshold)`` of 32 words each."""
+    """Return ``2 * node + (value > threshold)`` of 32 int16, or 16 int32 or float32."""
     import tvm.tirx as tir
 
-    return tir.call_extern("int16x32", "lutcc_next_word", node, value, threshold)
+    symbol, kind = _FOLLOWING[str(value.ty.dtype)]
+    return tir.call_extern(kind, symbol, node, value, threshold)

@@ -15,6 +15,7 @@ Other levels, and maps of float32, go 16 pixels at a time in 32 bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,6 @@ from lutcc.schedules.x86.emit import (
     loop,
     minimum,
     reinterpret,
-    select,
     shuffle,
     splat,
 )
@@ -104,18 +104,18 @@ class Layer:
         layout = lut_accumulate.code_layout(ctx, scan, codebooks, source.view)
         tile = ctx.configs.accumulate
         groups = -(-window.outputs // layout.rows)
-        tile_r = min(tile.tile_r, groups) if layout.dot else 1
+        tile_r, tile_m = 1, tile.tile_m
         if layout.dot:
-            tile_r = min((4, 3, 2), key=lambda r: (round_up(groups, r) * (1 + 0.1 / r), -r))
-        if source.dtype == "int16":
-            tile_r = 4 if round_up(groups, 4) == round_up(groups, 2) or groups > 12 else 2
+            choices = (4, 2) if source.dtype == "int16" else (4, 3, 2)
+            tile_r = min(choices, key=lambda r: (round_up(groups, r), -r))
+            tile_m = 8 if tile_r == 2 else 4
         groups = round_up(groups, tile_r)
         block = min(groups, round_up(max(_BLOCK_PIXELS // layout.rows, 1), tile_r))
         view = ctx.scratch.take(layout.codebooks * block * layout.rows, "uint8")
         codes = Codes(view, layout.codebooks, layout.rows, layout.dot, layout.entries)
         outputs = max(op.results[0].type.size(1), CHUNK)
         sums = ctx.scratch.take(outputs * groups * layout.rows + SLACK, dtype)
-        return cls(op, window, source, sums, codes, tile_r, tile.tile_m)
+        return cls(op, window, source, sums, codes, tile_r, tile_m)
 
     @property
     def groups(self) -> int:
@@ -219,40 +219,50 @@ class _Encoder:
         """Encode groups of rows from pixel ``first`` on."""
         codes, step = self.layer.codes, 4 if self.layer.codes.dot else 1
         if self.layer.source.dtype == "int16":
-            with loop(groups // i64(2)) as pair, loop(codes.codebooks // step) as c:
-                pixel = bind(first + pair * 32)
-                nodes = [self._nodes(pixel, c * step + j, 32) for j in range(step)]
-                self._store_pair(pair, c, nodes)
+            together = self.layer.tile_r // 2
+            with loop(groups // i64(2 * together)) as unit, loop(codes.codebooks // step) as c:
+                pairs = [bind(unit * together + k) for k in range(together)]
+                nodes = [
+                    self._nodes([first + pair * 32 for pair in pairs], c * step + j, 32)
+                    for j in range(step)
+                ]
+                for k, pair in enumerate(pairs):
+                    self._store_pair(pair, c, [of_codebook[k] for of_codebook in nodes])
             return
         entries = self.layer.op.operands[2].type.size(1)
         with loop(groups * (codes.rows // 16)) as group, loop(codes.codebooks // step) as c:
-            pixel = bind(first + group * 16)
+            pixels = [first + group * 16]
             parts = [
-                self._nodes(pixel, c * step + j, 16) - splat(entries, "int32") for j in range(step)
+                self._nodes(pixels, c * step + j, 16)[0] - splat(entries, "int32")
+                for j in range(step)
             ]
             store_codes(codes, group, c, parts)
 
-    def _nodes(self, pixel: Expr, codebook: Expr, lanes: int) -> Expr:
-        """Return the leaves that pixels come to, as int16x32 or int32x16."""
+    def _nodes(self, pixels: Sequence[Expr], codebook: Expr, lanes: int) -> list[Expr]:
+        """Return the leaves that 32 (16) pixels from each of some come to: int16x32 (int32x16)."""
         depth = self.layer.op.operands[1].type.size(1)
         kind = f"int{512 // lanes}"
         table = self.values.at(bind(codebook * self.width))
-        node = splat(1, kind, lanes)
+        pixels = [bind(pixel) for pixel in pixels]
+        nodes = [splat(1, kind, lanes) for _ in pixels]
         for level in range(depth):
-            offset = cast("int64", self.offsets.load(codebook * depth + level))
-            value = bind(self.layer.source.view.load_from(pixel, offset, lanes))
-            if lanes == 32:
-                found = splat(table.load(1), kind, lanes)
-                if level:
-                    found = VPERMW_512(table.load(0, 32), node)
-                node = bind(words.following(node, value, found))
-                continue
-            if table.dtype == "float32":
-                value = reinterpret("float32x16", value)
+            offset = bind(cast("int64", self.offsets.load(codebook * depth + level)))
+            for k, (pixel, node) in enumerate(zip(pixels, nodes, strict=True)):
+                value = bind(self.layer.source.view.load_from(pixel, offset, lanes))
+                nodes[k] = self._below(table, level, node, value, lanes)
+        return nodes
+
+    def _below(self, table: View, level: int, node: Expr, value: Expr, lanes: int) -> Expr:
+        """Return the nodes below some, by what they compare."""
+        if lanes == 32:
+            found = splat(table.load(1), "int16", lanes)
+            if level:
+                found = VPERMW_512(table.load(0, 32), node)
+        else:
             found = threshold_lookup(self.ctx.isa, table, level, node)
-            double = bind(node + node)
-            node = bind(select(value > found, double + splat(1, kind, lanes), double))
-        return node
+        if table.dtype == "float32":
+            value = reinterpret("float32x16", value)
+        return bind(words.following(node, value, found))
 
     def _store_pair(self, pair: Expr, c: Expr, nodes: list[Expr]) -> None:
         """Store the codes of four codebooks for 32 pixels, four bytes a pixel.

@@ -7,12 +7,16 @@ are turned back into rows, and finished on the way. All that an image needs stay
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from lutcc.ir.module import Function, Operation
-from lutcc.schedules.x86 import lut_conv2d
-from lutcc.schedules.x86.context import StageContext
+from lutcc.schedules.x86 import conv2d, lut_conv2d
+from lutcc.schedules.x86.config import DenseConfig
+from lutcc.schedules.x86.context import Constant, StageContext
+from lutcc.schedules.x86.data_movement import emit_im2col
 from lutcc.schedules.x86.edges import store_partial
 from lutcc.schedules.x86.emit import (
     LANES,
@@ -31,9 +35,10 @@ from lutcc.schedules.x86.emit import (
     transpose16,
     when,
 )
+from lutcc.schedules.x86.images import Geometry
 from lutcc.schedules.x86.lut_conv2d import Layer
 from lutcc.schedules.x86.pack import CHUNK, chunk_starts
-from lutcc.schedules.x86.planes import Planes, Window
+from lutcc.schedules.x86.planes import SLACK, Planes, Window
 from lutcc.schedules.x86.row_passes import ELEMENTWISE
 
 
@@ -84,12 +89,11 @@ def emit(
         channels = parts[-1].conv.results[0].type.size(1)
         whole = Window(height, width, channels, (1, 1), (1, 1), (0, 0), (1, 1))
         pooled = Planes.take(whole, last.sums.dtype, ctx.scratch)
-    channels_first = any(op.opcode == "im2col" for op in function.body)
+    lead = _Lead.take(ctx, function)
+    size = math.prod(function.params[0].type.sizes(1))
     with loop(end - begin) as number:
         image = bind(begin + number)
-        window = layers[0].window
-        here = source.at(bind(image * (window.height * window.width * window.channels)))
-        (_read_planes if channels_first else _read)(layers[0].source, here)
+        lead.emit(ctx, source.at(bind(image * size)), layers[0].source)
         for index, layer in enumerate(layers):
             layer.emit(ctx)
             if index + 1 < len(layers):
@@ -102,6 +106,67 @@ def emit(
         outputs = parts[-1].conv.results[0].type.size(1)
         there = target.at(bind(image * (result.height * result.width * outputs)))
         _write(ctx, result, outputs, parts[-1].finish, there)
+
+
+@dataclass(frozen=True)
+class _Lead:
+    """What leads from an image to the first planes.
+
+    Attributes
+    ----------
+    pixels
+        Puts channels last; None where they are.
+    conv
+        An exact convolution; None if there is none.
+    image, rows
+        Memory for the image with its channels last, and for the convolution's results.
+    config, shared
+        Of the convolution.
+    """
+
+    pixels: Operation | None
+    conv: Operation | None
+    image: View
+    rows: View
+    config: DenseConfig | None
+    shared: conv2d.Shared | None
+
+    @classmethod
+    def take(cls, ctx: StageContext, function: Function) -> _Lead:
+        """Assign room for what comes before the first planes."""
+        by_opcode = {op.opcode: op for op in function.body}
+        pixels, conv = by_opcode.get("im2col"), by_opcode.get("conv2d")
+        config, shared, numbers, results = None, None, 0, 0
+        if conv is not None:
+            numbers = math.prod(conv.operands[0].type.sizes(1)) if pixels is not None else 0
+            results = Geometry.of(conv).pixels * Geometry.of(conv).outputs
+            config = conv2d.default_config(conv, ctx.isa)
+            shared = conv2d.take_shared(conv, ctx.isa, config, ctx.scratch)
+        image = ctx.scratch.take(numbers + SLACK, "float32")
+        return cls(
+            pixels, conv, image, ctx.scratch.take(results + SLACK, "float32"), config, shared
+        )
+
+    def emit(self, ctx: StageContext, image: View, planes: Planes) -> None:
+        """Turn an image into planes."""
+        if self.conv is None:
+            (_read if self.pixels is None else _read_planes)(planes, image)
+            return
+        if self.pixels is not None:
+            emit_im2col(self.pixels, image, self.image, i64(0))
+            image = self.image
+        constants = [Constant(ctx.blob, ctx.ref(v)) for v in self.conv.operands[1:]]
+        conv2d.emit(
+            self.conv,
+            self.config,
+            [image, *constants],
+            self.rows,
+            i64(1),
+            self.shared,
+            lambda: nullcontext((i64(0), i64(1))),
+            lambda _: ctx.scratch,
+        )
+        _read(planes, self.rows)
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ class _Pooled(nn.Module):
 
 def test_cnn_with_pooling_and_depthwise_layers(assert_compiled):
     imported = assert_compiled(_Pooled(), torch.randn(2, 3, 8, 8), torch.randn(1, 3, 8, 8))
-    assert len(imported.regions) == 3
+    assert len(imported.regions) == 2, "the max pooling is inside the first"
 
 
 class _Two(nn.Module):

@@ -32,11 +32,25 @@ class Conv:
     dead: int = 0  #: channels that the trees never look at
 
 
-def network(rng: np.random.Generator, shape: Sequence[int], layers: Sequence[Conv]) -> ir.Module:
-    """Return layers over images (n, *shape), the last one's outputs as images."""
+def network(
+    rng: np.random.Generator, shape: Sequence[int], layers: Sequence[Conv], exact: int = 0
+) -> ir.Module:
+    """Return layers over images (n, *shape), the last one's outputs as images.
+
+    With ``exact``, a convolution 3x3 in int8 with so many outputs comes first.
+    """
     b, n = ir.Builder("main"), ir.Sym("n")
     value = b.param("x", ir.TensorType((n, *shape), "float32"))
     channels, height, width = shape
+    if exact:
+        pixels = b.op("im2col", value, kernel=(1, 1))
+        pixels = b.op("reshape", pixels, shape=(n, height, width, channels))
+        weight = rng.integers(-127, 128, (exact, channels, 3, 3)).astype(np.int8)
+        units = (rng.random(exact) / 127 / channels).astype(np.float32)
+        constants = [b.constant("w", weight), b.constant("u", units)]
+        constants.append(b.constant("b", rng.normal(size=exact).astype(np.float32)))
+        rows = b.op("conv2d", pixels, *constants, compute="int8", padding=(1, 1))
+        value, channels = b.op("rows_to_nchw", rows, oh=height, ow=width), exact
     for i, layer in enumerate(layers):
         window: dict[str, Any] = {
             name: getattr(layer, name) for name in ("kernel", "stride", "padding", "dilation")

@@ -102,6 +102,19 @@ def test_a_chain_becomes_one_function_without_patches_or_floats() -> None:
     assert notes[0].behind == ("relu", "max_pool2d")
 
 
+@pytest.mark.parametrize(("size", "joins"), [(8, True), (230, False)])
+def test_a_small_exact_convolution_in_front_joins(size: int, joins: bool) -> None:
+    rng, shape = np.random.default_rng(7), (3, size, size)
+    module = network(rng, shape, [Conv(4, 5), Conv(3, 4)], exact=8)
+    function, main = (run_pipeline(module).function(name) for name in ("images0", "main"))
+    assert [any(op.opcode == "conv2d" for op in f.body) for f in (function, main)] == [
+        joins,
+        not joins,
+    ]
+    if joins:
+        _same(module, images(rng, 2, shape))
+
+
 def test_channels_that_no_tree_reads_are_not_computed() -> None:
     rng, shape = np.random.default_rng(1), (2, 7, 7)
     module = network(rng, shape, [Conv(7, 2), Conv(3, 40, dead=3)])

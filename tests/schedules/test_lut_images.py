@@ -59,6 +59,19 @@ def test_networks(name: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("channels", [3, 32])
+def test_an_exact_convolution_in_front(channels: int, isa: str) -> None:
+    rng, shape = np.random.default_rng(channels), (channels, 9, 18)
+    module = network(rng, shape, [Conv(12, 20, pool=TWO), Conv(5, 12)], exact=20)
+    prepared = run_pipeline(module)
+    assert not any(op.opcode == "conv2d" for op in prepared.main.body)
+    _, call = built(prepared, isa)
+    for count in (1, 3):
+        x = images(rng, count, shape)
+        np.testing.assert_array_equal(call(x)[0], ir.interpret(module, [x])[0])
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
 def test_channels_last_in_and_integers_in_and_out(isa: str) -> None:
     rng = np.random.default_rng(0)
     b = ir.Builder("main")
