@@ -272,19 +272,24 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 def _one(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return key if value else f"no {key}"
-    if isinstance(value, str):
-        return value
-    return (
-        f"{_SHORT.get(key, key)}={value:g}"
-        if isinstance(value, float)
-        else (f"{_SHORT.get(key, key)}={value}")
-    )
+    if _number(value) is None:
+        return str(value)
+    text = f"{value:g}" if isinstance(value, float) else value
+    return f"{_SHORT.get(key, key)}={text}"
+
+
+def _number(value: Any) -> float | None:
+    """Return a number, also one that was written as text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _order(point: Point) -> list[tuple[int, float, str]]:
     """Numbers of settings by size, texts by the alphabet."""
     return [
-        (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
+        (1, 0.0, str(value)) if (number := _number(value)) is None else (0, number, "")
         for value in point.setting.values()
     ]
 

@@ -63,11 +63,13 @@ def test_links_of_the_other_documents():
 EXAMPLES = {"maddness_matmul.py": 0.9, "compile_mlp.py": 0.7}
 #: Tested in tests/examples.
 OTHERS = {
+    "accuracy_against_time.py",
     "compile_minilm.py",
     "distributed_sampling.py",
     "figure1_sampling_error.py",
     "figure4_projections.py",
     "finetune_digits.py",
+    "itlumm_figures.py",
     "lookupffn_mlm.py",
     "sampled_training.py",
     "weight_codebooks.py",

@@ -320,3 +320,14 @@ def test_labels_hold_what_differs_in_a_panel():
     assert len(found.points) == 6
     assert found.points[0].label == "C=4, 1 x 64"
     assert labels(found.timed(ONE)) == ["C=4", "C=8", "C=16"]
+
+
+def test_settings_may_be_texts():
+    """Numbers in them are numbers; others say what they are."""
+    found = [
+        dataclasses.replace(runs(seeds=1)[0], setting={"codebooks": c, "rate": rate})
+        for c, rate in (("16", 0.5), ("4", 0.5), ("8 and 64", 0.5), (8, 0.25))
+    ]
+    (only,) = compare(found)
+    wanted = ["C=4, rate=0.5", "C=8, rate=0.25", "C=16, rate=0.5", "8 and 64, rate=0.5"]
+    assert [point.label for point in only.points] == wanted
