@@ -7,6 +7,7 @@ them; how exact it is does, and is not told here.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from lutcc.bench.baselines import ONEDNN, PRECISIONS, runs_here, write_chain
 from lutcc.bench.chains_report import FLOATS, OWN, TWO_CORES
 from lutcc.bench.compare import Comparison, Subject
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.timing import Timing
 from lutcc.runtime import cpu
 
 
@@ -50,6 +52,7 @@ class Network:
 #: A network, and the feed-forward pair of a small transformer.
 NETWORKS = (Network((512, 512, 512, 512, 10), 64), Network((384, 1536, 384), 48, "gelu"))
 BATCHES = (1, 64, 1024)
+IMAGES, QUICK_IMAGES = (1, 64), (1,)
 QUICK_NETWORK, QUICK_BATCHES = Network((64, 64, 64, 10), 16), (1, 64)
 _ROWS = 2048
 
@@ -68,7 +71,7 @@ def bench_chains(
         there are two, ``lutcc int8``, ``lutcc bfloat16``, and torch's by precision.
     """
     rows = []
-    for row in _rows(options):
+    for row in itertools.chain(_rows(options), _image_rows(options)):
         rows.append(row)
         if on_row is not None:
             on_row(row)
@@ -97,14 +100,34 @@ def _rows_of(network: Network, options: BenchOptions) -> Iterator[dict[str, Any]
             label = f"x{batch}"
             compare.add_input(label, np.ascontiguousarray(inputs[:batch]))
             times = compare.measure(subjects, label, seconds=options.seconds, rounds=options.rounds)
-            yield {
-                "N": batch,
-                "network": str(network),
-                "dead": dead_columns_of(module),
-                "isa": options.isa or cpu.best_isa() or "",
-                "bf16_native": "avx512_bf16" in cpu.flags(),
-                "times": {name: asdict(timing) for name, timing in times.items()},
-            }
+            yield _row(str(network), batch, dead_columns_of(module), options, times)
+
+
+def _image_rows(options: BenchOptions) -> Iterator[dict[str, Any]]:
+    """Measure a network of convolutions, one core as well."""
+    from lutcc.bench.chains_images import subjects_of
+
+    with tempfile.TemporaryDirectory(prefix="lutcc-bench-") as name, Comparison() as compare:
+        rng = np.random.default_rng(options.seed)
+        network, subjects, dead = subjects_of(compare, Path(name), options, rng)
+        for batch in QUICK_IMAGES if options.quick else IMAGES:
+            label, shape = f"images{batch}", (network.channels[0], network.size, network.size)
+            compare.add_input(label, rng.normal(size=(batch, *shape)).astype(np.float32))
+            times = compare.measure(subjects, label, seconds=options.seconds, rounds=options.rounds)
+            yield _row(str(network), batch, dead, options, times)
+
+
+def _row(
+    network: str, batch: int, dead: int, options: BenchOptions, times: Mapping[str, Timing]
+) -> dict[str, Any]:
+    return {
+        "N": batch,
+        "network": network,
+        "dead": dead,
+        "isa": options.isa or cpu.best_isa() or "",
+        "bf16_native": "avx512_bf16" in cpu.flags(),
+        "times": {name: asdict(timing) for name, timing in times.items()},
+    }
 
 
 def lookup_network(

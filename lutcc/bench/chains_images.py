@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lutcc import ir
+from lutcc.bench.chains_report import FLOATS, OWN
 
 if TYPE_CHECKING:
     from lutcc.bench.compare import Comparison, Subject
@@ -58,6 +59,8 @@ class ImageNetwork:
         ]
 
 
+#: Look-ups in place of the first convolution as well.
+ALL_LAYERS = "lutcc look-ups, first layer too"
 NETWORK = ImageNetwork(32, (3, 32, 32, 64, 64), (1, 3))
 QUICK_NETWORK = ImageNetwork(8, (3, 16, 16), (1,))
 #: Images that look-ups are fitted on, and rows of patches of them, at most.
@@ -194,19 +197,22 @@ def subjects_of(
     from lutcc.bench.images_baselines import PRECISIONS, write_network
     from lutcc.codegen.targets import parse_targets
     from lutcc.compiler import compile_module
-    from lutcc.ir.passes import run_pipeline
+    from lutcc.ir.passes import PIPELINE, ImageChains, LookupNote, run_pipeline
 
     network = QUICK_NETWORK if options.quick else NETWORK
     weights = network.weights(rng)
     shape = (_FITTED_IMAGES, network.channels[0], network.size, network.size)
     images = rng.normal(size=shape).astype(np.float32)
+    module = lookup_module(network, weights, images, first=False)
+    plain = [step for step in PIPELINE if not isinstance(step, ImageChains)]
     modules = {
-        "lutcc look-ups": lookup_module(network, weights, images, first=False),
-        "lutcc look-ups, first layer too": lookup_module(network, weights, images, first=True),
+        OWN: module,
+        FLOATS: run_pipeline(module, plain),
+        ALL_LAYERS: lookup_module(network, weights, images, first=True),
         **{f"lutcc {c}": exact_module(network, weights, c) for c in ("int8", "bfloat16")},
     }
-    notes: list = []
-    run_pipeline(modules["lutcc look-ups"], notes=notes)
+    notes: list[LookupNote] = []
+    run_pipeline(module, notes=notes)
     dead = sum(note.columns - note.computed for note in notes)
     subjects = []
     for number, (label, module) in enumerate(modules.items()):

@@ -16,6 +16,7 @@ NAMES = {
     "bf16_onednn_cast": "oneDNN bfloat16, float32 in/out",
     "int8_onednn": "torch int8 (oneDNN)",
     "int8_x86": "torch int8 (x86 engine)",
+    "int8_onnxruntime": "onnxruntime int8",
 }
 
 

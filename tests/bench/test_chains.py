@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from lutcc.bench import chains
+from lutcc.bench.chains_images import ALL_LAYERS, QUICK_NETWORK
 from lutcc.bench.chains_report import FLOATS, OWN, TWO_CORES, chains_table, verdict
 from lutcc.bench.options import BenchOptions
 
@@ -19,10 +20,14 @@ def test_a_small_network_is_measured() -> None:
     layers = [row for row in rows if row["network"] == str(chains.QUICK_NETWORK)]
     assert [row["N"] for row in layers] == list(chains.QUICK_BATCHES)
     assert all({FLOATS, TWO_CORES} <= set(row["times"]) for row in layers)
+    of_images = [row for row in rows if row["network"] == str(QUICK_NETWORK)]
+    assert [row["N"] for row in of_images] == list(chains.QUICK_IMAGES)
+    assert rows == [*layers, *of_images]
+    assert all({ALL_LAYERS, FLOATS, "int8_onnxruntime"} <= set(row["times"]) for row in of_images)
     for row in rows:
-        assert {OWN, "lutcc int8", "lutcc bfloat16", "fp32", "int8_x86"} <= set(row["times"])
+        assert {OWN, "lutcc int8", "lutcc bfloat16", "bf16_onednn", "int8_x86"} <= set(row["times"])
         assert all(timing["best"] > 0 for timing in row["times"].values())
-        assert row["dead"] > 0
+    assert all(row["dead"] > 0 for row in layers)
     assert chains_table(rows).row_count == sum(len(row["times"]) for row in rows)
 
 
