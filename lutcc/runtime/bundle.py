@@ -141,19 +141,28 @@ def with_packed(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
 def work_per_row(module: Module) -> dict[str, int]:
     """Return what a module does per unit of its batch: look-ups, FLOPs, comparisons, bytes.
 
-    With several open sizes, per unit of their product, where each is 32.
+    Bytes are those that go in and out of stages: what is between the operations of one stays in the
+    nearest caches. With several open sizes, per unit of their product, where each is 32.
     """
     from lutcc import ir
 
     symbols, first = module.main.symbols, module.main.params[0].type.shape[:1]
     n = 1024 if len(symbols) < 2 else 32
     rows = n ** len(symbols) if symbols else next((d for d in first if isinstance(d, int)), 1)
-    total = ir.cost(module, n=n).total
+    cost = ir.cost(module, n=n)
+    total, main = cost.total, module.main
+    moved = sum(
+        row.cost.bytes_read - row.cost.table_bytes + row.cost.bytes_written
+        for row in cost.rows
+        if row.function == main.name and row.opcode != "call"
+    )
+    stages = [op for op in main.body if op.opcode == "call"]
+    passed = [value.type for op in stages for value in (*op.operands, *op.results)]
     amounts = {
         "lookups": total.lookups,
         "flops": total.flops,
         "comparisons": total.comparisons,
-        "bytes": total.bytes_read - total.table_bytes + total.bytes_written,
+        "bytes": moved + sum(type_.substitute(cost.symbols).nbytes for type_ in passed),
     }
     return {key: -(-int(value) // rows) for key, value in amounts.items()}
 

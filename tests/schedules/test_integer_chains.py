@@ -9,6 +9,7 @@ import pytest
 
 from lutcc import ir
 from lutcc.ir.passes import run_pipeline
+from lutcc.runtime.bundle import work_per_row
 from tests.ir.test_integer_chains import Net
 from tests.schedules.harness import ISA_PARAMS, N, built
 
@@ -120,3 +121,10 @@ def test_threads_change_nothing() -> None:
     _, call = built(module, "avx2", threads=3)
     x = np.random.default_rng(0).normal(size=(500, 20)).astype(np.float32)
     np.testing.assert_array_equal(call(x)[0], ir.interpret(module, [x])[0])
+
+
+def test_what_passes_between_fused_layers_is_no_traffic() -> None:
+    """By which the number of threads is chosen: only what goes in and out of the stage counts."""
+    work = work_per_row(run_pipeline(chain(5, 33)))
+    assert work["bytes"] == 4 * (20 + 33)
+    assert work["comparisons"] == 3 * 5 * 4
