@@ -3,10 +3,12 @@
 Networks on scikit-learn's handwritten digits, every layer by look-ups
 (``lutcc.recipes.Maddness``), as converted and after ``lutcc.finetune`` with the exact network as
 the teacher, several seeds: 64-30-30-30-10 with 4, 8 and 16 codebooks a layer, and
-64-512-512-512-10 with a codebook for every 8 columns. Accuracy is relative to the exact network's.
-ITLUMM's table 1 has, for the small shape on MNIST, 0.54, 0.72 and 0.87.
+64-512-512-512-10 with a codebook for every 8 columns; and trees of 4 to 7 levels beside nearest
+centroids with learned temperatures (LUT-NN), with as many bytes in their tables. Accuracy is
+relative to the exact network's. ITLUMM's table 1 has, for the small shape on MNIST, 0.54, 0.72 and
+0.87.
 
-Writes results.json.
+Writes results.json, and goes on from one that is there.
 
 Run: python examples/finetune_digits.py                  (some 8 minutes)
      python examples/finetune_digits.py --networks wide --docs docs/look-up-accuracy.md
@@ -29,6 +31,7 @@ from rich.console import Console
 from torch import nn
 
 import lutcc
+from lutcc.bench.network_speed import network_speeds
 from lutcc.bench.readme import markdown_table, replace_block
 from lutcc.data import digits
 from lutcc.report.accuracy_log import AccuracyRun, append_run
@@ -49,9 +52,24 @@ class Setting:
     steps: int
 
 
-def _narrow(codebooks: int, noise: float, epochs: int = 250, steps: int = 400) -> Setting:
-    recipe = lutcc.recipes.Maddness(ncodebooks=codebooks)
+def _narrow(
+    codebooks: int, noise: float, epochs: int = 250, steps: int = 400, **options: Any
+) -> Setting:
+    recipe = lutcc.recipes.Maddness(ncodebooks=codebooks, **options)
     return Setting((64, 30, 30, 30, 10), {"*": recipe}, noise, epochs, steps)
+
+
+def _codes() -> dict[str, Setting]:
+    """Return trees and nearest centroids whose tables have as many bytes."""
+    found = {}
+    for total, encoder in product((128, 256), ("tree", "nearest")):
+        for entries in (16, 32, 64, 128):
+            if encoder == "tree" or entries <= 64:
+                size = {"nprototypes": entries, "encoder": encoder}
+                name = f"{encoder}, C = {total // entries}, K = {entries}"
+                if total // entries > 1:  # one codebook sees four columns of all
+                    found[name] = _narrow(total // entries, 0.05, epochs=80, **size)
+    return found
 
 
 #: By network, and the codebooks as the tables name them.
@@ -69,13 +87,15 @@ NETWORKS: dict[str, dict[str, Setting]] = {
             steps=100,
         )
     },
+    "codes": _codes(),
 }
+_TIMES = ["table bytes", "µs, 1 row", "µs, 1024 rows"]
 PRINTED = {"4": 0.54, "8": 0.72, "16": 0.87}
 
 
 def exact_network(
     images: torch.Tensor, labels: torch.Tensor, seed: int, setting: Setting
-) -> nn.Module:
+) -> nn.Sequential:
     """Train the network that is replaced."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
@@ -87,7 +107,8 @@ def exact_network(
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(images), labels).backward()
         optimizer.step()
-    return network.eval()
+    network.eval()
+    return network
 
 
 def accuracy(network: Any, images: torch.Tensor, labels: np.ndarray) -> float:
@@ -116,7 +137,9 @@ def one_run(setting: Setting, seed: int) -> dict[str, float]:
     return {name: accuracy(network, test, data.test_y) for name, network in found.items()}
 
 
-def table(runs: Sequence[dict[str, Any]], network: str) -> str:
+def table(
+    runs: Sequence[dict[str, Any]], network: str, times: dict[str, list[float]] | None = None
+) -> str:
     """Return the means over seeds, relative to the exact network, as a table in Markdown."""
     rows = []
     for codebooks in NETWORKS[network]:
@@ -127,10 +150,34 @@ def table(runs: Sequence[dict[str, Any]], network: str) -> str:
         for name in ("converted", "fine-tuned"):
             relative = [run[name] / run["exact"] for run in own]
             cells.append(f"{np.mean(relative):.3f} ({min(relative):.3f} to {max(relative):.3f})")
-        printed = [f"{PRINTED[codebooks]:.2f}"] if network == "narrow" else []
-        rows.append([*cells, *printed])
+        if network == "narrow":
+            cells.append(f"{PRINTED[codebooks]:.2f}")
+        if times:
+            size, one, many = times[codebooks]
+            cells += [f"{size:,.0f}", f"{one:.2f}", f"{many:.1f}"]
+        rows.append(cells)
     header = ["codebooks", "converted", "fine-tuned"]
-    return markdown_table(header + ["ITLUMM on MNIST, printed"] * (network == "narrow"), rows)
+    header += {"narrow": ["ITLUMM on MNIST, printed"], "codes": _TIMES}.get(network, [])
+    return markdown_table(header, rows)
+
+
+def timed(settings: dict[str, Setting]) -> dict[str, list[float]]:
+    """Return bytes of tables, and microseconds at 1 and 1024 rows, of each setting's network.
+
+    What they compute does not change how long it takes: they are not fine-tuned.
+    """
+    data = digits.load()
+    images, classes = torch.from_numpy(data.train_x), torch.from_numpy(data.train_y)
+    exact = exact_network(images, classes, 0, next(iter(settings.values())))
+    networks = {n: lutcc.convert(exact, each.recipe, images) for n, each in settings.items()}
+    speeds = network_speeds(exact, networks, data.train_x)
+    return {
+        name: [
+            sum(layer.table_bytes for layer in network.conversion_report.layers),  # pyright: ignore
+            *(speed.networks[name] * 1e6 for speed in speeds),
+        ]
+        for name, network in networks.items()
+    }
 
 
 def log(path: Path, runs: Sequence[dict[str, Any]]) -> None:
@@ -163,12 +210,18 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--log", type=Path, help="log of accuracies to append to")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
-    console, runs = Console(), []
+    console, runs = Console(), list[dict[str, Any]]()
     chosen = {(n, c): s for n in args.networks for c, s in NETWORKS[n].items()}
     if args.quick:
         args.networks, args.seeds = ["narrow"], 1
         chosen = {("narrow", "8"): _narrow(8, 0.05, epochs=5, steps=100)}
-    for ((network, codebooks), setting), seed in product(chosen.items(), range(args.seeds)):
+    path = args.output / "results.json"
+    if path.exists():
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    done = {(run["network"], run["codebooks"], run["seed"], run["epochs"]) for run in runs}
+    for seed, ((network, codebooks), setting) in product(range(args.seeds), chosen.items()):
+        if (network, codebooks, seed, setting.epochs) in done:
+            continue
         found = one_run(setting, seed)
         if found["compiled"] != found["fine-tuned"]:
             raise SystemExit(f"compiled {found['compiled']}, but {found['fine-tuned']} in torch")
@@ -176,15 +229,15 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         runs.append(run | found)
         told = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
         console.print(f"{network}, {codebooks} codebooks, seed {seed}: {told}")
-        text = json.dumps({"runs": runs}, indent=1)
-        (args.output / "results.json").write_text(text, encoding="utf-8")
+        path.write_text(json.dumps({"runs": runs}, indent=1), encoding="utf-8")
     if args.log:
         log(args.log, runs)
     for network in args.networks:
-        console.print(table(runs, network), markup=False)
+        text = table(runs, network, timed(NETWORKS[network]) if network == "codes" else None)
+        console.print(text, markup=False)
         if args.docs:
             name = "finetune" if network == "narrow" else f"finetune-{network}"
-            page = replace_block(args.docs.read_text(encoding="utf-8"), name, table(runs, network))
+            page = replace_block(args.docs.read_text(encoding="utf-8"), name, text)
             args.docs.write_text(page, encoding="utf-8")
     return runs
 

@@ -1,0 +1,285 @@
+"""Figures 1 and 2 and table 1 of ITLUMM, in kind: partitions, table objectives, layer by layer.
+
+Digits (scikit-learn's; MNIST with ``--data FOLDER``) instead of CIFAR-100:
+
+* figure 1: the classifier, the last layer (512 to 10) of an MLP, becomes look-ups: plain MADDNESS,
+  and each partition with tables learnt behind softmax by the squared error and by the divergence;
+* figure 2: one layer of a network of 30 neurons a layer at a time;
+* table 1: every layer of it, as converted and layer by layer with the later layers trained; and how
+  fast that is beside float32, bfloat16 and int8, lutcc's and torch's, the faster of both.
+
+Accuracy is relative to the exact network's, mean and deviation over seeds. Trees are those of
+MADDNESS, as in the paper, but where "weight-aware" is said: there they group rows by their share of
+the product. Writes results.json, figures.png, and a file per seed: a run goes on from these.
+
+Run: python examples/itlumm_figures.py --docs docs/look-up-accuracy.md     (10 minutes of a core)
+     python examples/itlumm_figures.py --quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise, product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+import lutcc
+from lutcc.bench.network_speed import NetworkSpeed, network_speeds
+from lutcc.bench.readme import replace_block
+from lutcc.data import ImageSplit, digits, mnist
+from lutcc.report.accuracy_log import AccuracyRun, append_run
+from lutcc.report.itlumm import LAYERWISE, Point, draw, table, verdict
+
+PARTITIONS, OBJECTIVES = ("contiguous", "opq", "r2"), ("mse", "kld")
+PLAIN = lutcc.recipes.Maddness(hash_objective="input")
+WIDE, NARROW = (512, 512, 512), (30, 30, 30)
+CLASSIFIER, NETWORK = (2, 4, 8, 16), (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trained exact network and its data."""
+
+    network: nn.Sequential
+    data: ImageSplit
+    seed: int
+    epochs: int
+
+    def rows(self, part: str) -> torch.Tensor:
+        """Return the images of "train" or "test", (N, D)."""
+        images = getattr(self.data, f"{part}_x")
+        return torch.from_numpy(images.reshape(len(images), -1))
+
+    @property
+    def classes(self) -> torch.Tensor:
+        """Return the labels of the training images."""
+        return torch.from_numpy(self.data.train_y)
+
+    def point(self, part: str, method: str, codebooks: int, network: nn.Module) -> Point:
+        """Try a network on the test images."""
+        found = [self.accuracy(each) for each in (network, self.network)]
+        return Point(part, method, codebooks, self.seed, *found)
+
+    def accuracy(self, network: nn.Module) -> float:
+        """Return the share of test images that are told right."""
+        with torch.inference_mode():
+            told = network(self.rows("test")).argmax(1).numpy()
+        return float((told == self.data.test_y).mean())
+
+
+def trained(hidden: Sequence[int], data: ImageSplit, seed: int, steps: int, epochs: int) -> Trial:
+    """Train an exact network."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for before, after in pairwise((data.train_x[0].size, *hidden, data.classes)):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    trial = Trial(nn.Sequential(*layers[:-1]), data, seed, epochs)
+    x, y, optimizer = (
+        trial.rows("train"),
+        trial.classes,
+        torch.optim.Adam(trial.network.parameters(), 2e-3),
+    )
+    for _ in range(steps):
+        rows = torch.randint(len(x), (256,))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(trial.network(x[rows]), y[rows]).backward()
+        optimizer.step()
+    trial.network.eval()
+    return trial
+
+
+def classifier(trial: Trial, codebooks: Iterable[int]) -> Iterator[Point]:
+    """Replace the last layer: figure 1."""
+    last = str(len(trial.network) - 1)
+    with torch.inference_mode():
+        reaching = trial.network[:-1](trial.rows("train"))
+    for count in codebooks:
+        methods = {"maddness": PLAIN}
+        for partition, objective in product(PARTITIONS, OBJECTIVES):
+            methods[f"{partition}-{objective}"] = _config(partition, objective, "softmax")
+        methods["r2-kld weight-aware"] = _config("r2", "kld", "softmax", "product")
+        for method, config in methods.items():
+            layer = lutcc.nn.MaddnessLinear.from_linear(
+                trial.network[int(last)],  # type: ignore[arg-type]
+                reaching,
+                **_with(config, count).estimator_options(),
+            )
+            whole = nn.Sequential(trial.network[:-1], layer)
+            yield trial.point("classifier", method, count, whole)
+
+
+def single_layers(trial: Trial, codebooks: Iterable[int]) -> Iterator[Point]:
+    """Replace one layer at a time: figure 2."""
+    for count, place in product(codebooks, range(0, len(trial.network), 2)):
+        recipe = {str(place): _whole("r2", "kld", count, len(trial.network))[str(place)]}
+        small = lutcc.convert(trial.network, recipe, trial.rows("train"))
+        yield trial.point("layers", f"layer {place // 2 + 1}", count, small)
+
+
+def networks(trial: Trial, codebooks: Iterable[int]) -> Iterator[Point]:
+    """Replace every layer: table 1."""
+    x, size = trial.rows("train"), len(trial.network)
+    for count in codebooks:
+        recipes: dict[str, dict[str, Any]] = {"maddness": {"*": _with(PLAIN, count)}}
+        for partition, objective in product(PARTITIONS, OBJECTIVES):
+            recipes[f"{partition}-{objective}"] = _whole(partition, objective, count, size)
+        aware = _whole("contiguous", "kld", count, size, "product")
+        recipes["contiguous-kld weight-aware"] = aware
+        for method, recipe in recipes.items():
+            small = lutcc.convert(trial.network, recipe, x)
+            yield trial.point("network", method, count, small)
+            tuned = lutcc.convert_layerwise(
+                trial.network,
+                recipe,
+                (x, trial.classes),
+                teacher=trial.network,
+                epochs=trial.epochs,
+                seed=trial.seed,
+            )
+            yield trial.point("network", method + LAYERWISE, count, tuned)
+
+
+def _config(
+    partition: str, objective: str, activation: str, hash_objective: str = "input"
+) -> lutcc.recipes.Maddness:
+    return lutcc.recipes.Maddness(
+        partition=partition,
+        lut_objective=objective,
+        lut_activation=activation,
+        hash_objective=hash_objective,
+    )
+
+
+def _with(config: lutcc.recipes.Maddness, codebooks: int) -> lutcc.recipes.Maddness:
+    return replace(config, ncodebooks=codebooks)
+
+
+def _whole(
+    partition: str, objective: str, codebooks: int, size: int, hash_objective: str = "input"
+) -> dict[str, lutcc.recipes.Maddness]:
+    """Return a recipe: hidden layers by the error behind ReLU, the last by the objective."""
+    inner = _with(_config(partition, "mse", "relu", hash_objective), codebooks)
+    last = _with(_config(partition, objective, "softmax", hash_objective), codebooks)
+    return {**{str(place): inner for place in range(0, size - 1, 2)}, str(size - 1): last}
+
+
+def one_seed(seed: int, data: Path | None, quick: bool, output: Path) -> list[Point]:
+    """Try everything with one seed; what is done already is read."""
+    path = output / f"seed{seed}.json"
+    if path.exists():
+        return [Point(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
+    torch.set_num_threads(1)
+    wide, narrow = exact_networks(seed, data, quick)
+    some, more = ((4,), (4,)) if quick else (CLASSIFIER, NETWORK)
+    points = [*classifier(wide, some), *single_layers(narrow, more), *networks(narrow, more)]
+    path.write_text(json.dumps([asdict(p) for p in points]), encoding="utf-8")
+    return points
+
+
+def exact_networks(seed: int, data: Path | None, quick: bool) -> tuple[Trial, Trial]:
+    """Train the network whose classifier is replaced, and the one that is replaced as a whole."""
+    images = digits.load(seed=seed) if data is None else mnist.load(data)
+    steps, epochs = (60, 2) if quick else (400, 10)
+    hidden = ((64,) * 3 if quick else WIDE, NARROW)
+    wide, narrow = (trained(widths, images, seed, steps, epochs) for widths in hidden)
+    return wide, narrow
+
+
+def timed(data: Path | None, quick: bool) -> dict[str, list[NetworkSpeed]]:
+    """Time look-ups and exact layers; how long they take depends on no method and no seed."""
+    wide, narrow = exact_networks(0, data, quick)
+    some, more = ((4,), (4,)) if quick else (CLASSIFIER, NETWORK)
+    seconds, rounds = (0.001, 1) if quick else (0.01, 15)
+    with torch.inference_mode():
+        reaching = wide.network[:-1](wide.rows("train"))
+    speeds = {}
+    for part, exact, rows, counts in (
+        ("classifier", nn.Sequential(wide.network[-1]), reaching.clone(), some),
+        ("network", narrow.network, narrow.rows("train"), more),
+    ):
+        made = {str(c): lutcc.convert(exact, {"*": _with(PLAIN, c)}, rows) for c in counts}
+        speeds[part] = network_speeds(exact, made, rows.numpy(), seconds=seconds, rounds=rounds)
+    return speeds
+
+
+def log(points: Sequence[Point], speeds: dict[str, list[NetworkSpeed]], args: Any) -> None:
+    """Append every network to a log of accuracies."""
+    task = "digits" if args.data is None else "mnist"
+    for p in points:
+        timed = speeds["network"][-1] if p.part == "network" else None
+        append_run(
+            args.log,
+            AccuracyRun(
+                task=task,
+                model={"network": "30-30-30", "classifier": "512 to 10"}.get(p.part, p.part),
+                method=p.method,
+                seed=p.seed,
+                value=p.value,
+                exact=p.exact,
+                setting={"codebooks": p.codebooks, "part": p.part},
+                time_us=None if timed is None else timed.networks[str(p.codebooks)] * 1e6,
+                rows=None if timed is None else timed.rows,
+            ),
+        )
+
+
+def main(argv: list[str] | None = None) -> list[Point]:
+    """Run the example and return its points."""
+    parser = argparse.ArgumentParser(description="Figures 1 and 2 and table 1 of ITLUMM.")
+    parser.add_argument("--data", type=Path, help="folder of MNIST's four files")
+    parser.add_argument("--output", type=Path, default=Path("out/itlumm"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="processes, each with a seed of its own"
+    )
+    parser.add_argument("--quick", action="store_true", help="one seed, few codebooks and steps")
+    parser.add_argument("--docs", type=Path, help="page whose tables and picture are rewritten")
+    parser.add_argument("--log", type=Path, help="log of accuracies to append to")
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    seeds = range(1 if args.quick else args.seeds)
+    points: list[Point] = []
+    work = partial(one_seed, data=args.data, quick=args.quick, output=args.output)
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        for seed, found in enumerate(pool.map(work, seeds) if args.jobs > 1 else map(work, seeds)):
+            points += found
+            Console(stderr=True).print(f"seed {seed} is done")
+    speeds = timed(args.data, args.quick)
+    text = json.dumps(
+        {
+            "points": [asdict(p) for p in points],
+            "speeds": {part: [s.to_dict() for s in found] for part, found in speeds.items()},
+        },
+        indent=1,
+    )
+    (args.output / "results.json").write_text(text, encoding="utf-8")
+    draw(points, speeds, args.output / "figures.png")
+    blocks = {
+        f"itlumm-{part}": f"{table(points, part, speeds[part])}\n\n{verdict(points, part)}"
+        for part in ("classifier", "network")
+    }
+    for block in blocks.values():
+        Console().print(block, markup=False)
+    if args.log:
+        log(points, speeds, args)
+    if args.docs:
+        page = args.docs.read_text(encoding="utf-8")
+        for name, block in blocks.items():
+            page = replace_block(page, name, block)
+        args.docs.write_text(page, encoding="utf-8")
+        draw(points, speeds, args.docs.parent / "itlumm-figures.png")
+    return points
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Tables and pictures of ITLUMM's figures 1 and 2 and table 1, from runs of their example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from lutcc.bench.network_speed import NetworkSpeed
+from lutcc.bench.readme import markdown_table
+from lutcc.report.figure_style import open_figure
+
+LAYERWISE = ", layer by layer"
+#: ITLUMM's table 1: accuracy in percent of a network of 30 neurons a layer on MNIST.
+PRINTED = {1: 36.1, 2: 36.3, 4: 52.0, 8: 70.5, 16: 84.9}
+PRECISIONS = ("float32", "bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network: its accuracy, and that of the exact one."""
+
+    part: str
+    method: str
+    codebooks: int
+    seed: int
+    value: float
+    exact: float
+
+    @property
+    def relative(self) -> float:
+        """Accuracy in parts of the exact network's."""
+        return self.value / self.exact
+
+
+def summary(points: Sequence[Point], part: str, method: str, codebooks: int) -> tuple[float, float]:
+    """Return mean and deviation over seeds of the relative accuracy."""
+    found = [
+        p.relative for p in points if (p.part, p.method, p.codebooks) == (part, method, codebooks)
+    ]
+    return float(np.mean(found)), float(np.std(found))
+
+
+def _own(points: Sequence[Point], part: str) -> tuple[list[str], list[int]]:
+    """Return the methods and the codebooks of a part, in the order they were tried."""
+    own = [p for p in points if p.part == part]
+    return list(dict.fromkeys(p.method for p in own)), sorted({p.codebooks for p in own})
+
+
+def table(points: Sequence[Point], part: str, speeds: Sequence[NetworkSpeed]) -> str:
+    """Return means and deviations of a part, and what is faster, as a table in Markdown."""
+    methods, counts = _own(points, part)
+    rows = []
+    for method in methods:
+        cells = [summary(points, part, method, count) for count in counts]
+        rows.append([method, *(f"{mean:.3f} ± {spread:.3f}" for mean, spread in cells)])
+    if part == "network":
+        rows.append(["ITLUMM on MNIST, printed, percent", *(f"{PRINTED[c]}" for c in counts)])
+    for speed, precision in product(speeds, PRECISIONS):
+        found = [speed.faster(str(count), precision) for count in counts]
+        label = f"faster than {precision}, {speed.rows} row{'s' if speed.rows > 1 else ''}"
+        rows.append([label, *(f"{'yes' if x > 1 else 'no'}, {x:.2f}x" for x in found)])
+    return markdown_table(["codebooks", *map(str, counts)], rows)
+
+
+def verdict(points: Sequence[Point], part: str) -> str:
+    """Say where means are not above plain MADDNESS, and the divergence not above the square."""
+    methods, counts = _own(points, part)
+    others = [m for m in methods if not m.startswith("maddness")]
+    plain = [(m, "maddness" + (LAYERWISE if m.endswith(LAYERWISE) else "")) for m in others]
+    pairs = [(m, m.replace("-kld", "-mse")) for m in others if "-kld" in m]
+    pairs = [(kld, mse) for kld, mse in pairs if mse in methods]
+    told = []
+    for what, found in (
+        ("Above plain MADDNESS", plain),
+        ("The divergence above the squared error", pairs),
+    ):
+        misses = {
+            better: [
+                str(count)
+                for count in counts
+                if summary(points, part, better, count)[0] <= summary(points, part, other, count)[0]
+            ]
+            for better, other in found
+        }
+        every, missed = len(found) * len(counts), sum(map(len, misses.values()))
+        text = f"{what}, by their means: {every - missed} of {every}"
+        listed = [f"{name} at {', '.join(at)}" for name, at in misses.items() if at]
+        told.append(text + (f" (not: {'; '.join(listed)})." if listed else "."))
+    return " ".join(told)
+
+
+def draw(points: Sequence[Point], speeds: Mapping[str, Sequence[NetworkSpeed]], path: Path) -> None:
+    """Write the panels as a PNG: accuracy against codebooks, and where int8 is as fast."""
+    panels = {
+        "Figure 1A: partitions (KLD)": ("classifier", ["contiguous-kld", "opq-kld", "r2-kld"]),
+        "Figure 1B: objectives (r2)": ("classifier", ["r2-mse", "r2-kld"]),
+        "Figure 1C: objectives (opq)": ("classifier", ["opq-mse", "opq-kld"]),
+        "Figure 2: one layer": ("layers", _own(points, "layers")[0]),
+        "Table 1: every layer": (
+            "network",
+            ["r2-kld", "maddness, layer by layer", "r2-kld, layer by layer"],
+        ),
+        "Table 1: beyond, weight-aware splits": (
+            "network",
+            ["contiguous-kld weight-aware", "contiguous-kld weight-aware, layer by layer"],
+        ),
+    }
+    with open_figure(11, 6.4) as figure:
+        for place, (title, (part, methods)) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(2, 3, place)
+            counts = _own(points, part)[1]
+            shown = methods if part == "layers" else ["maddness", *methods]
+            for method in shown:
+                found = np.array([summary(points, part, method, count) for count in counts])
+                axes.errorbar(
+                    counts,
+                    *found.T,
+                    label=method,
+                    marker="o",
+                    markersize=3,
+                    capsize=2,
+                    linewidth=1.3,
+                )
+            axes.axhline(1.0, color="#1f2933", linestyle=":", linewidth=1)
+            even = _break_even(speeds["classifier" if part == "classifier" else "network"], counts)
+            if even is not None:
+                axes.axvline(even, color="#2563eb", linestyle="--", linewidth=1)
+                axes.text(
+                    even, axes.get_ylim()[0], " int8 is as fast", color="#2563eb", va="bottom"
+                )
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(counts, [str(c) for c in counts])
+            axes.set_title(title)
+            axes.set_xlabel("codebooks")
+            axes.set_ylabel("accuracy, of the exact network's")
+            axes.legend(frameon=False, fontsize=7, loc="lower right")
+        figure.savefig(path, dpi=140)
+
+
+def _break_even(speeds: Sequence[NetworkSpeed], counts: Sequence[int]) -> float | None:
+    """Return the codebooks beyond which int8 is faster on many rows; None if it nowhere is."""
+    gains = [speeds[-1].faster(str(count), "int8") for count in counts]
+    slower = [place for place, gain in enumerate(gains) if gain < 1]
+    if not slower:
+        return None
+    place = slower[0]
+    return counts[place] if place == 0 else float(np.sqrt(counts[place - 1] * counts[place]))

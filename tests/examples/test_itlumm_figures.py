@@ -1,0 +1,84 @@
+"""The figures of ITLUMM in kind: a quick run, its files, what is read again, and the verdict."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lutcc.bench.network_speed import NetworkSpeed
+from lutcc.report.accuracy_log import read_runs
+from lutcc.report.itlumm import Point, table, verdict
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def told(exact: Any, networks: Any, rows: Any, **_: Any) -> list[NetworkSpeed]:
+    """Return times without compiling: tests/bench/test_network_speed.py does that."""
+    exact_times = {f"lutcc {name}": 2e-6 for name in ("float32", "bfloat16", "int8")}
+    return [NetworkSpeed(n, dict.fromkeys(networks, 1e-6), exact_times) for n in (1, 1024)]
+
+
+def test_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ROOT / "examples" / "itlumm_figures.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "network_speeds", told)
+    page, log = tmp_path / "page.md", tmp_path / "log.jsonl"
+    names = ("itlumm-classifier", "itlumm-network")
+    page.write_text("\n".join(f"<!-- {n}:begin -->\n<!-- {n}:end -->" for n in names))
+    given = ["--quick", "--output", str(tmp_path), "--docs", str(page), "--log", str(log)]
+    points = module.main(given)
+    methods = {p.method for p in points if p.part == "network"}
+    assert {"maddness", "r2-kld", "opq-mse, layer by layer"} <= methods
+    assert all(0 < p.value <= 1 and 0.5 < p.exact <= 1 for p in points)
+    written = page.read_text(encoding="utf-8")
+    assert "| r2-kld, layer by layer |" in written
+    assert "| faster than int8, 1024 rows | yes, 2.00x |" in written
+    assert "Above plain MADDNESS, by their means:" in written
+    picture = (tmp_path / "itlumm-figures.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 20_000
+    assert len(read_runs(log)) == len(points)
+    kept = json.loads((tmp_path / "seed0.json").read_text())
+    assert [Point(**each) for each in kept] == points
+    assert module.one_seed(0, None, True, tmp_path) == points
+
+
+@pytest.fixture
+def points() -> list[Point]:
+    found = {
+        "maddness": ([0.8, 0.8], [0.9, 0.9]),
+        "r2-mse": ([0.7, 0.9], [0.95, 0.95]),
+        "r2-kld": ([0.9, 0.9], [0.9, 0.96]),
+    }
+    return [
+        Point("network", method, codebooks, seed, value, 1.0)
+        for method, sizes in found.items()
+        for codebooks, values in zip((4, 8), sizes, strict=True)
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_the_verdict_names_what_misses(points: list[Point]) -> None:
+    assert verdict(points, "network") == (
+        "Above plain MADDNESS, by their means: 3 of 4 (not: r2-mse at 4). "
+        "The divergence above the squared error, by their means: 1 of 2 (not: r2-kld at 8)."
+    )
+
+
+def test_the_table_has_means_deviations_and_losses(points: list[Point]) -> None:
+    times = {"lutcc int8": 2e-6, "lutcc float32": 4e-6, "lutcc bfloat16": 3e-6, "bf16_onednn": 1e-6}
+    speed = NetworkSpeed(1, {"4": 1.5e-6, "8": 3e-6}, times)
+    lines = table(points, "network", [speed]).splitlines()
+    assert lines[3] == "| r2-mse | 0.800 ± 0.100 | 0.950 ± 0.000 |"
+    assert "| faster than int8, 1 row | yes, 1.33x | no, 0.67x |" in lines
+    assert "| faster than bfloat16, 1 row | no, 0.67x | no, 0.33x |" in lines
