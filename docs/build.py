@@ -24,6 +24,7 @@ PAGES = (
     "cli",
     "plan",
     "look-up-accuracy",
+    "look-up-chains",
     "tuning",
     "tuning-logs",
     "lookup-ffn",
