@@ -14,6 +14,7 @@ import torch
 import lutcc
 from lutcc import ir
 from lutcc.errors import InputError
+from lutcc.runtime import kernel
 from lutcc.runtime.bfloat16 import as_numpy, to_array, to_tensor
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -81,6 +82,26 @@ def test_other_dtypes_are_refused(path: Path) -> None:
             artifact(wrong)
     with pytest.raises(InputError, match=r"(?s)float32.*x.to\(torch.bfloat16"):
         artifact(torch.zeros(2, 32))
+
+
+def test_one_thread_takes_the_short_way(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows are work for several threads, but there is one, nothing is looked at twice."""
+    monkeypatch.setattr(kernel, "SECONDS_PER_THREAD", 1e-15)
+    artifact, x = lutcc.load(path), rows(3)
+    artifact.num_threads = 1
+    tensor = torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    artifact(tensor)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the long way")
+
+    monkeypatch.setattr(kernel, "admit", refuse)
+    near(artifact(x), x)
+    near(as_numpy(artifact(tensor)), x)
+    artifact.num_threads = 2
+    for given in (x, tensor):
+        with pytest.raises(AssertionError, match="the long way"):
+            artifact(given)
 
 
 def test_there_and_back() -> None:
