@@ -12,6 +12,8 @@ from lutcc.ir.passes.chains import MAPS
 from lutcc.ir.passes.dead_code import DeadCode
 from lutcc.ir.passes.lookup_convolutions import PIXEL, result_size, window_of
 
+#: Functions that may finish the last sums: what they give is float32.
+_FINISHING = tuple(opcode for opcode in MAPS if opcode != "quantize")
 #: FLOPs of an exact convolution that joins those behind it: it is not shared among threads then.
 _SMALL_FLOPS = 16 << 20
 
@@ -72,7 +74,7 @@ def _group(main: Function) -> list[Operation] | None:
             ahead = []
         elif reader.opcode in ("reshape", "max_pool2d") and at.results[0].type.dtype == "int32":
             ahead.append(reader)
-        elif reader.opcode in MAPS and all(op.opcode == "max_pool2d" for op in ahead[1::2]):
+        elif reader.opcode in _FINISHING and all(op.opcode == "max_pool2d" for op in ahead[1::2]):
             members += [*ahead, reader]
             ahead = []
         else:

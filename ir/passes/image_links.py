@@ -187,14 +187,16 @@ def _mapped(link: Link, arrays: Mapping[str, Array]) -> Mapped | str:
         if late and not _agrees(before[channel], falls):
             return f"what follows the pooling of channel {channel} turns what is before it round"
         mirrored[channel] = falls
-        got = plain(asked, least)
+        got, first = plain(asked, least), least
         if falls:
             got = mirrored_thresholds(below(asked, least + span), lut)
+            first = int(mirrored_thresholds(np.array([least + span]), lut)[0]) + 1
         cuts = np.cumsum([int(place.sum()) for place in places])[:-1]
         for i, part in enumerate(np.split(got, cuts)):
-            found[i][places[i]] = part
             beyond = float(arrays[link.readers[i].operands[4].name][channel])
-            inside = _outside(part, beyond > values[i][places[i]])
+            above = beyond > values[i][places[i]]
+            found[i][places[i]] = part = _spread(part, above, first, first + span)
+            inside = _outside(part, above)
             if inside is not None:
                 outside[i][channel] = inside
             elif window_of(link.readers[i])["padding"] != (0, 0):
@@ -209,6 +211,15 @@ def _agrees(early: Array, falls: bool) -> bool:
     """Whether what is in front of a pooling falls, or rises, all the way."""
     steps = np.diff(early)
     return bool((steps <= 0).all() if falls else (steps >= 0).all())
+
+
+def _spread(thresholds: Array, above: Array, least: int, most: int) -> Array:
+    """Return equal thresholds with room for what lies outside the image between them.
+
+    What every sum exceeds, or none, may be moved away from the sums.
+    """
+    moved = thresholds - ((thresholds < least) & above).astype(np.int32)
+    return moved + ((thresholds >= most) & ~above).astype(np.int32)
 
 
 def _outside(thresholds: Array, above: Array) -> int | None:

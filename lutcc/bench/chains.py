@@ -71,7 +71,7 @@ def bench_chains(
         there are two, ``lutcc int8``, ``lutcc bfloat16``, and torch's by precision.
     """
     rows = []
-    for row in itertools.chain(_rows(options), _image_rows(options)):
+    for row in itertools.chain(_rows(options), image_rows(options)):
         rows.append(row)
         if on_row is not None:
             on_row(row)
@@ -103,8 +103,8 @@ def _rows_of(network: Network, options: BenchOptions) -> Iterator[dict[str, Any]
             yield _row(str(network), batch, dead_columns_of(module), options, times)
 
 
-def _image_rows(options: BenchOptions) -> Iterator[dict[str, Any]]:
-    """Measure a network of convolutions, one core as well."""
+def image_rows(options: BenchOptions) -> Iterator[dict[str, Any]]:
+    """Measure a network of convolutions; yields rows as those of :func:`bench_chains`."""
     from lutcc.bench.chains_images import subjects_of
 
     with tempfile.TemporaryDirectory(prefix="lutcc-bench-") as name, Comparison() as compare:

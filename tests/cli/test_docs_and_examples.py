@@ -60,7 +60,7 @@ def test_links_of_the_other_documents():
                 assert (ROOT / target.partition("#")[0]).exists(), f"{name}: {target}"
 
 
-EXAMPLES = {"maddness_matmul.py": 0.9, "compile_mlp.py": 0.7}
+EXAMPLES = {"maddness_matmul.py": 0.9, "compile_mlp.py": 0.7, "chained_cnn.py": 0.8}
 #: Tested in tests/examples.
 OTHERS = {
     "accuracy_against_time.py",

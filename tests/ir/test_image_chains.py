@@ -136,7 +136,9 @@ def test_falling_channels_are_mirrored_and_pooled_as_such() -> None:
     _same(module, images(rng, 3, shape))
 
 
-def _pair(offset: float, thresholds: list[float], padding: tuple[int, int]) -> ir.Module:
+def _pair(
+    offset: float, thresholds: list[float], padding: tuple[int, int], step: float = 1 / 16
+) -> ir.Module:
     """Return two convolutions of one channel: y = sum / 16 + offset of sums 0, 16, 32 and so on."""
     b, n = ir.Builder("main"), ir.Sym("n")
     x = b.param("x", ir.TensorType((n, 1, 4, 4), "float32"))
@@ -144,7 +146,7 @@ def _pair(offset: float, thresholds: list[float], padding: tuple[int, int]) -> i
     dims, zero = b.constant("d", _int32([[4]])), b.constant("v", _float32([[0, 0]]))
     rows = b.op("im2col", x, kernel=(3, 3), padding=(1, 1))
     acc = b.op("lut_accumulate", b.op("tree_encode", rows, dims, zero), b.constant("t", lut))
-    scale = b.constant("s", _float32([1 / 16]))
+    scale = b.constant("s", _float32([step]))
     y = b.op("lut_dequantize", acc, scale, b.constant("o", _float32([offset])))
     rows = b.op("im2col", b.op("rows_to_nchw", y, oh=4, ow=4), kernel=(3, 3), padding=padding)
     both = b.constant("v1", _float32([[0, t] for t in thresholds]))
@@ -172,6 +174,16 @@ def test_a_chain_is_cut_where_no_sum_stands_for_zero() -> None:
     assert (len(links), cuts) == (1, []), "without padding nobody reads it"
     for padding in ((1, 1), (0, 0)):
         _same(_pair(-1.03125, near, padding), images(np.random.default_rng(0), 3, (1, 4, 4)))
+
+
+@pytest.mark.parametrize("offset", [0.5, -2.5, 40.0])
+@pytest.mark.parametrize("scale", [1 / 16, -1 / 16])
+def test_zero_beyond_all_outputs_does_not_cut_a_chain(offset: float, scale: float) -> None:
+    """Of y = 0.5 ... 2.5, all lie on one side of -0.1 and 0.1, and the padding between them."""
+    module = _pair(offset, [-0.1, 0.1], (1, 1), scale)
+    (links, cuts) = find_links(_converted(module))
+    assert (len(links), cuts) == (1, [])
+    _same(module, images(np.random.default_rng(0), 3, (1, 4, 4)))
 
 
 def test_a_chain_is_cut_by_other_readers() -> None:

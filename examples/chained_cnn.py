@@ -1,0 +1,117 @@
+"""A network of convolutions by look-ups that stays in integers from layer to layer.
+
+A small CNN learns scikit-learn's handwritten digits; all its convolutions but the first become
+look-ups (``lutcc.recipes.Maddness``), and it is compiled. What is told: what both get right, that
+the compiled network gives what the torch module gives, and which sums stay integers
+(``artifact.explain()``). ``--docs`` measures the larger network of ``lutcc bench chains`` on images
+of 32 x 32 beside oneDNN's bfloat16 and int8, and writes the table of a page.
+
+Run: python examples/chained_cnn.py                                         (half a minute)
+     python examples/chained_cnn.py --docs docs/look-up-chains.md         (five minutes, idle)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import lutcc
+from lutcc.bench.chains_images import ALL_LAYERS
+from lutcc.bench.chains_report import FLOATS, OWN
+from lutcc.bench.readme import markdown_table, replace_block
+from lutcc.data import digits
+
+#: Candidates of the table, and what they are called there.
+SHOWN = {
+    OWN: "look-ups, first convolution exact",
+    ALL_LAYERS: "look-ups in all convolutions",
+    FLOATS: "look-ups, first exact, float32 between layers",
+    "lutcc int8": "lutcc int8",
+    "lutcc bfloat16": "lutcc bfloat16",
+    "bf16_onednn": "oneDNN bfloat16",
+    "int8_onednn": "torch int8 (oneDNN)",
+    "int8_x86": "torch int8 (x86 engine)",
+    "int8_onnxruntime": "onnxruntime int8",
+}
+
+
+def network() -> nn.Sequential:
+    """Return an untrained network for images of 8 x 8."""
+
+    def block(channels: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(channels, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    convolutions = [*block(1, 16), *block(16, 32), nn.MaxPool2d(2), *block(32, 32)]
+    return nn.Sequential(*convolutions, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10))
+
+
+def train(net: nn.Sequential, x: torch.Tensor, labels: torch.Tensor, steps: int) -> None:
+    """Fit a network to its labels."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(steps):
+        some = torch.randint(0, len(x), (128,))
+        loss = nn.functional.cross_entropy(net(x[some]), labels[some])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    net.eval()
+
+
+def rows_of_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return microseconds an image, and how much faster the look-ups are."""
+    batches = [int(row["N"]) for row in rows]
+    times = {
+        label: [row["times"][label]["best"] / row["N"] * 1e6 for row in rows] for label in SHOWN
+    }
+    table = []
+    for label, name in SHOWN.items():
+        ratios = [t / own for t, own in zip(times[label], times[OWN], strict=True)]
+        cells = [f"{t:.1f} ({r:.2f}x)" for t, r in zip(times[label], ratios, strict=True)]
+        table.append([name, *cells])
+    header = ["microseconds an image (and times the first row)", *(f"batch {n}" for n in batches)]
+    return markdown_table(header, table)
+
+
+def main(argv: Sequence[str] | None = None) -> float:
+    """Run the example; returns the look-ups' accuracy relative to the exact network's."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1300, help="images to learn from")
+    parser.add_argument("--steps", type=int, default=300, help="steps of training")
+    parser.add_argument("--docs", type=Path, help="page whose table of times is rewritten")
+    args = parser.parse_args(argv)
+
+    torch.manual_seed(0)
+    data = digits.load()
+    images = [torch.from_numpy(x.reshape(-1, 1, 8, 8)) for x in (data.train_x, data.test_x)]
+    x, labels = images[0][: args.rows], torch.from_numpy(data.train_y[: args.rows])
+    net = network()
+    train(net, x, labels, args.steps)
+    recipe = {f"{i}": lutcc.recipes.Maddness(ncodebooks=c) for i, c in ((3, 16), (7, 32))}
+    small = lutcc.convert(net, recipe, x)
+
+    with torch.inference_mode():
+        exact, expected = (model(images[1]).numpy() for model in (net, small))
+    artifact = lutcc.compile(small, images[1][:8])
+    found = np.asarray(artifact(images[1]))
+    right = [float((y.argmax(1) == data.test_y).mean()) for y in (exact, expected, found)]
+    print(f"right: exact {right[0]:.4f}, by look-ups {right[1]:.4f}, compiled {right[2]:.4f}")
+    print(f"compiled and torch differ by {np.abs(found - expected).max():.1e} at most\n")
+    print(artifact.explain())
+    if args.docs:
+        from lutcc.bench.chains import image_rows
+        from lutcc.bench.options import BenchOptions
+
+        table = rows_of_table(list(image_rows(BenchOptions())))
+        page = replace_block(args.docs.read_text(encoding="utf-8"), "chained-images", table)
+        args.docs.write_text(page, encoding="utf-8")
+    return right[2] / right[0]
+
+
+if __name__ == "__main__":
+    main()
