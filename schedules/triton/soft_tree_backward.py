@@ -18,6 +18,7 @@ import triton.language as tl
 from lutcc.schedules.triton.jit import jit
 from lutcc.schedules.triton.rows import as_rows, next_power_of_two, sum_type
 from lutcc.schedules.triton.sparse_add import add_product
+from lutcc.schedules.triton.table_sums import table_sums
 from lutcc.schedules.triton.target import Target, current_target, product_precision
 
 
@@ -33,14 +34,15 @@ class SoftTreeConfig:
         Codebooks per program.
     step
         Outputs whose products are summed together.
-    columns
-        Of the tables' gradient: outputs per program.
+    columns, leaves
+        Of the tables' gradient: outputs and entries of tables per program.
     """
 
     rows: int
     books: int
     step: int
     columns: int
+    leaves: int = 64
 
 
 def choose_config(entries: int, outputs: int, target: Target) -> SoftTreeConfig:
@@ -49,14 +51,14 @@ def choose_config(entries: int, outputs: int, target: Target) -> SoftTreeConfig:
     Examples
     --------
     >>> choose_config(16, 512, Target("sm_90", "cuda"))
-    SoftTreeConfig(rows=64, books=2, step=32, columns=64)
+    SoftTreeConfig(rows=64, books=2, step=32, columns=64, leaves=64)
     >>> choose_config(128, 10, Target("sm_90", "cuda"))
-    SoftTreeConfig(rows=32, books=1, step=16, columns=16)
+    SoftTreeConfig(rows=32, books=1, step=16, columns=16, leaves=64)
     """
     books = max(1, 32 // entries)
     wide = max(16, next_power_of_two(outputs))
     if target.backend == "interpreter":
-        return SoftTreeConfig(16, max(1, 16 // entries), 16, 16)
+        return SoftTreeConfig(16, max(1, 16 // entries), 16, 16, 16)
     rows = 64 if entries * books <= 32 else 32
     return SoftTreeConfig(rows, books, min(32, wide), min(64, wide))
 
@@ -203,57 +205,6 @@ def soft_tree_kernel(
     tl.store(place, tl.zeros((1, BOOKS), dvals.dtype.element_ty), mask=c < codebooks)
 
 
-@jit
-def table_sums_kernel(
-    grad,
-    codes,
-    out,
-    rows,
-    codebooks,
-    outputs,
-    share,
-    grad_row,
-    codes_row,
-    ENTRIES: tl.constexpr,
-    LEAVES: tl.constexpr,
-    STEP: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SUM: tl.constexpr,
-    PRODUCT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Sum the gradients of the rows that took each entry, over a share of the batch.
-
-    As a product with ones and zeros: each tile of the gradient is read once for LEAVES entries.
-    """
-    tiles = tl.cdiv(outputs, COLUMNS)
-    groups = tl.cdiv(codebooks * ENTRIES, LEAVES)
-    m = (tl.program_id(0) % tiles) * COLUMNS + tl.arange(0, COLUMNS)
-    leaf = (tl.program_id(0) // tiles % groups) * LEAVES + tl.arange(0, LEAVES)
-    part = (tl.program_id(0) // (tiles * groups)).to(tl.int64)
-    known = leaf < codebooks * ENTRIES
-    total = tl.zeros((LEAVES, COLUMNS), SUM)
-    end = tl.minimum(part * share + share, rows)
-    for start in range(part * share, end, STEP):
-        r = (start + tl.arange(0, STEP)).to(tl.int64)
-        inside = r < end
-        code = tl.load(
-            codes + r[None, :] * codes_row + (leaf // ENTRIES)[:, None],
-            mask=known[:, None] & inside[None, :],
-            other=0,
-        ).to(tl.int32)
-        taken = (code == (leaf % ENTRIES)[:, None]) & inside[None, :]
-        g = tl.load(
-            grad + r[:, None] * grad_row + m[None, :],
-            mask=inside[:, None] & (m < outputs)[None, :],
-            other=0.0,
-        )
-        taken = tl.where(taken, 1.0, 0.0).to(PRODUCT)
-        total = tl.dot(taken, g.to(PRODUCT), total, input_precision=PRECISION, out_dtype=SUM)
-    place = out + (part * codebooks * ENTRIES + leaf)[:, None] * outputs + m[None, :]
-    tl.store(place, total, mask=known[:, None] & (m < outputs)[None, :])
-
-
 def soft_tree_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
@@ -339,43 +290,8 @@ def soft_tree_backward(
         num_warps=4,
         **kinds,
     )
-    dtables = _table_sums(flat, codes, entries, config, kinds)
+    dtables = table_sums(flat, codes, entries, config.columns, config.leaves, kinds)
     return _to_columns(dvalues, splitdims, width), dvals.sum(0), dwarmth.sum(0), dtables
-
-
-def _table_sums(
-    grad: torch.Tensor,
-    codes: torch.Tensor,
-    entries: int,
-    config: SoftTreeConfig,
-    kinds: dict[str, object],
-) -> torch.Tensor:
-    """Return (C, K, M), in parts of the batch where there are few tables to fill a GPU with."""
-    (rows, codebooks), outputs = codes.shape, grad.shape[1]
-    codes = codes if codes.stride(1) == 1 else codes.contiguous()
-    leaves = 16 if config.rows == 16 else 64
-    tiles = triton.cdiv(outputs, config.columns) * triton.cdiv(codebooks * entries, leaves)
-    parts = max(1, min(512 // tiles, rows // 512))
-    share = triton.cdiv(rows, parts)
-    out = grad.new_empty((parts, codebooks, entries, outputs))
-    table_sums_kernel[(tiles * parts,)](
-        grad,
-        codes,
-        out,
-        rows,
-        codebooks,
-        outputs,
-        share,
-        grad.stride(0),
-        codes.stride(0),
-        ENTRIES=entries,
-        LEAVES=leaves,
-        STEP=16,
-        COLUMNS=config.columns,
-        num_warps=4,
-        **kinds,
-    )
-    return out[0] if parts == 1 else out.sum(0)
 
 
 def _to_columns(dvalues: torch.Tensor, splitdims: torch.Tensor, width: int) -> torch.Tensor:
