@@ -212,8 +212,12 @@ def main(argv: list[str] | None = None) -> Comparison:
     console.print(text, markup=False)
     if args.docs:
         summary_png(comparisons, args.docs.parent / PICTURE)
-        done_page = replace_block(args.docs.read_text(encoding="utf-8"), "accuracy-time", text)
-        args.docs.write_text(done_page, encoding="utf-8")
+        block = (
+            f"![Accuracy against microseconds a call, a panel for each number of rows]({PICTURE})"
+        )
+        source = args.docs.read_text(encoding="utf-8")
+        block = replace_block(source, "accuracy-time", f"{block}\n\n{text}")
+        args.docs.write_text(block, encoding="utf-8")
     return comparisons[0]
 
 
