@@ -13,7 +13,16 @@ from lutcc.ir.passes.mapped_trees import MOST_SUMS, MappedTrees, sums_range
 from lutcc.ir.types import Array
 
 #: What may stand between the sums and a tree: functions of single elements.
-MAPS = ("lut_dequantize", "affine", "relu", "leaky_relu", "clamp", "activation", "quantize")
+MAPS = (
+    "lut_dequantize",
+    "affine",
+    "relu",
+    "leaky_relu",
+    "clamp",
+    "round",
+    "activation",
+    "quantize",
+)
 
 
 @dataclass(frozen=True)

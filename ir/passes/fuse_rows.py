@@ -132,7 +132,7 @@ def _groups(function: Function) -> list[list[int]]:
 
 
 #: Operations that may finish the results of a gather, element by element.
-_FINISHING = ("add", "affine", "relu", "leaky_relu", "clamp", "activation", "quantize")
+_FINISHING = ("add", "affine", "relu", "leaky_relu", "clamp", "round", "activation", "quantize")
 #: Operations that keep groups of their own; others join either.
 _FAMILIES = {
     **dict.fromkeys(("tree_encode", "interval_encode", "nearest_encode"), "look-ups"),

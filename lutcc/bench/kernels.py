@@ -355,6 +355,7 @@ BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[Row]]] = {
     "relu": _moving("relu", (N, 256), []),
     "leaky_relu": _moving("leaky_relu", (N, 256), [], slope=0.1),
     "clamp": _moving("clamp", (N, 256), [], low=0.0, high=6.0),
+    "round": _moving("round", (N, 256), []),
     "activation": _moving("activation", (N, 256), [], kind="gelu"),
     "layer_norm": _moving("layer_norm", (N, 256), [_VECTOR, _VECTOR]),
     "softmax": _moving("softmax", (N, 256), []),

@@ -91,6 +91,20 @@ def _softplus(region: RegionBuilder, node: Node) -> Result:
     return _scaled(region, Lowered(value, x.shape, x.form), 1 / beta)
 
 
+@rule("aten.round.default")
+def _round(region: RegionBuilder, node: Node) -> Result:
+    return _map(region, node, "round")
+
+
+@rule("aten.fake_quantize_per_tensor_affine_cachemask.default")
+def _fake_quantize(region: RegionBuilder, node: Node) -> Result:
+    step, zero, least, most = (_number(argument(node, i, "")) for i in range(1, 5))
+    x = _scaled(region, _map(region, node), float(np.float32(1) / np.float32(step)))
+    value = region.emit("round", x.value)
+    value = region.emit("clamp", value, low=least - zero, high=most - zero)
+    return _scaled(region, Lowered(value, x.shape, x.form), step), None
+
+
 def _number(value: Any) -> float:
     if not isinstance(value, (int, float)):
         raise NotExpressible(f"operand {value!r} is not a number")

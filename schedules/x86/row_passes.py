@@ -21,6 +21,7 @@ from lutcc.schedules.x86 import (
     lut_dequantize,
     quantize,
     relu,
+    round,
     softmax,
 )
 from lutcc.schedules.x86.context import StageContext
@@ -34,6 +35,7 @@ ELEMENTWISE: Mapping[str, Callable[[Operation, Expr, Callable[[int], Expr]], Exp
     "relu": relu.apply,
     "leaky_relu": leaky_relu.apply,
     "clamp": clamp.apply,
+    "round": round.apply,
     "activation": activation.apply,
     "add": add.apply,
     "quantize": quantize.apply,

@@ -38,14 +38,16 @@ class Between(nn.Module):
 def layers() -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 24), nn.Linear(24, 7))
-    return lutcc.convert(model, RECIPE, torch.randn(400, 20))
+    converted = lutcc.convert(model, RECIPE, torch.randn(400, 20))
+    assert isinstance(converted, nn.Sequential)
+    return converted
 
 
 def _normed(negative: bool) -> nn.BatchNorm1d:
     norm = nn.BatchNorm1d(24).eval()
     nn.init.uniform_(norm.weight, -2 if negative else 0.5, 2)
     nn.init.normal_(norm.bias)
-    nn.init.normal_(norm.running_mean)
+    norm.running_mean = torch.randn(24)
     return norm
 
 
@@ -69,6 +71,7 @@ MONOTONE: dict[str, Callable[[Any], Any]] = {
     "affine": lambda x: x * torch.linspace(-1, 1, 24) + 0.3,
     "batch norm": nn.Sequential(_normed(False), nn.ReLU()),
     "batch norm that falls": nn.Sequential(_normed(True), nn.ReLU6(), nn.Flatten()),
+    "fake quantisation": lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 7, 0, 255),
     "shapes": lambda x: x.unflatten(1, (4, 6)).relu().flatten(1),
 }
 TURNING: dict[str, Callable[[Any], Any]] = {
@@ -97,7 +100,7 @@ def test_functions_between_look_ups(layers: nn.Sequential, name: str) -> None:
     function = (MONOTONE | TURNING)[name]
     x = torch.randn(500, 20)
     model = Between(layers, function)
-    module, changed, (first, last) = told(model, x[:2])
+    module, changed, (first, last) = told(model, x)
     assert first.integers, first.reason
     assert (first.layer, last.layer) == ("first", "last")
     assert not last.cut
@@ -213,7 +216,7 @@ def test_one_replaced_layer_is_enough_to_leave_fused_paths() -> None:
     x = torch.randn(3, 4, 8)
     with torch.no_grad():
         wanted = encoder.eval()(x, src_key_padding_mask=torch.zeros(3, 4, dtype=torch.bool))
-        last = encoder.layers[1]
+        last: Any = encoder.layers[1]
         last.linear1 = nn.Sequential(last.linear1)
         leave_fused_paths(encoder)
         found = encoder(x, src_key_padding_mask=torch.zeros(3, 4, dtype=torch.bool))

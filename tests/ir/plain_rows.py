@@ -73,6 +73,14 @@ def leaky_relu(inputs: Arrays, slope: float) -> Arrays:
     return [np.array(numbers, F32).reshape(x.shape)]
 
 
+def rounded(inputs: Arrays) -> Arrays:
+    (x,) = inputs
+    numbers = [
+        math.copysign(round(float(v)), v) if math.isfinite(v) else float(v) for v in x.ravel()
+    ]
+    return [np.array(numbers, np.float64).astype(F32).reshape(x.shape)]
+
+
 def clamp(inputs: Arrays, low: float | None = None, high: float | None = None) -> Arrays:
     (x,) = inputs
 
@@ -88,6 +96,7 @@ DEFINITIONS = {
     "activation": activation,
     "leaky_relu": leaky_relu,
     "clamp": clamp,
+    "round": rounded,
     "layer_norm": layer_norm,
     "softmax": softmax,
 }

@@ -45,6 +45,13 @@ def leaky_relu(draw: st.DrawFn) -> Case:
 
 
 @st.composite
+def rounded(draw: st.DrawFn) -> Case:
+    x = _x(draw, np.random.default_rng(draw(seeds())))
+    halves = np.rint(np.clip(x, -99, 99)) + np.float32(0.5)
+    return Case("round", (halves if draw(st.booleans()) else x,), {})
+
+
+@st.composite
 def clamp(draw: st.DrawFn) -> Case:
     x = _x(draw, np.random.default_rng(draw(seeds())))
     ends = {"low": st.sampled_from([-0.1, 0.0, 2.0]), "high": st.sampled_from([0.3, 1.0, 6.0])}
@@ -56,6 +63,7 @@ CASES = {
     "activation": activation(),
     "leaky_relu": leaky_relu(),
     "clamp": clamp(),
+    "round": rounded(),
     "layer_norm": layer_norm(),
     "softmax": softmax(),
 }

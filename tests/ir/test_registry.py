@@ -243,6 +243,7 @@ def _rng_inputs(opcode: str) -> tuple[list[np.ndarray], dict[str, Any]]:
         ),
         "leaky_relu": ([x], {"slope": -0.1}),
         "clamp": ([x], {"low": -0.3, "high": 0.5}),
+        "round": ([x * 2], {}),
         "interval_encode": (
             [
                 rng.integers(-9, 9, (3, 5)).astype(np.int32),

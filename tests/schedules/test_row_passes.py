@@ -109,6 +109,22 @@ def test_activations(isa: str) -> None:
         assert error.max() <= 1e-6, kind
 
 
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+def test_functions_that_are_exact(isa: str) -> None:
+    """NaN, infinities, both zeros, halves; rows of a prime size."""
+    x = np.concatenate([np.arange(-40, 41) / F32(8), [np.nan, np.inf, -np.inf, -0.0, 1e30, -1e30]])
+    x = np.resize(x.astype(F32), (29, 37))
+
+    def all_of_them(b: ir.Builder, x: Any, y: Any, _: Any) -> tuple[Any, ...]:
+        ends = ({"low": -0.3}, {"high": 0.1}, {"low": 0.0, "high": 6.0}, {"low": 1.0, "high": -1.0})
+        leaky = [b.op("leaky_relu", x, slope=slope) for slope in (0.1, -1.0, 3.0)]
+        return (b.op("round", x), *leaky, *(b.op("clamp", x, **end) for end in ends))
+
+    module = module_of(37, all_of_them)
+    for got, want in zip(built(module, isa)[1](x, x), ir.interpret(module, [x, x]), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def dense(b: ir.Builder, x: Any, kind: str, compute: str) -> Any:
     rng = np.random.default_rng(5)
     weight, units = rng.normal(size=(19, x.type.size(1))).astype(F32), np.ones(19, F32)
