@@ -130,7 +130,7 @@ class Planes:
 
     def clear(self, outside: View) -> None:
         """Write what each channel is outside the image, everywhere."""
-        lanes = 64 // ITEMSIZE[self.dtype] // 2
+        lanes = 64 // ITEMSIZE[self.dtype]
         with loop(self.window.channels) as c:
             value = splat(outside.load(c), self.dtype, lanes)
             with loop(self.window.plane // lanes) as k:
