@@ -24,6 +24,7 @@ PAGES = (
     "cli",
     "plan",
     "look-up-accuracy",
+    "look-up-networks",
     "look-up-chains",
     "tuning",
     "tuning-logs",
