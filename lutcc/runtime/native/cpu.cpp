@@ -77,6 +77,7 @@ constexpr Feature kFeatures[] = {
     {"avx512bw", 7, 0, Feature::kEbx, 30, kZmm},
     {"avx512vl", 7, 0, Feature::kEbx, 31, kZmm},
     {"avx512vbmi", 7, 0, Feature::kEcx, 1, kZmm},
+    {"avx512_vbmi2", 7, 0, Feature::kEcx, 6, kZmm},
     {"avx512_vnni", 7, 0, Feature::kEcx, 11, kZmm},
     {"avx512_bf16", 7, 1, Feature::kEax, 5, kZmm},
     {"abm", 0x80000001, 0, Feature::kEcx, 5, 0},
@@ -131,8 +132,8 @@ const std::vector<Level>& levels() {
     out.push_back({"avx2", {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}});
     out.push_back({"avx512", joined(out.back().features, {"avx512f", "avx512bw", "avx512cd",
                                                           "avx512dq", "avx512vl"})});
-    out.push_back(
-        {"avx512_vbmi_vnni", joined(out.back().features, {"avx512vbmi", "avx512_vnni"})});
+    out.push_back({"avx512_vbmi_vnni", joined(out.back().features, {"avx512vbmi", "avx512_vbmi2",
+                                                                    "avx512_vnni"})});
     out.push_back({"avx512_bf16", joined(out.back().features, {"avx512_bf16"})});
     return out;
   }();
