@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from lutcc.planning import Plan
+    from lutcc.planning import ChainPlan, Plan
 
 _GOAL = 0.15  # of the predicted time against the measured one
 
@@ -212,6 +212,12 @@ def table(plan: Plan) -> Table:
             escape(layer.name or "the model"), layer.shape, chosen.label, *times, *sizes,
             f"{chosen.error:.4f}", escape(layer.reason),
         )  # fmt: skip
+    for chain in _shown(plan):
+        times = [microseconds(chain.seconds), microseconds(chain.exact_seconds)]
+        shown.add_row(
+            escape(f"{chain.names[0]} to {chain.names[-1]}"), "chain", chain.choice, *times,
+            "", "", f"{chain.error:.4f}", escape("taken" if chain.taken else chain.reason),
+        )  # fmt: skip
     if plan.rest_seconds:
         rest = microseconds(plan.rest_seconds)
         shown.add_row("all else", "", "", rest, rest, "", "", "", "not planned for")
@@ -219,6 +225,18 @@ def table(plan: Plan) -> Table:
         reason = "looks up already: left as it is"
         shown.add_row(escape(name), "", kind, "", "", "", "", "", reason)
     return shown
+
+
+def _shown(plan: Plan) -> list[ChainPlan]:
+    """Return the chains that are taken, and of others that nothing taken is part of the fastest."""
+    taken = [chain for chain in plan.chains if chain.taken]
+    named = {name for chain in taken for name in chain.names}
+    best: dict[tuple[str, ...], ChainPlan] = {}
+    for chain in sorted(plan.chains, key=lambda chain: (chain.drop is None, chain.seconds)):
+        within = any(set(chain.names) < set(other.names) for other in plan.chains)
+        if not within and not named & set(chain.names):
+            best.setdefault(chain.names, chain)
+    return [*taken, *best.values()]
 
 
 def summary(plan: Plan) -> list[str]:

@@ -6,9 +6,10 @@ from lutcc.planning.api import plan, read_max_drop
 from lutcc.planning.candidates import default_candidates
 from lutcc.planning.choose import choose_options
 from lutcc.planning.options import Option
-from lutcc.planning.result import LayerPlan, Plan, Recipe
+from lutcc.planning.result import ChainPlan, LayerPlan, Plan, Recipe
 
 __all__ = [
+    "ChainPlan",
     "LayerPlan",
     "Option",
     "Plan",

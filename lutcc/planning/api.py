@@ -20,13 +20,17 @@ from lutcc.planning.candidates import (
     check_candidates,
     default_candidates,
     has_exact_arithmetic,
+    look_ups,
+    look_ups_among,
 )
+from lutcc.planning.chains import Joint
 from lutcc.planning.drop import Judge
+from lutcc.planning.joining import measure_joints
 from lutcc.planning.layers import Layer, find_layers, look_ups_of
 from lutcc.planning.measuring import Measurer
 from lutcc.planning.options import Option
-from lutcc.planning.reasons import why
-from lutcc.planning.result import LayerPlan, Plan, microseconds
+from lutcc.planning.reasons import why, why_chain
+from lutcc.planning.result import ChainPlan, LayerPlan, Plan, microseconds
 from lutcc.planning.search import Search
 from lutcc.planning.skipping import Skipping
 from lutcc.planning.speed import check_target
@@ -161,6 +165,16 @@ def plan(
             )
         )
     names = [layer.name for layer in layers]
+    joints: list[Joint] = []
+    if objective == "time":
+        joints = measure_joints(
+            measurer,
+            layers,
+            found,
+            look_ups if given is None else lambda columns: look_ups_among(given),
+            skipping,
+            lambda what: told(len(layers), len(layers), what),
+        )
     search = Search(
         model,
         data,
@@ -171,6 +185,7 @@ def plan(
         whole,
         measurer.everywhere,
         measurer.converted,
+        joints,
     )
     search.run(budget, lambda what: told(len(layers), len(layers), what))
     told(len(layers), len(layers), "compiling the converted model")
@@ -245,10 +260,14 @@ def _finish(
     tried = tuple(search.predicted(*attempt) for attempt in search.attempts)
     recipe, drop = tried[-1], search.drop
 
+    chains = _chains(search, limit)
+    chained = {name: chain.reason for chain in chains if chain.taken for name in chain.names}
+
     def at_pace(option: Option) -> Option:
         return dataclasses.replace(option, seconds=option.seconds * search.pace)
 
     return Plan(
+        chains=chains,
         layers=tuple(
             LayerPlan(
                 layer.name,
@@ -257,6 +276,8 @@ def _finish(
                 tuple(map(at_pace, options)),
                 _SLOWER
                 if search.slower
+                else chained[layer.name]
+                if layer.name in chained
                 else why(options, chosen, search.objective, search.budget, limit),
             )
             for layer, chosen, options in zip(layers, search.chosen, search.found, strict=True)
@@ -284,3 +305,28 @@ def _finish(
         notes=tuple(notes),
         model=search.converted,
     )
+
+
+def _chains(search: Search, limit: float) -> tuple[ChainPlan, ...]:
+    """Return the chains that were weighed, at the pace of the last turns."""
+    made = []
+    exact = [options[0] for options in search.found]
+    for joint in search.joints:
+        taken, pace = search.taken(joint, search.chosen), search.pace
+        joint = dataclasses.replace(
+            joint,
+            gain=joint.gain * pace * search.joint_scales[joint],
+            options=tuple(dataclasses.replace(o, seconds=o.seconds * pace) for o in joint.options),
+        )
+        paced = [dataclasses.replace(option, seconds=option.seconds * pace) for option in exact]
+        seconds = joint.seconds(paced)
+        whole = sum(paced[place].seconds for place in joint.places)
+        made.append(
+            ChainPlan(
+                joint.names, joint.label, seconds, joint.alone, whole,
+                joint.drop if joint.measured else None,
+                max(option.error for option in joint.options), taken,
+                why_chain(joint, taken, seconds, whole, limit),
+            )
+        )  # fmt: skip
+    return tuple(made)

@@ -11,6 +11,7 @@ from lutcc.errors import InputError
 
 #: Rows or patches that look-ups are fitted on while a plan is made; the recipe says the same.
 MAX_ROWS = 16384
+_EVERY = ((8, 16), (4, 16), (2, 16), (8, 64))  # columns of a codebook, prototypes
 _ALPHAS = (4.0, 5.33, 7.9)  # 2 bits and what goes with them: large layers just reach it
 _ARITHMETIC = ("bfloat16", "int8")
 
@@ -27,15 +28,29 @@ def default_candidates(columns: int) -> list[recipes.Config]:
     >>> [label(c) for c in default_candidates(64) if isinstance(c, recipes.Maddness)]
     ['maddness C=8', 'maddness C=16', 'maddness C=32', 'maddness C=8 K=64']
     """
-    found: list[recipes.Config] = [*exact_candidates()]
-    tried = ((8, 16), (4, 16), (2, 16), (8, 64))
-    for each, prototypes in tried:
-        config = recipes.Maddness(
+    found = [*exact_candidates(), *dict.fromkeys(look_ups(columns))]
+    return [*found, *(recipes.Codebook(alpha=alpha, learn="codebook") for alpha in _ALPHAS)]
+
+
+def look_ups(columns: int) -> list[recipes.Config]:
+    """Return MADDNESS with a codebook for every so many columns: those of a place in the list.
+
+    Examples
+    --------
+    >>> [label(config) for config in look_ups(3)]
+    ['maddness C=1', 'maddness C=1', 'maddness C=1', 'maddness C=1 K=64']
+    """
+    return [
+        recipes.Maddness(
             ncodebooks=max(1, columns // each), nprototypes=prototypes, max_rows=MAX_ROWS
         )
-        if config not in found:
-            found.append(config)
-    return [*found, *(recipes.Codebook(alpha=alpha, learn="codebook") for alpha in _ALPHAS)]
+        for each, prototypes in _EVERY
+    ]
+
+
+def look_ups_among(configs: Sequence[recipes.Config]) -> list[recipes.Config]:
+    """Return the configs that look up."""
+    return [config for config in configs if isinstance(config, recipes.Maddness)]
 
 
 def has_exact_arithmetic() -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lutcc import recipes
-from lutcc.planning.choose import choose_options
+from lutcc.planning.chains import Joint, apart
+from lutcc.planning.choose import Group, choose_options
 from lutcc.planning.drop import Judge
 from lutcc.planning.options import EXACT, Option, pays
 from lutcc.planning.result import Recipe
@@ -19,10 +20,11 @@ _MOST = 4.0  # times what layers gain alone is what the whole model may gain by 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Timed:
-    """Seconds of a whole model with a recipe, and what layers had promised before."""
+    """Seconds of a whole model with a recipe, what layers had promised before, and its bytes."""
 
     seconds: float
     scaled: float
+    nbytes: int
 
 
 def configs_of(chosen: list[Option]) -> tuple[recipes.Config, ...]:
@@ -48,6 +50,8 @@ class Estimates:
     everywhere
         Seconds of the whole model with a config in each of the layers that are named; None if
         unknown.
+    joints
+        Options of chains of layers.
     """
 
     def __init__(
@@ -58,8 +62,11 @@ class Estimates:
         objective: str,
         whole: Speed | str,
         everywhere: Callable[[recipes.Config, list[str]], float | None],
+        joints: Sequence[Joint] = (),
     ) -> None:
         self.judge, self.names = judge, names
+        self.joints = list(joints)
+        self.joint_scales = dict.fromkeys(self.joints, 1.0)
         self.alone, self.objective, self.whole = found, objective, whole
         self.found = found
         self.everywhere = everywhere
@@ -104,8 +111,11 @@ class Estimates:
                 if option.config == config and not option.problem
             }
             progress(next(o.label for la in self.alone for o in la if o.config == config))
+            every = len(gains)
+            if isinstance(config, recipes.Maddness):  # in a chain they would gain more
+                gains = {name: gains[name] for name in apart(list(gains), self._runs)}
             seconds = self.everywhere(config, list(gains))
-            if seconds is not None:
+            if seconds is not None and len(gains) == every:
                 self.everywhere_seconds[config] = seconds
             total = sum(gains.values())
             scale = 1.0
@@ -132,15 +142,42 @@ class Estimates:
 
         return [[corrected(o, options[0]) for o in options] for options in self.alone]
 
+    @property
+    def _runs(self) -> list[tuple[str, ...]]:
+        """The names of the layers of each chain."""
+        return list(dict.fromkeys(joint.names for joint in self.joints))
+
+    def shared(self, joint: Joint) -> list[Option]:
+        """Return the options of a chain's layers, with their times as corrected last."""
+        return joint.shared([options[0] for options in self.found], self.joint_scales[joint])
+
     def pick(self, budget: float, among: list[list[Option]] | None = None) -> list[Option]:
-        """Return the cheapest recipe by the layers' effects."""
+        """Return the cheapest recipe by the effects of layers, and of chains where time counts."""
         usable = self.usable if among is None else among
+        joints = [j for j in self.joints if j.measured and self.objective == "time"]
+        parts = [self.shared(joint) for joint in joints]
+        groups = [
+            Group(
+                joint.places,
+                tuple(
+                    _place_of(config, usable[place])
+                    for config, place in zip(joint.configs, joint.places, strict=True)
+                ),
+                sum(option.seconds for option in part),
+                joint.damage,
+            )
+            for joint, part in zip(joints, parts, strict=True)
+        ]
         places = choose_options(
             [[o.cost(self.objective) for o in options] for options in usable],
             [[o.damage for o in options] for options in usable],
             budget,
+            groups,
         )
-        return [options[i] for options, i in zip(usable, places, strict=True)]
+        return [
+            options[i] if i >= 0 else parts[-1 - i][joints[-1 - i].places.index(layer)]
+            for layer, (options, i) in enumerate(zip(usable, places, strict=True))
+        ]
 
     def scaled(self, chosen: list[Option]) -> float:
         """Return what a recipe should take: the exact model, and what layers differ by.
@@ -153,14 +190,19 @@ class Estimates:
         return max(self.exact.seconds + change, slowest)
 
     def predicted(self, chosen: list[Option], drop: float | None = None) -> Recipe:
-        """Return what a recipe takes: timed whole if it was, else as :meth:`scaled`."""
+        """Return what a recipe takes: timed whole if it was, else as :meth:`scaled`.
+
+        Bytes are then those of the whole model too, else the exact one's and what layers differ by.
+        """
         pairs = [(o, options[0]) for o, options in zip(chosen, self.found, strict=True)]
         timed = self.timed.get(configs_of(chosen))
         scaled = self.scaled(chosen) if timed is None else timed.scaled * self.pace
         return Recipe(
             tuple(o.label for o in chosen),
             scaled if timed is None else timed.seconds * self.pace,
-            self.exact.nbytes + sum(o.nbytes - exact.nbytes for o, exact in pairs),
+            self.exact.nbytes + sum(o.nbytes - exact.nbytes for o, exact in pairs)
+            if timed is None
+            else timed.nbytes,
             self.judge.expected(sum(o.damage for o in chosen)),
             drop,
             scaled,
@@ -177,17 +219,33 @@ class Estimates:
         if not isinstance(self.whole, Speed) or not scaled < self.whole.seconds:
             return False
         part = max(0.0, self.whole.seconds - seconds) / (self.whole.seconds - scaled)
-        for config in {*configs_of(chosen)} - {EXACT}:
+        for config in {o.config for o in chosen if not o.chain} - {EXACT}:
             self.scales[config] = min(part * self.scales.get(config, 1.0), _MOST)
+        for joint in self.joints:
+            if self.taken(joint, chosen):
+                self.joint_scales[joint] = min(part * self.joint_scales[joint], _MOST)
         self.found = self._corrected()
         return True
 
     def now(self, chosen: list[Option]) -> list[Option]:
         """Return the options of the same configs, with their times as corrected last."""
-        return [
+        taken = [
             next(o for o in options if o.config == one.config)
             for one, options in zip(chosen, self.found, strict=True)
         ]
+        for joint in self.joints:
+            if self.taken(joint, chosen):
+                for place, option in zip(joint.places, self.shared(joint), strict=True):
+                    taken[place] = option
+        return taken
+
+    @staticmethod
+    def taken(joint: Joint, chosen: Sequence[Option]) -> bool:
+        """Tell whether a recipe takes a chain as one."""
+        return all(
+            chosen[place].chain == joint.title and chosen[place].config == config
+            for place, config in zip(joint.places, joint.configs, strict=True)
+        )
 
     def front(self) -> list[Recipe]:
         """Return the recipes that are the cheapest for their damage, the exact one first.
@@ -212,3 +270,8 @@ class Estimates:
             )
             found.setdefault(recipe.labels, recipe)
         return list(found.values())
+
+
+def _place_of(config: recipes.Config, options: Sequence[Option]) -> int | None:
+    """Return which option has a config."""
+    return next((i for i, option in enumerate(options) if option.config == config), None)

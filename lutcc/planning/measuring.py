@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,6 +55,12 @@ class Measurer:
         self._model, self._calibration, self._judge = model, calibration, judge
         self._cache, self._target, self._threads = cache, target, threads
         self._whole: Artifact | None = None
+
+    @property
+    def example(self) -> Any:
+        """The batch that is timed, as models are traced with it."""
+        args, kwargs = self._calibration.example
+        return kwargs or args
 
     def options(
         self,
@@ -111,15 +119,24 @@ class Measurer:
         Look-ups are fitted on few rows: that changes the numbers in their tables only. Seconds are
         those at the pace of :meth:`whole`.
         """
-        recipe = dict.fromkeys(names, _stand_in(config))
-        return self._timed_whole(
-            ("everywhere", _key(config), *names),
-            lambda: convert_model(self._model, recipe, self._calibration.given),
-        )
+        key = ("everywhere", _key(config), *names)
+        speed = self._timed_whole(key, lambda: self.stand_in(dict.fromkeys(names, config)))
+        return None if speed is None else speed.seconds
+
+    def in_place(self, recipe: Mapping[str, recipes.Config]) -> float | None:
+        """Return what the whole model takes with several layers swapped, as :meth:`everywhere`."""
+        keys = {name: _key(config) for name, config in recipe.items()}
+        speed = self._timed_whole(("in place", json.dumps(keys)), lambda: self.stand_in(recipe))
+        return None if speed is None else speed.seconds
+
+    def stand_in(self, recipe: Mapping[str, recipes.Config]) -> torch.nn.Module:
+        """Return a model of the same speed and size as with a recipe, fitted in haste."""
+        quick = {name: _stand_in(config) for name, config in recipe.items()}
+        return convert_model(self._model, quick, self._calibration.given)
 
     def converted(
         self, recipe: Mapping[str, recipes.Config], model: torch.nn.Module
-    ) -> float | None:
+    ) -> Speed | None:
         """Return what a model takes that was converted with a recipe; None if unknown.
 
         Seconds are those at the pace of :meth:`whole`.
@@ -129,16 +146,19 @@ class Measurer:
 
     def _timed_whole(
         self, key: tuple[str, ...], make: Callable[[], torch.nn.Module]
-    ) -> float | None:
+    ) -> Speed | None:
         kept: dict[str, Any] | None = self._cache.get(*key)
+        if kept is not None and "seconds" in kept and "nbytes" not in kept:
+            kept = None  # bytes were not kept in former times
         if kept is None and isinstance(self.whole(), Speed):
             try:
                 speed, pace = self.check(make())
-                kept = {"seconds": speed.seconds / pace}
+                kept = {"seconds": speed.seconds / pace, "nbytes": speed.nbytes}
             except LutccError as error:
                 kept = {"problem": error.what}
+            gc.collect()
             self._cache.put(kept, *key)
-        return kept["seconds"] if kept is not None and "seconds" in kept else None
+        return None if kept is None or "seconds" not in kept else Speed(**kept)
 
     def check(self, model: torch.nn.Module) -> tuple[Speed, float]:
         """Return what a converted model takes, and how fast the machine is meanwhile.
@@ -187,19 +207,48 @@ class Measurer:
         kept: dict[str, Any] | None = self._cache.get(*key)
         if kept is None:
             progress(label(config))
-            try:
-                model = convert_model(self._model, {layer.name: config}, self._calibration.given)
-            except LutccError as error:
-                kept = {"problem": error.what}
-            else:
-                with _OutputError(layer.module, model.get_submodule(layer.name)) as error:
-                    drop = self._judge.drop(model, "choose")
-                kept = {"drop": drop.drop, "change": drop.change, "error": error.value}
-                kept["damage"] = self._judge.damage(drop)
-                if not drop.change < float("inf"):
-                    kept = {"problem": "the model's output is no longer finite"}
+            kept = self._swapped([layer], {layer.name: config})
+            gc.collect()  # graphs know the module that they are of: copies go only so
+            if "errors" in kept:
+                [kept["error"]] = kept.pop("errors")
             self._cache.put(kept, *key)
         return kept
+
+    def effect_together(
+        self, layers: Sequence[Layer], configs: Sequence[recipes.Config]
+    ) -> dict[str, Any]:
+        """Swap several layers; the error of each and what happens to the model's output."""
+        recipe = {layer.name: config for layer, config in zip(layers, configs, strict=True)}
+        key = ("effects", json.dumps({name: _key(config) for name, config in recipe.items()}))
+        kept: dict[str, Any] | None = self._cache.get(*key)
+        if kept is None:
+            kept = self._swapped(layers, recipe)
+            gc.collect()
+            self._cache.put(kept, *key)
+        return kept
+
+    def _swapped(
+        self, layers: Sequence[Layer], recipe: Mapping[str, recipes.Config]
+    ) -> dict[str, Any]:
+        """Return what a recipe for some layers does, ready for JSON."""
+        try:
+            model = convert_model(self._model, recipe, self._calibration.given)
+        except LutccError as error:
+            return {"problem": error.what}
+        with contextlib.ExitStack() as stack:
+            errors = [
+                stack.enter_context(_OutputError(layer.module, model.get_submodule(layer.name)))
+                for layer in layers
+            ]
+            drop = self._judge.drop(model, "choose")
+        if not drop.change < float("inf"):
+            return {"problem": "the model's output is no longer finite"}
+        return {
+            "drop": drop.drop,
+            "change": drop.change,
+            "damage": self._judge.damage(drop),
+            "errors": [error.value for error in errors],
+        }
 
     def _speeds(
         self, layer: Layer, configs: list[recipes.Config], progress: Callable[[str], None]

@@ -32,6 +32,9 @@ class Option:
         Why it cannot be taken, or "".
     skipped
         Why its effect was not measured, although it could be taken, or "".
+    chain
+        The chain that it is taken with, or "": its seconds and damage are then its part of the
+        chain's, see :class:`lutcc.planning.chains.Joint`.
     """
 
     config: recipes.Config
@@ -43,6 +46,7 @@ class Option:
     damage: float = 0.0
     problem: str = ""
     skipped: str = ""
+    chain: str = ""
 
     @property
     def label(self) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lutcc.planning.chains import Joint
 from lutcc.planning.options import EXACT, Option, pays
+from lutcc.planning.result import microseconds
 
 
 def why(
@@ -58,3 +60,33 @@ def why(
     if gentle.damage > budget:
         return f"{gentle.label} ({facts}) is beyond the budget, which had to be tightened"
     return f"the budget goes further in other layers; here, {gentle.label} has {facts}"
+
+
+def why_chain(joint: Joint, taken: bool, seconds: float, exact: float, limit: float) -> str:
+    """Return why a chain of layers is taken as one, or is not.
+
+    Parameters
+    ----------
+    joint
+        The chain.
+    taken
+        Whether the recipe has it.
+    seconds, exact
+        What it takes in the whole model, and its exact layers.
+    limit
+        The most that damages may add up to.
+
+    Examples
+    --------
+    >>> one = Option(EXACT, seconds=2e-6)
+    >>> why_chain(Joint((0, 1), ("a", "b"), (one, one)), True, 3e-6, 6e-6, 0.1)
+    'a to b stay integers: 3 us together, 4 us one by one; 2.00x faster than exact'
+    """
+    if not joint.measured:
+        return joint.problem or joint.skipped
+    facts = f"{microseconds(seconds)} us together, {microseconds(joint.alone)} us one by one"
+    if taken:
+        return f"{joint.title} stay integers: {facts}; {exact / seconds:.2f}x faster than exact"
+    if joint.damage > limit:
+        return f"{facts}; drop {joint.drop:.2%} together is beyond the budget"
+    return f"{facts}; another choice within the budget is faster"

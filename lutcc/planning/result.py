@@ -61,6 +61,37 @@ class LayerPlan:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ChainPlan:
+    """Layers that would all look up, so that integers are passed on from one to the next.
+
+    Parameters
+    ----------
+    names, choice
+        The layers, and what they would become.
+    seconds, alone_seconds, exact_seconds
+        In the whole model; the same layers timed one by one; the exact layers.
+    drop
+        What they do to the model's output together; None if that was not measured.
+    error
+        The largest relative error of one of the layers.
+    taken
+        Whether the recipe has them so.
+    reason
+        Why, in a line.
+    """
+
+    names: tuple[str, ...]
+    choice: str
+    seconds: float
+    alone_seconds: float
+    exact_seconds: float
+    drop: float | None
+    error: float
+    taken: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Recipe:
     """One recipe for the whole model.
 
@@ -97,6 +128,8 @@ class Plan:
     ----------
     layers
         Every layer that could be swapped, in the model's order.
+    chains
+        Chains of layers that were weighed as one, see :mod:`lutcc.planning.chains`.
     kept
         Layers that look up already, by name: their type. They are left as they are.
     objective, max_drop, target, rows
@@ -109,8 +142,9 @@ class Plan:
     exact_seconds, exact_bytes
         Of the exact model, compiled; sums of the layers where it cannot be compiled.
     predicted_seconds, predicted_bytes
-        Those, and what the chosen layers differ by; but seconds are those of the converted model
-        timed whole, if ``timed_whole``. ``scaled_seconds`` are what layers promised before.
+        Of the converted model, compiled and timed whole, if ``timed_whole``; else those of the
+        exact model, and what the chosen layers differ by. ``scaled_seconds`` are what layers
+        promised before.
     measured_seconds, measured_bytes
         Of the converted model, compiled; None if it cannot be.
     tried
@@ -124,6 +158,7 @@ class Plan:
     """
 
     layers: tuple[LayerPlan, ...]
+    chains: tuple[ChainPlan, ...]
     kept: dict[str, str]
     objective: str
     max_drop: float
@@ -192,12 +227,13 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and dictionaries, ready for JSON."""
-        skipped = ("layers", "model", "tried", "front", "notes")
+        skipped = ("layers", "chains", "model", "tried", "front", "notes")
         fields = [f.name for f in dataclasses.fields(self) if f.name not in skipped]
         return {name: getattr(self, name) for name in fields} | {
             "miss": self.miss,
             "rest_seconds": self.rest_seconds,
             "layers": [layer.to_dict() for layer in self.layers],
+            "chains": [dataclasses.asdict(chain) for chain in self.chains],
             "tried": [dataclasses.asdict(recipe) for recipe in self.tried],
             "front": [dataclasses.asdict(recipe) for recipe in self.front],
             "notes": list(self.notes),

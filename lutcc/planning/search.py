@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -11,12 +11,13 @@ import torch
 from lutcc import recipes
 from lutcc.convert_model import convert as convert_model
 from lutcc.planning.calibration import Calibration
+from lutcc.planning.chains import Joint
 from lutcc.planning.drop import Drop, Judge
 from lutcc.planning.estimates import Estimates, Timed, configs_of
 from lutcc.planning.options import EXACT, Option
 from lutcc.planning.speed import Speed
 
-TimeWhole: TypeAlias = Callable[[dict[str, recipes.Config], torch.nn.Module], float | None]
+TimeWhole: TypeAlias = Callable[[dict[str, recipes.Config], torch.nn.Module], Speed | None]
 _TRIES = 8  # conversions of the whole model, until the exact one is taken
 _NEAR = 0.85  # of the allowed drop is near enough
 _OFF = 0.15  # of the time of the whole model that layers may be off by, before it corrects them
@@ -40,10 +41,10 @@ class Search(Estimates):
     ----------
     model, data
         The exact model and its calibration.
-    judge, found, names, objective, whole, everywhere
+    judge, found, names, objective, whole, everywhere, joints
         Of :class:`lutcc.planning.estimates.Estimates`.
     time_whole
-        Seconds of a model that was converted with a recipe; None if unknown.
+        What a model takes that was converted with a recipe; None if unknown.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class Search(Estimates):
         whole: Speed | str,
         everywhere: Callable[[recipes.Config, list[str]], float | None],
         time_whole: TimeWhole,
+        joints: Sequence[Joint] = (),
     ) -> None:
-        super().__init__(judge, found, names, objective, whole, everywhere)
+        super().__init__(judge, found, names, objective, whole, everywhere, joints)
         self.model, self.data, self.time_whole = model, data, time_whole
         self.budget = 0.0
         self.attempts: list[tuple[list[Option], float]] = []
@@ -89,7 +91,7 @@ class Search(Estimates):
             again = self._within(max_drop, progress)
             if configs_of(again.chosen) in self.timed:
                 break
-            self.again.append(Timed(seconds, scaled))
+            self.again.append(self.timed[configs_of(chosen)])
             found.append(again)
         best = found[0]
         if self.objective == "time" and configs_of(best.chosen) in self.timed:
@@ -162,18 +164,19 @@ class Search(Estimates):
 
     def _time(self, tried: _Tried, progress: Callable[[str], None]) -> float | None:
         """Return what the whole model takes with a recipe; None if unknown."""
-        seconds: float | None = None
+        speed: Speed | None = None
         scaled = self.scaled(tried.chosen)
         if all(o.config == EXACT for o in tried.chosen):
-            seconds = self.whole.seconds if isinstance(self.whole, Speed) else None
+            speed = self.whole if isinstance(self.whole, Speed) else None
         else:
             progress("timing the converted model")
             tried.model = self._convert(tried.chosen) if tried.model is None else tried.model
             recipe = dict(zip(self.names, configs_of(tried.chosen), strict=True))
-            seconds = self.time_whole(recipe, tried.model)
-        if seconds is not None:
-            self.timed[configs_of(tried.chosen)] = Timed(seconds, scaled)
-        return seconds
+            speed = self.time_whole(recipe, tried.model)
+        if speed is None:
+            return None
+        self.timed[configs_of(tried.chosen)] = Timed(speed.seconds, scaled, speed.nbytes)
+        return speed.seconds
 
     def _anchors_within(
         self, max_drop: float, limit: float, progress: Callable[[str], None]

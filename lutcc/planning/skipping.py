@@ -74,19 +74,30 @@ class Skipping:
             return ""
         if exact.cost(self._objective) < SMALL * self._total:
             return f"the layer is less than {SMALL:.0%} of the model"
+        for other in found:
+            cheap = other.cost(self._objective) <= option.cost(self._objective)
+            exact_ = isinstance(other.config, recipes.Exact) and other.measured
+            if exact_ and cheap and other.drop <= self._max_drop:
+                return f"{other.label} is as cheap, and gentler as a rule"
+        return self.beyond(option, found, shape)
+
+    def beyond(self, option: Option, found: Sequence[Option], shape: str) -> str:
+        """Return why an option that is not exact must be beyond the budget; "" if it need not.
+
+        Parameters
+        ----------
+        option, found, shape
+            As of :meth:`reason`.
+        """
         family = type(option.config)
         for other in found:
             if not other.measured:
                 continue
             if type(other.config) is family and self.far(other):
                 return f"{other.label} is far beyond the budget"
-            if not isinstance(other.config, recipes.Exact):
-                continue
-            if other.drop > self._max_drop and other.config.compute == "int8":
+            gentle = isinstance(other.config, recipes.Exact) and other.config.compute == "int8"
+            if gentle and other.drop > self._max_drop:
                 return f"{other.label}, gentler as a rule, is beyond the budget"
-            cheap = other.cost(self._objective) <= option.cost(self._objective)
-            if cheap and other.drop <= self._max_drop:
-                return f"{other.label} is as cheap, and gentler as a rule"
         if self._failed[shape, family.method] >= LAYERS:
             return f"far beyond the budget in {LAYERS} layers of this shape"
         return ""

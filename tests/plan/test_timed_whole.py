@@ -9,19 +9,20 @@ import torch
 
 from lutcc import recipes
 from lutcc.planning.options import EXACT
+from lutcc.planning.speed import Speed
 from tests.plan.test_search import HALF, INT8, LAYERS, alone, search_of
 
-WHOLE = 300e-6
+WHOLE, BYTES = 300e-6, 4321
 
 
 def mixed(seconds: dict[int, float]) -> Any:
     """A model's time by how many of its layers are int8; else as layers promise."""
 
-    def time_whole(recipe: dict[str, recipes.Config], model: torch.nn.Module) -> float:
+    def time_whole(recipe: dict[str, recipes.Config], model: torch.nn.Module) -> Speed:
         gains: dict[Any, float] = {EXACT: 0.0, HALF: 4e-6, INT8: 8e-6}
         count = sum(config == INT8 for config in recipe.values())
         promised = WHOLE - sum(gains[config] for config in recipe.values())
-        return seconds.get(count, promised)
+        return Speed(seconds.get(count, promised), BYTES)
 
     return time_whole
 
@@ -96,9 +97,9 @@ def test_searches_end(monkeypatch):
     """Every recipe is far from what layers promise: none is timed twice."""
     calls = []
 
-    def time_whole(recipe: dict[str, recipes.Config], model: torch.nn.Module) -> float:
+    def time_whole(recipe: dict[str, recipes.Config], model: torch.nn.Module) -> Speed:
         calls.append(tuple(recipe.values()))
-        return 299e-6 - len(calls) * 1e-9
+        return Speed(299e-6 - len(calls) * 1e-9, BYTES)
 
     made = search_of(monkeypatch, 1.0, lambda *_: None, time_whole=time_whole)
     made.run(1.0, lambda what: None)
@@ -115,4 +116,4 @@ def test_sizes_are_not_searched_again(monkeypatch):
     made.run(1.0, lambda what: None)
     assert len(made.attempts) == 1
     assert made.predicted(made.chosen).seconds == 310e-6
-    assert made.predicted(made.chosen).nbytes == 5000 - 50 * LAYERS
+    assert made.predicted(made.chosen).nbytes == BYTES  # of the whole model, as compiled
