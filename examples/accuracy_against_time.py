@@ -15,7 +15,7 @@ faster of lutcc's and torch's kernels. All times are of one run on one core, of 
 Writes accuracy.jsonl, what ``lutcc report accuracy`` draws of it, and results.json, from which a
 run goes on.
 
-Run: python examples/accuracy_against_time.py                  (some 12 minutes)
+Run: python examples/accuracy_against_time.py                  (some 20 minutes)
      python examples/accuracy_against_time.py --docs docs/look-up-accuracy.md
      python examples/accuracy_against_time.py --quick          (see that it runs)
 """
