@@ -103,9 +103,13 @@ class Few:
                         self._blocks(most, begin, mine, sums)
                 least = most
 
+    def paired(self, rows: int) -> bool:
+        """Tell whether weights are read at two places at a time."""
+        return rows == 1 and self.weights.packed.direct
+
     def _blocks(self, rows: int, begin: Expr, count: Expr, sums: View) -> None:
         tiles = LANES // self.x.layout.tile_rows
-        if rows == 1 and self.weights.packed.direct:
+        if self.paired(rows):
             whole = i64(self.x.layout.tiles // tiles)
             half = bind(maximum(minimum(count, whole - begin), 0) // i64(2))
             with loop(half) as b:
@@ -190,12 +194,15 @@ class Tile:
         self.lanes = self.isa.vector_bytes // 4
         self.kind = self.granules.sums
         self.together = _together(self.isa, rows, self.layout.tile)
-        cells = rows * self.together * len(tiles)
+        cells, under_way = rows * self.together, _CHAINS
+        if few.paired(rows) and not self.isa.has_avx512:  # for one tile too: the same sums
+            under_way //= 2
         most = 4
         if self.kind == "int32":  # two products a step, and vpdpbusd takes 4 cycles
             most = 2 if self.isa.has_vbmi_vnni else 1
-        self.chains = min(most, max(1, _CHAINS // cells))
-        self.acc: Registers = registers(cells * self.chains, self.kind, self.lanes)
+        self.chains = min(most, max(1, under_way // cells))
+        sums = len(tiles) * cells * self.chains
+        self.acc: Registers = registers(sums, self.kind, self.lanes)
 
     def multiply(self, sums: View, at: Expr) -> None:
         """Emit it; the sums of row r of x go to ``sums`` from ``64 r + at`` on, tile after tile."""
