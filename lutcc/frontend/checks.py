@@ -205,7 +205,8 @@ def refuse_dtypes_and_devices(program: ExportedProgram) -> None:
                 f"has dtype {str(value.dtype).removeprefix('torch.')}, and lutcc computes in "
                 "float32",
                 where=what,
-                fix="call model.float() and pass float32 example inputs",
+                fix="call model.float() and pass float32 example inputs; lutcc.convert with "
+                "recipes.Exact(compute='bfloat16') makes its layers multiply in bfloat16",
             )
         if value.device.type != "cpu":
             raise FrontendError(
