@@ -116,7 +116,8 @@ def test_functions_that_are_exact(isa: str) -> None:
     x = np.resize(x.astype(F32), (29, 37))
 
     def all_of_them(b: ir.Builder, x: Any, y: Any, _: Any) -> tuple[Any, ...]:
-        ends = ({"low": -0.3}, {"high": 0.1}, {"low": 0.0, "high": 6.0}, {"low": 1.0, "high": -1.0})
+        crossed = {"low": 1.0, "high": -1.0}
+        ends: list[dict[str, Any]] = [{"low": -0.3}, {"high": 0.1}, {"low": 0, "high": 6}, crossed]
         leaky = [b.op("leaky_relu", x, slope=slope) for slope in (0.1, -1.0, 3.0)]
         return (b.op("round", x), *leaky, *(b.op("clamp", x, **end) for end in ends))
 
