@@ -10,9 +10,10 @@ Digits (scikit-learn's; MNIST with ``--data FOLDER``) instead of CIFAR-100:
 
 Accuracy is relative to the exact network's, mean and deviation over seeds. Trees are those of
 MADDNESS, as in the paper, but where "weight-aware" is said: there they group rows by their share of
-the product. Writes results.json, figures.png, and a file per seed: a run goes on from these.
+the product. Writes figures.png, and what was found, a file per seed and one of speeds: a run goes
+on from these.
 
-Run: python examples/itlumm_figures.py --docs docs/look-up-accuracy.md     (10 minutes of a core)
+Run: python examples/itlumm_figures.py --docs docs/look-up-accuracy.md     (8 minutes of a core)
      python examples/itlumm_figures.py --quick
 """
 
@@ -195,8 +196,12 @@ def exact_networks(seed: int, data: Path | None, quick: bool) -> tuple[Trial, Tr
     return wide, narrow
 
 
-def timed(data: Path | None, quick: bool) -> dict[str, list[NetworkSpeed]]:
-    """Time look-ups and exact layers; how long they take depends on no method and no seed."""
+def timed(data: Path | None, quick: bool, output: Path) -> dict[str, list[NetworkSpeed]]:
+    """Time look-ups and exact layers, or read the times; they depend on no method and no seed."""
+    path = output / "speeds.json"
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {part: [NetworkSpeed(**each) for each in found] for part, found in kept.items()}
     wide, narrow = exact_networks(0, data, quick)
     some, more = ((4,), (4,)) if quick else (CLASSIFIER, NETWORK)
     seconds, rounds = (0.001, 1) if quick else (0.01, 15)
@@ -209,6 +214,8 @@ def timed(data: Path | None, quick: bool) -> dict[str, list[NetworkSpeed]]:
     ):
         made = {str(c): lutcc.convert(exact, {"*": _with(PLAIN, c)}, rows) for c in counts}
         speeds[part] = network_speeds(exact, made, rows.numpy(), seconds=seconds, rounds=rounds)
+    kept = {part: [speed.to_dict() for speed in found] for part, found in speeds.items()}
+    path.write_text(json.dumps(kept), encoding="utf-8")
     return speeds
 
 
@@ -216,7 +223,7 @@ def log(points: Sequence[Point], speeds: dict[str, list[NetworkSpeed]], args: An
     """Append every network to a log of accuracies."""
     task = "digits" if args.data is None else "mnist"
     for p in points:
-        timed = speeds["network"][-1] if p.part == "network" else None
+        timed = speeds["network"][-1] if p.part == "network" and speeds["network"] else None
         append_run(
             args.log,
             AccuracyRun(
@@ -243,6 +250,7 @@ def main(argv: list[str] | None = None) -> list[Point]:
         "--jobs", type=int, default=1, help="processes, each with a seed of its own"
     )
     parser.add_argument("--quick", action="store_true", help="one seed, few codebooks and steps")
+    parser.add_argument("--no-times", action="store_true", help="accuracies alone")
     parser.add_argument("--docs", type=Path, help="page whose tables and picture are rewritten")
     parser.add_argument("--log", type=Path, help="log of accuracies to append to")
     args = parser.parse_args(argv)
@@ -254,18 +262,13 @@ def main(argv: list[str] | None = None) -> list[Point]:
         for seed, found in enumerate(pool.map(work, seeds) if args.jobs > 1 else map(work, seeds)):
             points += found
             Console(stderr=True).print(f"seed {seed} is done")
-    speeds = timed(args.data, args.quick)
-    text = json.dumps(
-        {
-            "points": [asdict(p) for p in points],
-            "speeds": {part: [s.to_dict() for s in found] for part, found in speeds.items()},
-        },
-        indent=1,
-    )
-    (args.output / "results.json").write_text(text, encoding="utf-8")
+    speeds: dict[str, list[NetworkSpeed]] = {"classifier": [], "network": []}
+    if not args.no_times:
+        speeds = timed(args.data, args.quick, args.output)
     draw(points, speeds, args.output / "figures.png")
+    tried = f"{len({p.seed for p in points})} seeds."
     blocks = {
-        f"itlumm-{part}": f"{table(points, part, speeds[part])}\n\n{verdict(points, part)}"
+        f"itlumm-{part}": f"{table(points, part, speeds[part])}\n\n{tried} {verdict(points, part)}"
         for part in ("classifier", "network")
     }
     for block in blocks.values():

@@ -143,6 +143,8 @@ def draw(points: Sequence[Point], speeds: Mapping[str, Sequence[NetworkSpeed]], 
 
 def _break_even(speeds: Sequence[NetworkSpeed], counts: Sequence[int]) -> float | None:
     """Return the codebooks beyond which int8 is faster on many rows; None if it nowhere is."""
+    if not speeds:
+        return None
     gains = [speeds[-1].faster(str(count), "int8") for count in counts]
     slower = [place for place, gain in enumerate(gains) if gain < 1]
     if not slower:
