@@ -150,6 +150,10 @@ class _Layers:
                 if not view.users:
                     self._graph.erase_node(view)
         parts = GraphModule(self._rest(), self._graph)
+        place = {node: i for i, node in enumerate(self._graph.nodes)}
+        for node in self._graph.find_nodes(op="get_attr"):
+            if node.users:  # where it is read first: names then have the order of the calls
+                min(node.users, key=place.__getitem__).prepend(node)
         made = ExportedLayers(parts, self._graph)  # from a module: in the order of the calls
         made.eval()
         return made

@@ -141,6 +141,7 @@ def test_a_transformer_with_tied_weights_and_open_sizes():
     attention = (f"{inner}self_attn.in_proj", f"{inner}self_attn.out_proj")
     linears = (*attention, f"{inner}linear1", f"{inner}linear2", "head")
     assert kinds(model) == dict.fromkeys(linears, "Linear") | {"table": "Embedding"}
+    assert [n for n, _ in model.named_children() if n[0] != "_"] == ["table", "encoder", "head"]
     assert model.get_parameter("table.weight") is model.get_parameter("head.weight")
     names = [n for n, _ in model.named_parameters(remove_duplicate=False)]
     assert not any("in_proj_weight" in name for name in names)
