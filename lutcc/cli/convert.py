@@ -100,7 +100,8 @@ def _read(
     args: argparse.Namespace, console: Console
 ) -> tuple[nn.Module, torch.Tensor | list[dict[str, torch.Tensor]], Any]:
     """Return the model, typical inputs, and examples to trace it with, if it needs them."""
-    if not is_factory(args.model):
+    named = Path(args.model)
+    if not is_factory(args.model) and (named.exists() or named.suffix == ".pt2"):
         path = existing_file(args.model, "MODEL")
         kind = kind_of(path)
         if kind != "pt2":
