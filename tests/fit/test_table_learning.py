@@ -118,7 +118,8 @@ def test_a_model_is_converted_though_gradients_are_off() -> None:
     torch.manual_seed(0)
     exact, x = torch.nn.Linear(8, 4).eval(), torch.randn(200, 8)
     errors = []
-    for options in ({}, {"lut_objective": "mse", "lut_activation": "relu"}):
+    learnt: dict[str, Any] = {"lut_objective": "mse", "lut_activation": "relu"}
+    for options in ({}, learnt):
         recipe = {"*": lutcc.recipes.Maddness(ncodebooks=2, lut_dtype="float32", **options)}
         small = lutcc.convert(exact, recipe, x)
         with torch.no_grad():

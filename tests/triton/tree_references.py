@@ -5,6 +5,8 @@ They share no code with the kernels or with lutcc's own references.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 Case = tuple[int, int, int, int, int]
@@ -19,7 +21,7 @@ CASES: list[Case] = [
 ]
 
 
-def operands(case: Case, dtype: torch.dtype, *, lut: torch.dtype = torch.uint8):
+def operands(case: Case, dtype: torch.dtype, *, lut: torch.dtype = torch.uint8) -> Any:
     """Return x, splitdims, splitvals, log_temperature, lut, unit, a gradient: always the same."""
     rows, width, books, depth, outputs = case
     generator = torch.Generator().manual_seed(rows)
@@ -37,8 +39,9 @@ def operands(case: Case, dtype: torch.dtype, *, lut: torch.dtype = torch.uint8):
     return x, dims, vals, warmth, random(*shape), torch.ones(outputs, dtype=dtype), grad
 
 
-def soft_gradients(x, dims, vals, warmth, lut, unit, grad):
+def soft_gradients(*operands: torch.Tensor) -> Any:
     """Return the gradients of x, vals, warmth and tables by autograd, in float64; and the codes."""
+    x, dims, vals, warmth, lut, unit, grad = operands
     x, vals, warmth, tables = (
         t.double().clone().requires_grad_() for t in (x, vals, warmth, lut.double() * unit.double())
     )

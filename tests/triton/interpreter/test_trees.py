@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from tests.triton.tree_references import CASES, operands, soft_gradients
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 3e-6}
 
 
-def by_the_ir(opcode: str, *inputs: torch.Tensor, **attrs: object) -> torch.Tensor:
+def by_the_ir(opcode: str, *inputs: torch.Tensor, **attrs: Any) -> torch.Tensor:
     """Return what the IR's interpreter makes of an op: the definition."""
     arrays = [tensor.contiguous().numpy() for tensor in inputs]
     builder = ir.Builder()
@@ -156,11 +157,11 @@ def test_gradients_of_many_rows_come_in_parts():
 def test_gradients_with_products_in_bfloat16():
     """Table entries are exact in it; the gradient that comes in is rounded, and nothing else."""
     *given, grad = operands((40, 11, 5, 4, 20), torch.float32)
-    x, *rest, unit = given
-    unit = torch.ones_like(unit)
+    x, *rest = given
+    rest[-1] = torch.ones_like(rest[-1])
     rounded = grad.to(torch.bfloat16).float()
-    wanted, codes = soft_gradients(x, *rest, unit, rounded)
-    found = soft_tree_backward(grad, x, codes, *rest, unit, True)
+    wanted, codes = soft_gradients(x, *rest, rounded)
+    found = soft_tree_backward(grad, x, codes, *rest, bfloat16=True)
     assert max(relative_error(*pair) for pair in zip(found, wanted, strict=True)) <= 3e-6
 
 
