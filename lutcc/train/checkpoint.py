@@ -42,7 +42,9 @@ def save(
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
         tensors |= {f"{key}.{name}": state[key] for key in _MOMENTS if key in state}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors = {  # copies: the format refuses tensors that share memory, as tied weights do
+        name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()
+    }
     path = Path(path)
     new = path.with_name(path.name + ".new")
     save_file(tensors, new, metadata={"step": str(step), "settings": json.dumps(settings)})

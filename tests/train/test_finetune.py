@@ -279,3 +279,18 @@ def test_one_row_and_names_that_differ_by_a_dot_only(tmp_path: Path) -> None:
     with safe_open(str(path), framework="pt") as file:
         names = [name for name in file.keys() if name.endswith(".tables")]  # noqa: SIM118
     assert len([name for name in names if name.startswith("model.")]) == 2
+
+
+def test_tied_weights_are_kept_in_checkpoints(tmp_path: Path) -> None:
+    """What two layers share is one parameter, before and after."""
+    torch.manual_seed(0)
+    exact = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8)).eval()
+    exact[3].weight = exact[2].weight
+    x = rows()[:64, :8]
+    small = lutcc.convert(exact, {"0": Maddness(ncodebooks=2)}, x)
+    path = tmp_path / "run.safetensors"
+    given: dict[str, Any] = {"epochs": 2, "teacher": exact, "checkpoint": path}
+    tuned = lutcc.finetune(small, (x, None), **given)
+    assert tuned[2].weight is tuned[3].weight  # type: ignore[index]
+    again = lutcc.finetune(small, (x, None), **given)  # nothing is left to do
+    assert torch.equal(again(x), tuned(x))
