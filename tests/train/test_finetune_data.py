@@ -179,7 +179,7 @@ class Liar:
         ([torch.zeros(2, 8), (torch.zeros(2, 8), torch.zeros(3))], "2 inputs, 3 targets"),
         (Liar(), "gave 1 batches, but has 3"),
     ],
-    ids=str,
+    ids=range(12),
 )
 def test_refuses_data(data: Any, message: str) -> None:
     exact = nn.Sequential(nn.Linear(8, 3)).eval()
