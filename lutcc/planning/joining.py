@@ -27,7 +27,8 @@ def measure_joints(
     """Return options of the model's chains of look-ups, and of those without an end.
 
     Each chain is timed in the whole model; its effect is measured where that pays. Look-ups that
-    are known to be beyond the budget in one layer are not tried in its chain.
+    are known to be beyond the budget in one layer are not tried in its chain, and no chain of the
+    layers' shapes once one was far beyond: fitting a chain takes as long as all of its layers.
 
     Parameters
     ----------
@@ -53,18 +54,25 @@ def measure_joints(
     runs = [tuple(usable[i] for i in run) for run in _runs(measurer, layers, kinds, usable)]
     joints: list[Joint] = []
     gains: dict[tuple[object, ...], float | None] = {}
+    hopeless: dict[tuple[str, ...], str] = {}
     for places in (part for run in runs for part in parts_of(run)):
         of = [layers[place] for place in places]
         for options in zip(*(kinds[place] for place in places), strict=True):
             if any(option is None for option in options):
                 continue
             joint = Joint(places, tuple(layer.name for layer in of), tuple(options))
-            key = (*(layer.key for layer in of), joint.configs)
+            shape = tuple(layer.key for layer in of)
+            if shape in hopeless:
+                joints.append(dataclasses.replace(joint, skipped=hopeless[shape]))
+                continue
+            key = (*shape, joint.configs)
             if key not in gains:
                 progress(f"timing {joint.title} as {joint.label}")
                 seconds = measurer.in_place(dict(zip(joint.names, joint.configs, strict=True)))
                 gains[key] = None if seconds is None else whole.seconds - seconds
             joints.append(_measured(joint, gains[key], measurer, of, found, progress))
+            if joints[-1].measured and skipping.far_together(joints[-1].drop):
+                hopeless[shape] = f"{joint.label} is far beyond the budget in {joint.title}"
     return joints
 
 

@@ -17,6 +17,8 @@ from lutcc.planning.options import Option, cheaper
 #: options is then not tried. Where the drop is a share of rows, small errors flip none at all.
 FAR = {"error": 8.0}
 FAR_SHARE = 20.0
+#: So much of that is far beyond the budget for a chain, which leaves nothing to other layers.
+TOGETHER = 0.5
 #: In a layer that is so small a part of the model, look-ups are not tried.
 SMALL = 0.01
 #: In so many layers of one shape must a family be far beyond, until the others go without it.
@@ -110,3 +112,7 @@ class Skipping:
     def far(self, option: Option) -> bool:
         """Tell whether an option alone is far beyond the budget."""
         return option.drop > self._far
+
+    def far_together(self, drop: float) -> bool:
+        """Tell whether a chain's drop is so far beyond the budget that finer ones will be too."""
+        return drop > TOGETHER * self._far

@@ -167,6 +167,11 @@ def test_chains_are_measured_where_they_may_be_taken():
     assert all(j.gain == pytest.approx(3e-6 * (len(j.names) - 1)) for j in made)
     assert all(j.measured for j in made)
     assert len(clock.fitted) == len(made) == 3 * 3 + 1
+    strict, clock.fitted = Skipping("time", 0.02, "error"), []
+    made = measure_joints(clock, layers, found, look_ups, strict, lambda what: None)
+    assert len(clock.fitted) == 2  # the coarsest of each shape: all others are hopeless, too
+    assert [j.skipped for j in made].count("") == 2
+    assert all("far beyond" in j.skipped for j in made if not j.measured)
     far = Option(look_ups(16)[0], seconds=12e-6, drop=5.0, damage=25.0)
     found[1][1] = far  # what is coarser still than a measured look-up that is far too coarse
     assert measure_joints(clock, layers, found, look_ups, skipping, lambda what: None) == []
