@@ -126,7 +126,7 @@ def _measured(
     if joint.seconds(exact) >= GAIN * sum(exact[place].seconds for place in joint.places):
         return dataclasses.replace(joint, skipped="not faster than the exact layers")
     progress(f"fitting {joint.title} as {joint.label}")
-    effect = measurer.effect_together(layers, joint.configs)
+    effect = dict(measurer.effect_together(layers, joint.configs))  # not what is kept
     if "problem" in effect:
         return dataclasses.replace(joint, problem=effect["problem"])
     errors = effect.pop("errors")

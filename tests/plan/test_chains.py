@@ -197,3 +197,5 @@ def test_a_plan_weighs_chains(monkeypatch, tmp_path):
     assert chain.taken == together
     if chain.taken:
         assert all("stay integers" in layer.reason for layer in plan.layers)
+    again = lutcc.plan(model, x, max_drop="90%", candidates=[one], **options)  # of what is kept
+    assert [chain.drop for chain in again.chains] == [chain.drop]
