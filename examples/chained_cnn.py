@@ -34,6 +34,7 @@ SHOWN = {
     FLOATS: "look-ups, first exact, float32 between layers",
     "lutcc int8": "lutcc int8",
     "lutcc bfloat16": "lutcc bfloat16",
+    "bf16": "torch bfloat16",
     "bf16_onednn": "oneDNN bfloat16",
     "int8_onednn": "torch int8 (oneDNN)",
     "int8_x86": "torch int8 (x86 engine)",
@@ -67,13 +68,15 @@ def rows_of_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return microseconds an image, and how much faster the look-ups are."""
     batches = [int(row["N"]) for row in rows]
     times = {
-        label: [row["times"][label]["best"] / row["N"] * 1e6 for row in rows] for label in SHOWN
+        label: [row["times"][label]["best"] / row["N"] * 1e6 for row in rows]
+        for label in SHOWN
+        if all(label in row["times"] for row in rows)
     }
     table = []
-    for label, name in SHOWN.items():
-        ratios = [t / own for t, own in zip(times[label], times[OWN], strict=True)]
-        cells = [f"{t:.1f} ({r:.2f}x)" for t, r in zip(times[label], ratios, strict=True)]
-        table.append([name, *cells])
+    for label, own in times.items():
+        ratios = [t / first for t, first in zip(own, times[OWN], strict=True)]
+        cells = [f"{t:.1f} ({r:.2f}x)" for t, r in zip(own, ratios, strict=True)]
+        table.append([SHOWN[label], *cells])
     header = ["microseconds an image (and times the first row)", *(f"batch {n}" for n in batches)]
     return markdown_table(header, table)
 

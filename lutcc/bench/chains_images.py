@@ -194,7 +194,7 @@ def subjects_of(
     compare: Comparison, folder: Path, options: BenchOptions, rng: np.random.Generator
 ) -> tuple[ImageNetwork, list[Subject], int]:
     """Load the network in every way; returns it, the candidates, and how many channels are dead."""
-    from lutcc.bench.images_baselines import PRECISIONS, write_network
+    from lutcc.bench.images_baselines import precisions_here, write_network
     from lutcc.codegen.targets import parse_targets
     from lutcc.compiler import compile_module
     from lutcc.ir.passes import PIPELINE, ImageChains, LookupNote, run_pipeline
@@ -221,5 +221,5 @@ def subjects_of(
         subjects.append(compare.add_artifact(label, path)[0])
     stored = folder / "images.safetensors"
     write_network(stored, weights, network.pooled)
-    subjects += [compare.add_network(p, stored, p) for p in PRECISIONS]
+    subjects += [compare.add_network(p, stored, p) for p in precisions_here()]
     return network, subjects, dead

@@ -14,17 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from lutcc.bench.baselines import in_turn
+from lutcc.bench.baselines import in_turn, runs_here
 from lutcc.errors import UsageError, suggest
 
 #: Precisions and what runs them.
 PRECISIONS = {
     "fp32_onednn": "float32 through oneDNN, weights reordered, relu fused",
+    "bf16": "bfloat16 as torch runs it, bf16 in",
     "bf16_onednn": "bfloat16 through oneDNN, weights reordered, relu fused, bf16 in",
     "int8_onednn": "static int8 (oneDNN), float32 in and out",
     "int8_x86": "static int8 (FBGEMM/oneDNN 'x86' engine), float32 in and out",
     "int8_onnxruntime": "static int8 (onnxruntime), float32 in and out",
 }
+
+
+def precisions_here() -> list[str]:
+    """Return the precisions that this CPU runs."""
+    return [precision for precision in PRECISIONS if runs_here(precision)]
 
 
 def write_network(path: Path, weights: Sequence[np.ndarray], pooled: Sequence[int]) -> None:
@@ -59,6 +65,8 @@ def prepare_network(path: Path, precision: str, inputs: Sequence[np.ndarray]) ->
         return in_turn(_onnxruntime(weights, pooled, inputs))
     if precision in ("fp32_onednn", "bf16_onednn"):
         return in_turn(_fused(weights, pooled, precision, inputs))
+    if precision == "bf16":
+        return in_turn(_plain(weights, pooled, inputs))
     if precision in ("int8_onednn", "int8_x86"):
         engine = precision.removeprefix("int8_")
         return in_turn(_quantised(weights, pooled, engine, inputs))
@@ -103,6 +111,30 @@ def _fused(
         return run
 
     return [call(x) for x in inputs]
+
+
+def _plain(
+    weights: Sequence[np.ndarray], pooled: Sequence[int], inputs: Sequence[np.ndarray]
+) -> list[Callable[[], Any]]:
+    """Return torch's own calls in bfloat16, on any CPU."""
+    import torch
+    from torch.nn import functional as F
+
+    torch.set_num_threads(1)
+    last = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
+    kernels = [torch.from_numpy(array).to(**last) for array in weights[:-1]]
+    head = torch.from_numpy(weights[-1]).to(torch.bfloat16)
+
+    def run(value: Any) -> Any:
+        with torch.inference_mode():
+            for i, kernel in enumerate(kernels):
+                value = F.conv2d(value, kernel, padding=1).relu_()
+                if i in pooled:
+                    value = F.max_pool2d(value, 2)
+            return F.linear(value.flatten(1), head)
+
+    given = [torch.from_numpy(x).to(**last) for x in inputs]
+    return [lambda x=x: run(x) for x in given]
 
 
 def _quantised(

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from lutcc.bench import chains
+from lutcc.bench.baselines import runs_here
 from lutcc.bench.chains_images import ALL_LAYERS, QUICK_NETWORK
 from lutcc.bench.chains_report import FLOATS, OWN, TWO_CORES, chains_table, verdict
 from lutcc.bench.options import BenchOptions
@@ -25,7 +26,8 @@ def test_a_small_network_is_measured() -> None:
     assert rows == [*layers, *of_images]
     assert all({ALL_LAYERS, FLOATS, "int8_onnxruntime"} <= set(row["times"]) for row in of_images)
     for row in rows:
-        assert {OWN, "lutcc int8", "lutcc bfloat16", "bf16_onednn", "int8_x86"} <= set(row["times"])
+        assert {OWN, "lutcc int8", "lutcc bfloat16", "bf16", "int8_x86"} <= set(row["times"])
+        assert ("bf16_onednn" in row["times"]) == runs_here("bf16_onednn")
         assert all(timing["best"] > 0 for timing in row["times"].values())
     assert all(row["dead"] > 0 for row in layers)
     assert chains_table(rows).row_count == sum(len(row["times"]) for row in rows)
