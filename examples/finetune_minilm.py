@@ -3,12 +3,13 @@
 The feed-forward layers of all-MiniLM-L6-v2 become look-ups (``lutcc.recipes.Maddness``), for
 several numbers of codebooks, and once its attention projections too; LookupFFN stands beside them.
 Each is converted, then distilled as a whole by ``lutcc.finetune`` on sentences of the standard
-library's documentation: hidden states and embeddings are to be those of the exact model. Held-out
-sentences tell the cosine of embeddings, and how often the nearest other sentence stays the same.
-All are compiled, and timed in turns, on one core, beside the exact model in three precisions.
+library's documentation: hidden states and embeddings are to be those of the exact model. What is
+not replaced is then computed in int8, and all is compiled. Held-out sentences tell what the
+compiled networks are worth: the cosine of embeddings, and how often the nearest other sentence
+stays the same. They are timed in turns, on one core, beside the exact model in three precisions.
 
 Writes results.json (an interrupted run goes on from it, and from checkpoints), artifacts, and with
-``--docs`` the page's table, its picture and the results beside it.
+``--docs`` the page's tables (those of other machines stay), its picture and the results beside it.
 
 Run: python examples/finetune_minilm.py --docs docs/look-up-networks.md     (hours of one core)
      python examples/finetune_minilm.py --settings 48-192 --lessons 2000 --epochs 1
@@ -25,25 +26,34 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
 
 import lutcc
 from lutcc.bench.machine import describe, one_line
-from lutcc.bench.readme import markdown_table, replace_block
+from lutcc.bench.readme import replace_block
 from lutcc.bench.timing import pin_to_core
 from lutcc.data import minilm
 from lutcc.data.sentences import Sentences, load_sentences
-from lutcc.recipes import LookupFFN, Maddness
-from lutcc.report.accuracy_log import AccuracyRun, append_run
+from lutcc.recipes import Exact, LookupFFN, Maddness
 from lutcc.report.embeddings import agreement
-from lutcc.report.figure_style import COLOURS, open_figure
 from lutcc.report.minilm import Encoder, compile_to, time_all
+from lutcc.report.minilm_lookups import (
+    FFN,
+    PRECISIONS,
+    block,
+    draw,
+    kept_beside,
+    record,
+    with_others,
+)
+from lutcc.runtime import cpu
 
 SHAPES = ((1, 16), (1, 128))
-PRECISIONS = ("float32", "bfloat16", "int8")
+#: What computes all that is not replaced.
+REST = "int8"
+VOCABULARY = 30522
 #: Codebooks of a block's first and second layer, and of attention's projections if they too are
 #: replaced; tables and bits of a code for LookupFFN.
 SETTINGS: dict[str, tuple[int, ...]] = {
@@ -52,12 +62,22 @@ SETTINGS: dict[str, tuple[int, ...]] = {
     "96-192": (96, 192),
     "96-192-96": (96, 192, 96),
 }
-FFN = "LookupFFN"
 TABLES, CODE_LENGTH = 64, 8
-#: Sentences that layers are fitted on before the distillation.
-FITS = 384
+#: Sentences that layers are fitted on before the distillation: some 4500 tokens.
+FITS = 224
+#: Of the tables' regression: about what its search finds here, which takes most of a fit's time.
+RIDGE = 128.0
 ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value",
              "attention.output.dense")  # fmt: skip
+
+
+Judge = Callable[[Any], dict[str, Any]]
+"""Returns what the embeddings of a model, or of an artifact, are worth."""
+
+
+def multiplies_bfloat16() -> bool:
+    """Tell whether this CPU has instructions for it; what emulates them is far slower."""
+    return bool({"avx512_bf16", "amx_bf16"} & cpu.flags())
 
 
 class States(nn.Module):
@@ -72,6 +92,21 @@ class States(nn.Module):
         with torch.autocast("cpu", torch.bfloat16, enabled=self.rounded):
             found = self.model(input_ids, attention_mask, output_hidden_states=True)
         return tuple(state.float() for state in found.hidden_states[1:])
+
+
+class Remembered(nn.Module):
+    """A teacher that computes a batch once for all epochs and pupils: 9 KB for each token."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher, self.known = teacher.eval(), {}
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        """Return what the teacher does."""
+        key = b"".join(part.cpu().numpy().tobytes() for part in (input_ids, attention_mask))
+        if key not in self.known:
+            self.known[key] = self.teacher(input_ids, attention_mask)
+        return self.known[key]
 
 
 def compared(states: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -117,7 +152,8 @@ def recipe(name: str, args: argparse.Namespace) -> dict[str, Any]:
     first, second, *attention = SETTINGS[name]
 
     def config(codebooks: int) -> Maddness:
-        return Maddness(ncodebooks=codebooks // (8 if args.tiny else 1), max_rows=4096)
+        count = codebooks // (8 if args.tiny else 1)
+        return Maddness(ncodebooks=count, max_rows=4096, ridge_lambda=RIDGE)
 
     found = {
         f"{layers}.intermediate.dense": config(first),
@@ -128,146 +164,79 @@ def recipe(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def with_rest(model: nn.Module) -> nn.Module:
+    """Return the model with what was not replaced computed in :data:`REST`."""
+    left = any(isinstance(module, nn.Linear) for module in model.modules())
+    return lutcc.convert(model, {"*": Exact(compute=REST)}) if left else model
+
+
 def distil(
     name: str,
     encoder: minilm.SentenceEncoder,
-    text: Sentences,
-    exact: np.ndarray,
+    lessons: Sequence[str],
+    teacher: nn.Module,
+    judge: Judge,
     args: argparse.Namespace,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Convert, distil, and judge on held-out sentences; write the artifact."""
-
-    def judge(model: nn.Module) -> dict[str, Any]:
-        return agreement(exact, encoder.embed(text.held_out, model, max_tokens=48)).to_dict()
-
+    """Convert, distil, compile, and judge what is compiled on held-out sentences."""
     started = time.thread_time()
-    lessons = tokens(encoder, text.calibration, args.batch_size)
-    fits = tokens(encoder, text.calibration[:FITS], 32)
-    small = lutcc.convert(States(encoder.model), recipe(name, args), fits)
-    converted, seconds = judge(small.model), time.thread_time() - started  # type: ignore[arg-type]
+    fits = tokens(encoder, lessons[:FITS], 32)
+    small: Any = lutcc.convert(States(encoder.model), recipe(name, args), fits)
+    seconds = time.thread_time() - started
+    converted = judge(with_rest(small.model))
     tell(f"{name}: converted in {seconds:.0f} s, cosine {converted['cosine']}")
-    started = time.thread_time()
-    tuned = lutcc.finetune(
+    started, batches = time.thread_time(), tokens(encoder, lessons, args.batch_size)
+    tuned: Any = lutcc.finetune(
         small,
-        lessons,
+        batches,
         epochs=args.epochs,
-        teacher=States(encoder.model, rounded=True),
+        teacher=teacher,
         output=compared,
         learning_rate=args.learning_rate,
         frozen=["model.embeddings.*"],
-        gradients="bfloat16",
+        gradients="bfloat16" if multiplies_bfloat16() else "float32",
         checkpoint=args.output / f"{name}.safetensors",
         progress=lambda epoch, epochs, loss: tell(f"{name}: {epoch}/{epochs}, loss {loss:.4f}"),
     )
-    trained = time.thread_time() - started
-    model: Any = tuned.model
-    found = judge(model)
+    trained, path = time.thread_time() - started, args.output / f"{name}.lutcc"
+    model = Encoder(with_rest(tuned.model)).eval()
+    artifact, _ = compile_to(path, model, "float32", VOCABULARY)  # the rest stays as it is
+    found = judge(artifact)
     tell(f"{name}: distilled in {trained:.0f} s, cosine {found['cosine']}, top1 {found['top1']}")
-    compile_to(args.output / f"{name}.lutcc", Encoder(model).eval(), "float32", 30522)
     return {
-        "name": name, "converted": converted, "distilled": found, "convert_s": seconds,
-        "distil_s": trained, "steps": args.epochs * len(lessons), "lessons": args.lessons,
+        "name": name, "converted": converted, "distilled": found,
+        "distilled_float32": judge(tuned.model), "convert_s": seconds, "distil_s": trained,
+        "steps": args.epochs * len(batches), "lessons": args.lessons,
         "batch_size": args.batch_size, "ffn_steps": args.ffn_steps if name == FFN else None,
-        "bytes": (args.output / f"{name}.lutcc").stat().st_size,
+        "bytes": path.stat().st_size,
     }  # fmt: skip
 
 
-def measure(names: Sequence[str], encoder: minilm.SentenceEncoder, args: Any) -> dict[str, Any]:
-    """Time all artifacts and the exact model's in turns; return best and median milliseconds."""
-    pin_to_core()
-    named: dict[str, Any] = {}
+def exact_networks(
+    encoder: minilm.SentenceEncoder, judge: Judge, args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Compile the exact model in each precision; return what its embeddings are worth."""
+    model, found = Encoder(encoder.model).eval(), {}
     for precision in PRECISIONS:
         path = args.output / f"exact-{precision}.lutcc"
-        if not path.exists():
-            compile_to(path, Encoder(encoder.model).eval(), precision, 30522)
-        named[f"exact, {precision}"] = path
-    named |= {name: args.output / f"{name}.lutcc" for name in names}
-    artifacts = {name: lutcc.load(path) for name, path in named.items()}
+        found[precision] = judge(compile_to(path, model, precision, VOCABULARY)[0])
+    return found
+
+
+def measure(names: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
+    """Time all artifacts in turns; return best and median milliseconds."""
+    pin_to_core()
+    named = {f"exact, {precision}": f"exact-{precision}" for precision in PRECISIONS}
+    named |= {name: name for name in names}
+    artifacts = {k: lutcc.load(args.output / f"{file}.lutcc") for k, file in named.items()}
     for artifact in artifacts.values():
         artifact.num_threads = 1
-    times = time_all(artifacts, SHAPES, 30522, seconds=0.05, rounds=4 if args.tiny else 20)
+    times = time_all(artifacts, SHAPES, VOCABULARY, seconds=0.05, rounds=4 if args.tiny else 20)
     return {
         f"{n} x {length}": {name: [t.best * 1e3, t.median * 1e3] for name, t in by_name.items()}
         for (n, length), by_name in times.items()
     }
-
-
-def table(results: dict[str, Any]) -> str:
-    """Return quality and times as Markdown; each time against the fastest exact one."""
-    times = results["times"]
-    header = ["", "cosine, converted", "cosine", "least 5 %", "same nearest", "same ten nearest",
-              *(f"{shape}, ms" for shape in times)]  # fmt: skip
-    rows = []
-    for precision in PRECISIONS:
-        cells = [f"{by_name[f'exact, {precision}'][0]:.2f}" for by_name in times.values()]
-        rows.append([f"exact, {precision}", "", "", "", "", "", *cells])
-    for run in results["runs"]:
-        found = run["distilled"]
-        cells = [f"{run['converted']['cosine']:.3f}", f"{found['cosine']:.3f}"]
-        cells += [f"{found[key]:.3f}" for key in ("cosine_p5", "top1", "top10")]
-        for by_name in times.values():
-            fastest = min(by_name[f"exact, {precision}"][0] for precision in PRECISIONS)
-            ratio = fastest / by_name[run["name"]][0]
-            said = f"{ratio:.2f}x" if ratio >= 1 else f"a loss, {1 / ratio:.2f}x slower"
-            cells.append(f"{by_name[run['name']][0]:.2f}, {said}")
-        rows.append([run["name"], *cells])
-    seconds = ", ".join(
-        f"{r['name']} {r['steps']} steps, {r['distil_s']:.0f} s" for r in results["runs"]
-    )
-    first = results["runs"][0]
-    note = (
-        f"Distilled on {first['lessons']} sentences, {first['batch_size']} a step, CPU seconds of "
-        f"one thread on a shared machine: {seconds}; judged on {first['distilled']['sentences']} "
-        f"held-out sentences. {results['machine']}."
-    )
-    return f"{markdown_table(header, rows)}\n\n{note}"
-
-
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Draw cosine against time, a panel for each shape."""
-    times = results["times"]
-    colour = {name: pair[0] for name, pair in COLOURS.items()}
-    with open_figure(9.0, 3.4) as figure:
-        for axes, (shape, by_name) in zip(
-            figure.subplots(1, len(times), sharey=True, squeeze=False)[0],
-            times.items(),
-            strict=True,
-        ):
-            for place, precision in enumerate(PRECISIONS):
-                best = by_name[f"exact, {precision}"][0]
-                axes.axvline(best, color=colour[f"safe{place}"], label=f"exact, {precision}")
-            dots = [(r["name"], by_name[r["name"]][0], r) for r in results["runs"]]
-            for kind in ("look-ups", FFN):
-                chosen = [dot for dot in dots if (dot[0] == FFN) == (kind == FFN)]
-                look = {"marker": "s" if kind == FFN else "o", "linestyle": "none"}
-                for state, fill in (("converted", "none"), ("distilled", colour["ink"])):
-                    axes.plot(
-                        [time for _, time, _ in chosen],
-                        [run[state]["cosine"] for *_, run in chosen],
-                        markeredgecolor=colour["ink"], markerfacecolor=fill,
-                        label=f"{kind}, {state}", **look,
-                    )  # fmt: skip
-            for name, ms, run in dots:
-                axes.annotate(name, (ms, run["distilled"]["cosine"]), xytext=(4, 4),
-                              textcoords="offset points", fontsize=7)  # fmt: skip
-            axes.set(title=f"{shape} tokens, one core", xlabel="milliseconds", ylim=(None, 1.0))
-        figure.axes[0].set_ylabel("cosine of embeddings")
-        figure.axes[-1].legend(fontsize=6.5, loc="lower right")
-        figure.savefig(path, dpi=130)
-
-
-def record(results: dict[str, Any], log: Path, task: str) -> None:
-    """Append a line per network and shape to a log of accuracies."""
-    for run in results["runs"]:
-        for shape, by_name in results["times"].items():
-            append_run(log, AccuracyRun(
-                task=task, model="all-MiniLM-L6-v2", metric="cosine", seed=0, exact=1.0,
-                method="lookup-ffn" if run["name"] == FFN else "finetuned",
-                setting={"codebooks": run["name"], "shape": shape}, steps=run["steps"],
-                value=run["distilled"]["cosine"], rows=int(shape.split(" x ")[1]),
-                time_us=by_name[run["name"]][0] * 1e3,
-            ))  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -290,34 +259,57 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     console, file = Console(stderr=True), args.output / "results.json"
-    kept = args.docs.with_suffix(".json") if args.docs and args.redraw else file
-    results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"runs": []}
-    if not args.redraw:
-        torch.set_num_threads(1)
-        encoder = load(args.tiny, args.weights)
-        text = load_sentences(args.lessons, args.held_out, max_words=24)
-        exact = encoder.embed(text.held_out, max_tokens=48)
-        for name in args.settings:
-            if any(run["name"] == name for run in results["runs"]):
-                continue
-            results["runs"].append(distil(name, encoder, text, exact, args, console.print))
-            file.write_text(json.dumps(results, indent=1), encoding="utf-8")
-        if not args.no_times:
-            names = [run["name"] for run in results["runs"]]
-            results |= {"times": measure(names, encoder, args), "machine": one_line(describe())}
-            file.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    if "times" not in results:
-        return results
-    text_table = table(results)
-    console.print(text_table, markup=False)
+    every = kept_beside(args.docs) if args.docs is not None else []
+    if args.redraw and not every:
+        parser.error("--redraw needs --docs, a page with results beside it")
+    if args.redraw:
+        results = every[0]
+    else:
+        results = learn(args, file, console.print)
+        if args.no_times:
+            return results
+        names = [run["name"] for run in results["runs"]]
+        results |= {"times": measure(names, args), "machine": one_line(describe())}
+        save(results, file)
+        every = with_others(results, every)
+    text = block(every)
+    console.print(text, markup=False)
     if args.docs is not None:
-        page = replace_block(args.docs.read_text(encoding="utf-8"), "sentences", text_table)
+        page = replace_block(args.docs.read_text(encoding="utf-8"), "sentences", text)
         args.docs.write_text(page, encoding="utf-8")
-        args.docs.with_suffix(".json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        save(every, args.docs.with_suffix(".json"))
         draw(results, args.docs.with_suffix(".png"))
     if args.log is not None:
-        record(results, args.log, "sentences")
+        record(results, args.log)
     return results
+
+
+def learn(args: argparse.Namespace, file: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Compile and judge the exact networks, distil what is not there yet; return all results."""
+    torch.set_num_threads(1)
+    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    encoder = load(args.tiny, args.weights)
+    text: Sentences = load_sentences(args.lessons, args.held_out, max_words=24)
+    exact = encoder.embed(text.held_out, max_tokens=48)
+
+    def judge(model: Any) -> dict[str, Any]:
+        return agreement(exact, encoder.embed(text.held_out, model, max_tokens=48)).to_dict()
+
+    if not results:
+        results = {"rest": REST, "exact": exact_networks(encoder, judge, args), "runs": []}
+        save(results, file)
+    teacher = Remembered(States(encoder.model, rounded=multiplies_bfloat16()))
+    done = [run["name"] for run in results["runs"]]
+    for name in [each for each in args.settings if each not in done]:
+        given = encoder, text.calibration, teacher, judge, args, tell
+        results["runs"].append(distil(name, *given))
+        save(results, file)
+    return results
+
+
+def save(results: Any, path: Path) -> None:
+    """Write plain data."""
+    path.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

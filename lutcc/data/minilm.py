@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,13 +42,17 @@ class SentenceEncoder:
     def batches(
         self, sentences: Sequence[str], *, batch_size: int = 64, max_tokens: int = 128
     ) -> list[dict[str, torch.Tensor]]:
-        """Return the sentences as the model takes them, those of like length together."""
-        order = np.argsort([len(s) for s in sentences], kind="stable")
-        ordered = [str(sentences[int(i)]) for i in order]
+        """Return the sentences as the model takes them, those of as many tokens together."""
+        ordered = [str(sentences[int(i)]) for i in self._order(sentences, max_tokens)]
         return [
             self.tokens(ordered[start : start + batch_size], max_tokens)
             for start in range(0, len(ordered), batch_size)
         ]
+
+    def _order(self, sentences: Sequence[str], max_tokens: int) -> npt.NDArray[np.intp]:
+        """Return the places of the sentences by their number of tokens: little is padded then."""
+        found = self.tokenizer(list(sentences), truncation=True, max_length=max_tokens)
+        return np.argsort([len(ids) for ids in found["input_ids"]], kind="stable")
 
     def tokens(self, sentences: Sequence[str], max_tokens: int = 128) -> dict[str, torch.Tensor]:
         """Return one batch, padded to its longest sentence."""
@@ -65,7 +69,7 @@ class SentenceEncoder:
     def embed(
         self,
         sentences: Sequence[str],
-        model: torch.nn.Module | None = None,
+        model: torch.nn.Module | Callable[..., torch.Tensor] | None = None,
         *,
         batch_size: int = 64,
         max_tokens: int = 128,
@@ -77,24 +81,29 @@ class SentenceEncoder:
         sentences
             Texts.
         model
-            Embed with this one, a compressed copy, say, instead of ``self.model``.
+            Embed with this one instead of ``self.model``: a compressed copy, say; or what returns
+            the last hidden states for token numbers and mask, as an artifact does.
         batch_size, max_tokens
             Sentences at a time, and where they are cut off.
         """
         import torch
 
-        order = np.argsort([len(s) for s in sentences], kind="stable")
-        model = model or self.model
-        device = next(model.parameters()).device
+        chosen = model or self.model
+        whole = chosen if isinstance(chosen, torch.nn.Module) else None
+        device = torch.device("cpu") if whole is None else next(whole.parameters()).device
         parts = []
         with torch.inference_mode():
             for tokens in self.batches(sentences, batch_size=batch_size, max_tokens=max_tokens):
                 batch = {name: value.to(device) for name, value in tokens.items()}
-                states = model(**batch).last_hidden_state
-                parts.append(pooled(states, batch["attention_mask"]).cpu().numpy())
+                mask = batch["attention_mask"]
+                if whole is None:
+                    states = chosen(batch["input_ids"], mask)
+                else:
+                    states = whole(**batch).last_hidden_state
+                parts.append(pooled(states, mask).cpu().numpy())
         found = np.concatenate(parts)
         result = np.empty_like(found)
-        result[order] = found
+        result[self._order(sentences, max_tokens)] = found
         return result
 
 
