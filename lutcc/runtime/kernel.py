@@ -20,6 +20,8 @@ from lutcc.runtime.arguments import STRIDED_DTYPES, admit, torch_module
 from lutcc.runtime.manifest import packed_nbytes
 from lutcc.runtime.signature import TensorSpec
 
+#: In place of an argument that is not given.
+_NOTHING = object()
 #: A thread is worth waking for this much work.
 SECONDS_PER_THREAD = 15e-6
 
@@ -348,21 +350,23 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
             )
             torch_strided, torch_type = torch.strided, torch.Tensor
 
-    def call(*values: Any) -> Any:
-        if len(values) != 1:
-            return checked(*values)
-        x = values[0]
+    def call(x: Any = _NOTHING, *more: Any) -> Any:
         kind = type(x)
-        if kind is ndarray:
-            flags = x.flags
-            if x.dtype != dtype or x.ndim != 2 or not flags.aligned:
+        if kind is ndarray and not more:
+            if x.dtype is not dtype and x.dtype != dtype:
                 return checked(x)
-            rows, width = x.shape
+            try:
+                rows, width = x.shape
+            except ValueError:
+                return checked(x)
             if width != columns or not least <= rows <= most:
                 return checked(x)
             if rows > alone and threads_in_force() > 1:
                 return checked(x)
+            flags = x.flags
             if not flags.carray:
+                if not flags.aligned:
+                    return checked(x)
                 if not flags.c_contiguous and (not strided or min(x.strides) <= 0):
                     return checked(x)
                 if not flags.writeable and not half_in:
@@ -374,7 +378,7 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
             else:
                 out = ffi.empty_array((rows, columns_out), dtype_out)
             taken = to_tensor(out) if half_out else out
-        elif kind is torch_type:
+        elif kind is torch_type and not more:
             if (
                 x.dtype is not torch_dtype
                 or x.layout is not torch_strided
@@ -396,7 +400,7 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
         else:
             if torch_type is None:
                 learn_torch()
-            return checked(x)
+            return checked(*(() if x is _NOTHING else (x, *more)))
         try:
             space = pop()
         except IndexError:
