@@ -16,6 +16,7 @@ from lutcc.fit.tables import averaging_bias
 from lutcc.nn import latent_kernels
 from lutcc.nn.latent_gradients import Compared, LookedUp, TreeCode
 from lutcc.nn.lookup import MaddnessLookup
+from lutcc.nn.tree_splits import Tree
 
 #: A temperature's start, in standard deviations of what a codebook compares.
 FIRST_TEMPERATURE = 0.25
@@ -37,7 +38,7 @@ class LatentLookup(nn.Module):
     Parameters
     ----------
     layer
-        A fitted layer. It is not changed before :meth:`finish`.
+        A fitted layer. Before :meth:`finish` only :meth:`replace_tree` changes it.
 
     Attributes
     ----------
@@ -193,10 +194,23 @@ class LatentLookup(nn.Module):
         if bool(self.begun):
             return
         with torch.no_grad():
-            spread = values.detach().transpose(0, 1).flatten(1).std(1, correction=0, keepdim=True)
-            floor = spread.max().clamp_min(1e-6) * 1e-3
-            self.log_temperature.copy_((FIRST_TEMPERATURE * spread.clamp_min(floor)).log())
+            self.log_temperature.copy_(first_temperature(values.detach().transpose(0, 1)))
             self.begun.fill_(True)
+
+    def tree(self, codebook: int) -> Tree:
+        """Return a copy of a codebook's tree."""
+        columns = self.layer[0].splitdims[codebook].long()
+        return Tree(columns, self.compared.detach()[codebook].clone())
+
+    def replace_tree(
+        self, codebook: int, tree: Tree, tables: Tensor, log_temperature: Tensor
+    ) -> None:
+        """Put a tree, its table rows (K, M) and the log of its temperature in a codebook."""
+        with torch.no_grad():
+            self.layer[0].splitdims[codebook] = tree.columns.int()
+            self.compared[codebook] = tree.thresholds
+            self.tables[codebook] = tables
+            self.log_temperature[codebook] = log_temperature
 
     def finish(self) -> None:
         """Store what was trained in the layer."""
@@ -216,6 +230,19 @@ class LatentLookup(nn.Module):
                 layer.lut.copy_(lut.to(torch.uint8))
                 layer.scale.copy_(scale)
                 layer.offset.copy_(offset)
+
+
+def first_temperature(values: Tensor) -> Tensor:
+    """Return (C, 1): the logs of temperatures to begin with, for what codebooks compare (C, ...).
+
+    Examples
+    --------
+    >>> first_temperature(torch.tensor([[0.0, 8.0]])).exp()
+    tensor([[1.0000]])
+    """
+    spread = values.flatten(1).std(1, correction=0, keepdim=True)
+    floor = spread.max().clamp_min(1e-6) * 1e-3
+    return (FIRST_TEMPERATURE * spread.clamp_min(floor)).log()
 
 
 def multiply_add(sums: Tensor, scale: Tensor, offset: Tensor) -> Tensor:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,6 +27,15 @@ from lutcc.train.finetune_data import (
     on_tensors,
     rows_or_batches,
 )
+from lutcc.train.resplit import DATA_ROWS, Batch, Resplit
+from lutcc.train.trained_parameters import (
+    EXACT_RATE,
+    HASH_RATE,
+    exact_parameters,
+    gathered_shares,
+    gradients_reach,
+    training,
+)
 
 Objective: TypeAlias = Callable[[Any, Any], Tensor]
 """Takes the model's output and the targets; returns what is to be small."""
@@ -37,12 +44,11 @@ Output: TypeAlias = Callable[[Any, Any], Tensor | Sequence[Tensor]]
 Progress: TypeAlias = Callable[[int, int, float], None]
 """Takes the epoch that is done, how many there are, and its mean loss."""
 
-#: Learning rates of hash functions, and of exact layers' parameters, relative to those of tables:
-#: all relative to the size of what is trained.
-HASH_RATE, EXACT_RATE = 0.5, 0.2
 GRADIENTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: Steps in which the rates rise.
 _RISE = 20
+#: Share of the epochs after which columns stay: what was chosen last is trained, too.
+RESPLIT_UNTIL = 0.6
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class _WholeSettings(_Settings):
 
     frozen: tuple[str, ...]
     gradients: str
+    resplit: int | None = None
 
     def check(self) -> None:
         super().check()
@@ -83,6 +90,12 @@ class _WholeSettings(_Settings):
                 f"gradients={self.gradients!r}",
                 where="finetune",
                 fix=suggest(str(self.gradients), GRADIENTS),
+            )
+        if self.resplit is not None and not self.resplit >= 1:
+            raise InputError(
+                f"resplit={self.resplit}",
+                where="finetune",
+                fix="pass the epochs between two choices of columns, or None: never",
             )
 
 
@@ -99,6 +112,7 @@ def finetune(
     noise: float = 0.0,
     frozen: Sequence[str] = (),
     gradients: str = "float32",
+    resplit: int | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
@@ -147,6 +161,10 @@ def finetune(
     gradients
         What products of look-ups' gradients are computed in: "float32", or "bfloat16", several
         times as fast where processors multiply it. The forward values do not depend on it.
+    resplit
+        Epochs after which trees may come to compare other columns, any of the layer's input, where
+        that lowers the loss (:class:`lutcc.train.resplit.Resplit`); then again and again, until
+        60% of the epochs are done. None: the columns stay those of the conversion.
     seed
         Of the order of rows and of the noise.
     checkpoint
@@ -197,6 +215,7 @@ def finetune(
         teacher is not None,
         tuple(frozen),
         gradients,
+        resplit,
     )
     settings.check()
     tuned = copy.deepcopy(model).eval()
@@ -204,9 +223,15 @@ def finetune(
     latents = {} if gathered and not has_lookups(tuned) else latent_lookups(tuned)
     for latent in latents.values():
         latent.gradient_dtype = GRADIENTS[gradients]
-    trained, still = _exact_parameters(tuned, settings.frozen)
+    if resplit is not None and not any(v.layer[0].encoder == "tree" for v in latents.values()):
+        raise InputError(
+            "no look-up has a tree whose columns could be chosen again",
+            where="finetune(resplit=...)",
+            fix='leave resplit out, or convert with encoder="tree"',
+        )
+    trained, still = exact_parameters(tuned, settings.frozen)
     run = _Run(tuned, latents, settings, objective, trained, output)
-    with _gradients(still, False), _training(gathered):
+    with gradients_reach(still, False), training(gathered):
         run.train(source, teacher, checkpoint, progress)
     return tuned
 
@@ -233,7 +258,7 @@ class _Run:
         groups: list[dict[str, Any]] = []
         for latent in latents.values():
             groups += latent.groups(rate, rate * HASH_RATE)
-        shares = _gathered_shares(model)
+        shares = gathered_shares(model)
         for parameter in self.exact:
             size = float(parameter.detach().square().mean().sqrt())
             share = shares.get(id(parameter), EXACT_RATE)
@@ -256,8 +281,10 @@ class _Run:
             done = checkpoints.load(checkpoint, self.trained, self.optimizer, settings=settings)
         each = source.steps
         self.steps = self.settings.epochs * each
-        with looked_up_by(self.latents), _gradients(self.exact, True):
+        with looked_up_by(self.latents), gradients_reach(self.exact, True):
             for epoch in range(done // each, self.settings.epochs):
+                if self._resplits(epoch):
+                    self._resplit(epoch, source, teacher)
                 loss = self._epoch(epoch, source, teacher)
                 if checkpoint is not None:
                     checkpoints.save(
@@ -272,10 +299,44 @@ class _Run:
         for latent in self.latents.values():
             latent.finish()
 
+    def _resplits(self, epoch: int) -> bool:
+        """Tell whether columns are chosen again before an epoch."""
+        every = getattr(self.settings, "resplit", None)
+        return bool(every and epoch and not epoch % every) and (
+            epoch <= RESPLIT_UNTIL * self.settings.epochs
+        )
+
+    def _resplit(self, epoch: int, source: Rows | Listed, teacher: nn.Module | None) -> None:
+        """Let trees compare other columns, by the first rows of an epoch's order."""
+        # orders and noise of no training epoch
+        generator = torch.Generator().manual_seed(~(self.settings.seed * 1_000_003 + epoch))
+        drawn, seen = list[Batch](), 0
+        for batch in self._batches(source, generator):
+            drawn.append(batch)
+            seen += batch[2]
+            if seen >= 2 * DATA_ROWS:
+                break
+        half = -(-len(drawn) // 2)
+
+        def loss(inputs: Any, target: Any) -> Tensor:
+            return self._total_loss(inputs, target, teacher)
+
+        resplit = Resplit(self.latents, self.optimizer, loss)
+        resplit(drawn[:half], drawn[half:] or drawn, generator)
+
     def _epoch(self, epoch: int, source: Rows | Listed, teacher: nn.Module | None) -> float:
         """Do one pass over the data; return its mean loss."""
-        device, noise = self._device(), self.settings.noise
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+        step, total, seen = epoch * source.steps, 0.0, 0
+        for inputs, target, rows in self._batches(source, generator):
+            self._rate(step)
+            total += self._step(inputs, target, teacher, epoch) * rows
+            step, seen = step + 1, seen + rows
+        return total / seen
+
+    def _batches(self, source: Rows | Listed, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield inputs with noise, targets and rows of each step, on the model's device."""
+        device, noise = self._device(), self.settings.noise
 
         def prepare(part: Tensor) -> Tensor:
             part = part.to(device)
@@ -283,14 +344,8 @@ class _Run:
                 return part
             return part + noise * torch.randn(part.shape, generator=generator).to(part)
 
-        step, total, seen = epoch * source.steps, 0.0, 0
         for inputs, targets, rows in source.epoch(generator):
-            self._rate(step)
-            given = on_tensors(inputs, prepare)
-            wanted = None if targets is None else targets.to(device)
-            total += self._step(given, wanted, teacher, epoch) * rows
-            step, seen = step + 1, seen + rows
-        return total / seen
+            yield on_tensors(inputs, prepare), None if targets is None else targets.to(device), rows
 
     def _device(self) -> torch.device:
         return next(chain(self.model.parameters(), self.model.buffers())).device
@@ -303,16 +358,7 @@ class _Run:
     def _step(
         self, inputs: Any, target: Tensor | None, teacher: nn.Module | None, epoch: int
     ) -> float:
-        if target is None and teacher is None and self.objective is None:
-            raise nothing_to_learn()
-        found = self._compared(self.model, inputs)
-        loss = self._loss(found[0], target)
-        if teacher is not None:
-            with torch.no_grad():
-                wanted = self._compared(teacher, inputs)
-            terms = [_distance(found[0], wanted[0], target)]
-            terms += [_distance(a, b, None) for a, b in zip(found[1:], wanted[1:], strict=True)]
-            loss = loss + torch.stack(terms).mean()
+        loss = self._total_loss(inputs, target, teacher)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ConvertError(
@@ -324,6 +370,20 @@ class _Run:
         loss.backward()
         self.optimizer.step()
         return value
+
+    def _total_loss(self, inputs: Any, target: Tensor | None, teacher: nn.Module | None) -> Tensor:
+        """Return the loss of a batch, and the distance from the teacher's outputs."""
+        if target is None and teacher is None and self.objective is None:
+            raise nothing_to_learn()
+        found = self._compared(self.model, inputs)
+        loss = self._loss(found[0], target)
+        if teacher is not None:
+            with torch.no_grad():
+                wanted = self._compared(teacher, inputs)
+            terms = [_distance(found[0], wanted[0], target)]
+            terms += [_distance(a, b, None) for a, b in zip(found[1:], wanted[1:], strict=True)]
+            loss = loss + torch.stack(terms).mean()
+        return loss
 
     def _compared(self, model: nn.Module, inputs: Any) -> list[Tensor]:
         """Return what is compared of a model's result."""
@@ -352,56 +412,3 @@ def _distance(output: Any, wanted: Any, target: Tensor | None) -> Tensor:
         )
     deviation = (wanted - wanted.mean(0)).square().mean()
     return (output - wanted).square().mean() / deviation.clamp_min(1e-12)
-
-
-def _exact_parameters(
-    model: nn.Module, frozen: Sequence[str]
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the exact layers' parameters that are trained, and those that are not."""
-    named = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
-    for pattern in frozen:
-        if not any(fnmatchcase(name, pattern) for name in named):
-            raise InputError(
-                f"no parameter is called {pattern!r}",
-                where="finetune(frozen=...)",
-                fix=suggest(pattern, named),
-            )
-    still = {name for name in named if any(fnmatchcase(name, pattern) for pattern in frozen)}
-    trained = [p for name, p in named.items() if name not in still]
-    return trained, [named[name] for name in still]
-
-
-def _gathered_shares(model: nn.Module) -> dict[int, float]:
-    """Return the rates of LookupFFN's parameters, relative to those of tables, by identity."""
-    return {
-        id(p): HASH_RATE if p is not m.tables and p is not m.bias else 1.0
-        for m in model.modules()
-        if isinstance(m, LookupFFN)
-        for p in m.parameters()
-    }
-
-
-@contextmanager
-def _training(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Let layers compute in floats, with gradients, for a while."""
-    for layer in layers:
-        layer.train()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.eval()
-
-
-@contextmanager
-def _gradients(parameters: list[nn.Parameter], wanted: bool) -> Iterator[None]:
-    """Let gradients reach parameters for a while, or not."""
-    before = [(p, p.requires_grad) for p in parameters]
-    for p in parameters:
-        p.requires_grad_(wanted)
-    try:
-        yield
-    finally:
-        for p, was in before:
-            p.requires_grad_(was)
-            p.grad = None
