@@ -42,7 +42,8 @@ def convert(
 
     Layers are converted in the order in which the model runs them. Each is fitted on what reaches
     it through the layers already converted, with the outputs of the exact layer as the target, so
-    that later layers see the errors of earlier ones.
+    that later layers see the errors of earlier ones. The target of ``Maddness(target="network")``
+    is what the layer gives in ``model`` itself, so that later layers mend some of these errors.
 
     ``Maddness`` converts Linear layers and one-group 2-D convolutions. ``LookupFFN`` converts
     feed-forward blocks: ``Sequential(Linear, activation, Linear)`` and any other module that
@@ -154,8 +155,11 @@ def convert(
                     reports.append(codebooks.convert(step, *(runs if needed else (None, None))))
                     continue
                 inputs = _inputs_of(converted, step.entry, batches) if needed else None
+                config, wanted = step.config, None
+                if isinstance(config, recipes.Maddness) and config.target == "network":
+                    wanted = _inputs_of(model, model.get_submodule(step.name), batches)
                 replacement, report = convert_layer(
-                    step.name, step.module, step.config, inputs, step.block
+                    step.name, step.module, step.config, inputs, step.block, wanted
                 )
             except LutccError as error:
                 raise ConvertError(

@@ -43,7 +43,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from lutcc.codebook_options import CodebookOptions
 from lutcc.errors import InputError, RecipeError, suggest
-from lutcc.fit.options import check_int, check_maddness_options
+from lutcc.fit.options import TARGETS, check_choice, check_int, check_maddness_options
 from lutcc.lookup_options import check_count, check_lookup_options, check_name
 from lutcc.sampling_options import SamplingOptions
 
@@ -57,6 +57,11 @@ class Maddness:
 
     Parameters
     ----------
+    target
+        What tables are fitted to. "layer": what the exact layer makes of the rows that come through
+        the look-ups before it. "network": what it gives for the same rows in the network without
+        look-ups, so that it mends what they have distorted (ITLUMM, equation 3, with the A of the
+        exact network and the codes of the other).
     max_rows
         Fit each layer on at most this many rows or patches of the calibration data.
     random_state
@@ -89,6 +94,7 @@ class Maddness:
     ridge_lambda: float | str = "auto"
     split_candidates: int = 4
     kmeans_rows: int = 16384
+    target: str = "layer"
     max_rows: int = 65536
     random_state: int = 0
 
@@ -96,12 +102,13 @@ class Maddness:
         """Check every value."""
         check_int("random_state", self.random_state, 0, 2**32 - 1)
         check_int("max_rows", self.max_rows, 1)
+        check_choice("target", self.target, TARGETS)
         check_maddness_options(**self.estimator_options())
 
     def estimator_options(self) -> dict[str, Any]:
         """Return the arguments of :class:`lutcc.fit.Maddness`."""
         options = dataclasses.asdict(self)
-        del options["max_rows"]
+        del options["max_rows"], options["target"]
         return options
 
 

@@ -45,6 +45,23 @@ def as_weights(B: Any, bias: Any, ncolumns: int) -> tuple[np.ndarray | None, np.
     return weights, shift
 
 
+def as_rows(exact: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the rows (N, D) float32 that stand for those of A, of the same ``shape``."""
+    try:
+        rows = check_array(exact, dtype=[np.float32, np.float64], input_name="exact")
+    except ValueError as error:
+        raise InputError(
+            not_finite(exact) or str(error), where="exact", fix="pass finite real numbers"
+        ) from error
+    if rows.shape != shape:
+        raise InputError(
+            f"exact has shape {rows.shape}, but A has shape {shape}",
+            where="exact",
+            fix="pass a row for each row of A",
+        )
+    return to_float32(rows, "exact")
+
+
 def not_finite(array: Any) -> str | None:
     """Say where the first NaN or infinity of an array is; None when there is none.
 

@@ -13,7 +13,14 @@ from threadpoolctl import threadpool_limits
 
 from lutcc.errors import InputError, NotFittedError
 from lutcc.fit import lookup
-from lutcc.fit.inputs import as_weights, code_frequencies, not_finite, product_metric, to_float32
+from lutcc.fit.inputs import (
+    as_rows,
+    as_weights,
+    code_frequencies,
+    not_finite,
+    product_metric,
+    to_float32,
+)
 from lutcc.fit.nearest import fit_centroids
 from lutcc.fit.options import check_maddness_options
 from lutcc.fit.partition import contiguous_partition, opq_partition, r2_partition
@@ -61,14 +68,16 @@ class Maddness(BaseEstimator):
         k-means centroid.
     partition
         "contiguous": neighbouring columns, lengths that differ by at most one. "r2": columns that
-        are correlated, by hierarchical clustering; "opq": an order of columns that is close to the
-        rotation of OPQ. Either costs nothing at run time. ITLUMM, section 2.1.
+        are correlated, by hierarchical clustering, cut into shares of like standard deviation;
+        "opq": an order of columns that is close to the rotation of OPQ. Either costs nothing at run
+        time. ITLUMM, section 2.1.
     prototypes
         "ridge": ITLUMM eq. 2, jointly over all codebooks. "kmeans": the mean of each bucket in its
         own subspace.
     lut_objective
         "ridge": the tables are T = P B. "mse", "kld": they are learnt from there, by the squared
-        error behind ``lut_activation``, or the divergence of a softmax's rows: ITLUMM, eq. 3.
+        error behind ``lut_activation``, or the divergence of a softmax's rows: ITLUMM, eq. 3. Its
+        lambda starts at that of eq. 2, scaled, and is searched by the same on held-out rows.
     lut_activation
         What follows the product, for ``lut_objective``: None, "relu", "gelu", "gelu_tanh", "silu",
         "tanh", "sigmoid", "softmax". It is not applied. "mse" with None is "ridge".
@@ -87,7 +96,7 @@ class Maddness(BaseEstimator):
         own columns, which is what ITLUMM section 4 suggests trying. "input": rows that are alike
         themselves, as MADDNESS does. Trees only.
     ridge_lambda
-        lambda of eq. 2; "auto" takes the one with the smallest held-out error of the product.
+        lambda of eq. 2 and 3; "auto" takes those with the smallest held-out errors.
     split_candidates
         How many columns each level of a tree tries: those that explain most within the buckets.
     kmeans_rows
@@ -167,10 +176,12 @@ class Maddness(BaseEstimator):
         self.kmeans_rows = kmeans_rows
         self.random_state = random_state
 
-    def fit(self, A: Any, B: Any = None, bias: Any = None) -> Self:
+    def fit(self, A: Any, B: Any = None, bias: Any = None, *, exact: Any = None) -> Self:
         """Learn codes from the rows of A (N, D) and tables for B (D, M) and bias (M,).
 
-        B=None stands for the identity: rows are reconstructed.
+        B=None stands for the identity: rows are reconstructed. ``exact`` (N, D), where rows of A
+        come through look-ups before, is what they would be without: codes are those of A, but what
+        prototypes and tables give back is ``exact``, times B. None: A itself.
 
         Raises
         ------
@@ -185,10 +196,10 @@ class Maddness(BaseEstimator):
         """
         # Many small factorisations: BLAS threads that spin for each other would only slow them.
         with threadpool_limits(limits=1, user_api="blas"):
-            self._fit(A, B, bias)
+            self._fit(A, B, bias, exact)
         return self
 
-    def _fit(self, A: Any, B: Any, bias: Any) -> None:
+    def _fit(self, A: Any, B: Any, bias: Any, exact: Any) -> None:
         """Fit; see :meth:`fit`."""
         options = self.get_params(deep=False)
         check_maddness_options(**options)
@@ -202,25 +213,26 @@ class Maddness(BaseEstimator):
                 fix=f"use ncodebooks <= {ncolumns}",
             )
         weights, shift = as_weights(B, bias, ncolumns)
+        wanted = X if exact is None else as_rows(exact, X.shape)
         for name in _ENCODER_ATTRIBUTES:  # a fit before this one may have used the other encoder
             self.__dict__.pop(name, None)
         self.options_ = options
         random = check_random_state(self.random_state)
         parts = self._partition(X, random)
         codes = self._fit_encoder(X, parts, weights, random)
-        base = bucket_means(X, codes, parts, self.nprototypes, tree=self.encoder == "tree")
+        base = bucket_means(wanted, codes, parts, self.nprototypes, tree=self.encoder == "tree")
         prototypes = np.zeros((self.ncodebooks, self.nprototypes, ncolumns))
         for c, columns in enumerate(parts):
             prototypes[c][:, columns] = base[:, columns]
         anchor = prototypes.copy() if weights is None else prototypes @ weights
         self.ridge_lambda_: float | None = None
         if self.prototypes == "ridge":
-            prototypes += self._ridge(X, codes, base, parts, weights, random).reshape(
+            prototypes += self._ridge(wanted, codes, base, parts, weights, random).reshape(
                 prototypes.shape
             )
         tables = prototypes if weights is None else prototypes @ weights
         if self.lut_objective != "ridge" and self.lut_activation is not None:
-            tables = self._learnt(X, codes, weights, shift, anchor, random)
+            tables = self._learnt(wanted, codes, weights, shift, anchor, random)
         self.prototypes_ = prototypes.astype(np.float32)
         self._set_tables(tables, shift, code_frequencies(codes, self.nprototypes))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import svd
 from scipy.sparse import csr_array
-from sklearn.metrics import pairwise_distances_argmin
 
 #: Most turns of the alternation, and the relative gain below which it stops.
 TURNS, LEAST_GAIN = 30, 1e-3
@@ -44,7 +43,7 @@ def opq_rotation(
     >>> bool(np.allclose(R @ R.T, np.eye(4)))
     True
     """
-    centered = X.astype(np.float64) - X.mean(axis=0, dtype=np.float64)
+    centered = (X - X.mean(axis=0, dtype=np.float64)).astype(np.float32)
     rotation = np.eye(X.shape[1])
     rotated = centered
     count = min(nprototypes, len(X))
@@ -55,17 +54,23 @@ def opq_rotation(
         restored = np.empty_like(rotated)
         for number, part in enumerate(parts):
             rows = rotated[:, part]
-            codes = pairwise_distances_argmin(rows, prototypes[number])
+            codes = _nearest(rows, prototypes[number])
             prototypes[number] = _means(rows, codes, prototypes[number])
             restored[:, part] = prototypes[number][codes]
-        error = float(np.square(rotated - restored).sum())
+        error = float(np.square(rotated - restored).sum(dtype=np.float64))
         if not error < last * (1.0 - LEAST_GAIN):
             break
         last = error
-        left, _, right = svd(centered.T @ restored, check_finite=False)
+        left, _, right = svd((centered.T @ restored).astype(np.float64), check_finite=False)
         rotation = left @ right
-        rotated = centered @ rotation
+        rotated = centered @ rotation.astype(np.float32)
     return rotation
+
+
+def _nearest(rows: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+    """Return the number of the prototype (K, d) that is nearest to each row (N, d)."""
+    half_norms = np.square(prototypes).sum(axis=1) / 2
+    return np.argmin(half_norms - rows @ prototypes.T, axis=1)
 
 
 def _means(rows: np.ndarray, codes: np.ndarray, before: np.ndarray) -> np.ndarray:

@@ -16,6 +16,8 @@ PROTOTYPES = ("ridge", "kmeans")
 LUT_OBJECTIVES = ("ridge", "mse", "kld")
 LUT_ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "softmax")
 HASH_OBJECTIVES = ("product", "input")
+#: Of recipes: what tables are fitted to.
+TARGETS = ("layer", "network")
 ACTIVATIONS = (None, "relu")
 LUT_DTYPES = ("uint8", "float32")
 ACCUMULATIONS = ("exact", "mean")

@@ -1,7 +1,7 @@
 """Which columns of the input each codebook sees.
 
-A permutation of the columns, cut into runs whose lengths differ by at most one. It costs nothing at
-run time: split dimensions name columns of the input as it comes. Source: ITLUMM, section 2.1.
+A permutation of the columns, cut into runs, a codebook each. It costs nothing at run time: split
+dimensions name columns of the input as it comes. Source: ITLUMM, section 2.1.
 """
 
 from __future__ import annotations
@@ -87,10 +87,14 @@ def r2_partition(
     tuple
         C arrays of column numbers: the leaves of a dendrogram of the columns, by average linkage of
         the distances 1 - R^2, in the order in which distances between neighbours add up to least.
+        They are cut into runs of equal shares of the columns' standard deviations.
 
     Notes
     -----
-    Source: ITLUMM, section 2.1.2; optimal leaf ordering as in SciPy.
+    Source: ITLUMM, section 2.1.2; optimal leaf ordering as in SciPy. The paper cuts into runs of
+    equally many columns. But correlations know no scale: columns that hardly vary (the border of a
+    picture, units that a ReLU has switched off) come to stand together, and would have codebooks
+    of their own, which the others then lack.
 
     Examples
     --------
@@ -104,7 +108,39 @@ def r2_partition(
         return contiguous_partition(ncolumns, ncodebooks)
     distance = squareform(1.0 - squared_correlation(_some(X, random)), checks=False)
     tree = optimal_leaf_ordering(linkage(distance, "average"), distance)
-    return tuple(np.array_split(_leaves(tree, ncolumns), ncodebooks))
+    return equal_shares(_leaves(tree, ncolumns), X.std(axis=0, dtype=np.float64), ncodebooks)
+
+
+def equal_shares(order: np.ndarray, weights: np.ndarray, ncodebooks: int) -> tuple[np.ndarray, ...]:
+    """Cut an order of columns into runs of about equal weight, and of at least one column.
+
+    Parameters
+    ----------
+    order
+        (D,) column numbers.
+    weights
+        (D,) of the columns, by their numbers, not negative. Those without weight (less than a
+        millionth of the largest) lengthen a run, and make none if enough others are there.
+    ncodebooks
+        C, at most D.
+
+    Examples
+    --------
+    >>> weights = np.array([0.0, 0.0, 3.0, 1.0, 1.0, 1.0])
+    >>> [part.tolist() for part in equal_shares(np.arange(6), weights, 2)]
+    [[0, 1, 2], [3, 4, 5]]
+    """
+    heavy = np.flatnonzero(weights[order] > 1e-6 * weights.max())
+    if len(heavy) < ncodebooks:
+        return tuple(np.array_split(order, ncodebooks))
+    passed = np.cumsum(weights[order[heavy]])
+    ends: list[int] = []
+    for run in range(1, ncodebooks):
+        wanted = passed[-1] * run / ncodebooks
+        end = int(np.argmin(np.abs(passed - wanted))) + 1  # of those that weigh something
+        first = ends[-1] + 1 if ends else 1
+        ends.append(min(max(end, first), len(heavy) - (ncodebooks - run)))
+    return tuple(np.split(order, [int(heavy[end - 1]) + 1 for end in ends]))
 
 
 def squared_correlation(X: np.ndarray) -> np.ndarray:

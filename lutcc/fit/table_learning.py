@@ -10,7 +10,8 @@ error has the closed solution that equation 2 gives, times B.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -25,10 +26,15 @@ from lutcc.fit.prototypes import NormalEquations
 ROWS, HELD_OUT = 16384, 5
 #: Steps of L-BFGS at most; those without a gain of this much on held-out rows end the search.
 STEPS, PATIENCE, LEAST_GAIN = 200, 6, 1e-3
+#: Where lambda may be chosen, it is multiplied with powers of this, from -FARTHEST to FARTHEST.
+LAMBDA_STEP, FARTHEST = 4.0, 5
 #: Below so many rows none are held out, and this many steps are made.
 FEW_ROWS, FEW_STEPS = 50, 20
 
 SOFTMAX = "softmax"
+
+Rows: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Codes (N, C) and outputs (N, M)."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,8 @@ def learn_tables(
         E and sigma.
     ridge_lambda
         lambda. ``scaled``: it was chosen for the plain squared error, and is multiplied with the
-        mean curvature of E, so that it weighs as much beside it.
+        mean curvature of E, so that it weighs as much beside it. From there on lambda is searched
+        in factors of :data:`LAMBDA_STEP`, as long as the error E of the held-out rows falls.
     random
         Draws rows.
 
@@ -106,7 +113,7 @@ def learn_tables(
     -----
     L-BFGS from the solution of equation 2, times B. One fifth of the rows is held out, of that
     solution too; when its error has not fallen for some steps, the search ends, and as many steps
-    as were best are made again with all rows.
+    as were best are made again with all rows, with the lambda that was best.
     """
     if len(codes) > ROWS:
         kept = np.sort(random.choice(len(codes), ROWS, replace=False))
@@ -119,7 +126,8 @@ def learn_tables(
     if len(codes) >= FEW_ROWS:
         shuffled = random.permutation(len(codes))
         held, kept = (np.sort(part) for part in np.split(shuffled, [len(codes) // HELD_OUT]))
-        steps = problem.best_steps((codes[kept], exact[kept]), (codes[held], exact[held]))
+        parts = (codes[kept], exact[kept]), (codes[held], exact[held])
+        problem, steps = problem.best(*parts) if scaled else (problem, problem.held_out(*parts)[1])
     return problem.minimised((codes, exact), steps)
 
 
@@ -133,25 +141,39 @@ class _Problem:
     ridge_lambda: float
     behind: float
 
-    def best_steps(
-        self,
-        rows: tuple[np.ndarray, np.ndarray],
-        held_out: tuple[np.ndarray, np.ndarray],
-    ) -> int:
-        """Return after how many steps with some rows the error of others is least."""
-        onehot, shape = self._onehot(held_out[0]), self.anchor.shape
-        losses = [self._error(self.closed(rows), onehot, held_out[1])[0]]
+    def best(self, rows: Rows, others: Rows) -> tuple[_Problem, int]:
+        """Return the problem with the lambda, and the steps, that err least on other rows."""
+        found: dict[int, tuple[float, int]] = {}
+
+        def times(power: int) -> _Problem:
+            return replace(self, behind=self.behind * LAMBDA_STEP**power)
+
+        def error(power: int) -> float:
+            if power not in found:
+                found[power] = times(power).held_out(rows, others)
+            return found[power][0]
+
+        power = 0
+        step = 1 if error(1) < error(0) else -1
+        while abs(power + step) <= FARTHEST and error(power + step) < error(power):
+            power += step
+        return times(power), found[power][1]
+
+    def held_out(self, rows: Rows, others: Rows) -> tuple[float, int]:
+        """Return the least error of other rows while some are learnt, and after how many steps."""
+        onehot, shape = self._onehot(others[0]), self.anchor.shape
+        losses = [self._error(self.closed(rows), onehot, others[1])[0]]
 
         def watch(tables: np.ndarray) -> None:
-            losses.append(self._error(tables.reshape(shape), onehot, held_out[1])[0])
+            losses.append(self._error(tables.reshape(shape), onehot, others[1])[0])
             recent = losses[-PATIENCE - 1 :]
             if len(recent) > PATIENCE and min(recent[1:]) > recent[0] * (1 - LEAST_GAIN):
                 raise StopIteration
 
         self.minimised(rows, STEPS, watch)
-        return int(np.argmin(losses))
+        return min(losses), int(np.argmin(losses))
 
-    def closed(self, rows: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    def closed(self, rows: Rows) -> np.ndarray:
         """Return the solution of equation 2, times B."""
         codes, exact = rows
         flat = self.anchor.reshape(-1, self.anchor.shape[2])
@@ -162,7 +184,7 @@ class _Problem:
 
     def minimised(
         self,
-        rows: tuple[np.ndarray, np.ndarray],
+        rows: Rows,
         steps: int,
         watch: Callable[[np.ndarray], None] | None = None,
     ) -> np.ndarray:

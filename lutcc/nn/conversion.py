@@ -166,15 +166,20 @@ def convert_layer(
     config: recipes.Maddness | recipes.LookupFFN | recipes.Sampled,
     inputs: list[torch.Tensor] | None,
     block: FeedForward | None = None,
+    exact_inputs: list[torch.Tensor] | None = None,
 ) -> tuple[torch.nn.Module, LayerReport]:
-    """Fit and build the replacement of one layer, or of the feed-forward block that it holds."""
+    """Fit and build the replacement of one layer, or of the feed-forward block that it holds.
+
+    ``exact_inputs``: what reaches the layer in the exact network, call for call, if that is what
+    look-ups are to be fitted to.
+    """
     if isinstance(config, recipes.Sampled):
         return _sample_layer(name, layer, config)
     if isinstance(config, recipes.LookupFFN):
         assert block is not None  # the plan gives LookupFFN blocks only
         return _convert_block(name, block, config, inputs)
     assert inputs is not None
-    return _convert_product(name, layer, config, inputs)
+    return _convert_product(name, layer, config, inputs, exact_inputs)
 
 
 def _convert_block(
@@ -271,7 +276,11 @@ def block_seed(name: str, config: recipes.LookupFFN) -> int:
 
 
 def _convert_product(
-    name: str, layer: torch.nn.Module, config: recipes.Maddness, inputs: list[torch.Tensor]
+    name: str,
+    layer: torch.nn.Module,
+    config: recipes.Maddness,
+    inputs: list[torch.Tensor],
+    exact_inputs: list[torch.Tensor] | None,
 ) -> tuple[MaddnessLookup, LayerReport]:
     started = time.perf_counter()
     rows, weights, bias, build = CONVERTERS[type(layer)](layer, inputs, config)
@@ -279,7 +288,10 @@ def _convert_product(
     if config.ncodebooks > rows.shape[1]:
         options["ncodebooks"] = rows.shape[1]
         note = f"ncodebooks lowered from {config.ncodebooks} to the layer's {rows.shape[1]} columns"
-    estimator = Maddness(**options).fit(rows, weights, bias)
+    wanted = (
+        None if exact_inputs is None else CONVERTERS[type(layer)](layer, exact_inputs, config)[0]
+    )
+    estimator = Maddness(**options).fit(rows, weights, bias, exact=wanted)
     replacement = build(estimator)
     error, norm = 0.0, 0.0
     for first in range(0, len(rows), 4096):

@@ -21,7 +21,11 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 
 @dataclass(frozen=True)
 class Point:
-    """One network: its accuracy, and that of the exact one."""
+    """One network: its accuracy, and that of the exact one.
+
+    ``divergence`` is that of the exact network's classes from its own: the mean over test images of
+    the Kullback-Leibler divergence, in nats.
+    """
 
     part: str
     method: str
@@ -29,6 +33,7 @@ class Point:
     seed: int
     value: float
     exact: float
+    divergence: float | None = None
 
     @property
     def relative(self) -> float:
@@ -66,18 +71,47 @@ def table(points: Sequence[Point], part: str, speeds: Sequence[NetworkSpeed]) ->
     return markdown_table(["codebooks", *map(str, counts)], rows)
 
 
+def told(points: Sequence[Point], part: str, speeds: Sequence[NetworkSpeed]) -> str:
+    """Return the table of a part and what it says; of the classifier, divergences as well."""
+    seeds = len({p.seed for p in points})
+    text = f"{table(points, part, speeds)}\n\n{seeds} seeds. {verdict(points, part)}"
+    return text if part != "classifier" else f"{text}\n\n{divergences(points, part)}"
+
+
+def divergences(points: Sequence[Point], part: str) -> str:
+    """Return mean divergences on test images, and how often that objective lowers them."""
+    methods, counts = _own(points, part)
+
+    def mean(method: str, count: int) -> float:
+        own = (p for p in points if (p.part, p.method, p.codebooks) == (part, method, count))
+        return float(np.mean([p.divergence for p in own if p.divergence is not None]))
+
+    rows = [[method, *(f"{mean(method, count):.3f}" for count in counts)] for method in methods]
+    text = markdown_table(["divergence on test images, nats", *map(str, counts)], rows)
+    pairs = [(kld, count) for kld, count in product(methods, counts) if kld.endswith("-kld")]
+    lower = sum(mean(m, c) < mean(m.replace("-kld", "-mse"), c) for m, c in pairs)
+    return f"{text}\n\nLower where it is the objective: {lower} of {len(pairs)}."
+
+
 def verdict(points: Sequence[Point], part: str) -> str:
-    """Say where means are not above plain MADDNESS, and the divergence not above the square."""
+    """Say where means are not above plain MADDNESS, and the divergence not above the square.
+
+    Plain MADDNESS has no training behind its layers; what has it is held to MADDNESS with it, too.
+    """
     methods, counts = _own(points, part)
     others = [m for m in methods if not m.startswith("maddness")]
-    plain = [(m, "maddness" + (LAYERWISE if m.endswith(LAYERWISE) else "")) for m in others]
+    plain = [(m, "maddness") for m in others]
+    trained = [(m, "maddness" + LAYERWISE) for m in others if m.endswith(LAYERWISE)]
     pairs = [(m, m.replace("-kld", "-mse")) for m in others if "-kld" in m]
     pairs = [(kld, mse) for kld, mse in pairs if mse in methods]
-    told = []
+    sentences = []
     for what, found in (
         ("Above plain MADDNESS", plain),
+        ("Layer by layer above MADDNESS layer by layer", trained),
         ("The divergence above the squared error", pairs),
     ):
+        if not found:
+            continue
         misses = {
             better: [
                 str(count)
@@ -89,8 +123,8 @@ def verdict(points: Sequence[Point], part: str) -> str:
         every, missed = len(found) * len(counts), sum(map(len, misses.values()))
         text = f"{what}, by their means: {every - missed} of {every}"
         listed = [f"{name} at {', '.join(at)}" for name, at in misses.items() if at]
-        told.append(text + (f" (not: {'; '.join(listed)})." if listed else "."))
-    return " ".join(told)
+        sentences.append(text + (f" (not: {'; '.join(listed)})." if listed else "."))
+    return " ".join(sentences)
 
 
 def draw(points: Sequence[Point], speeds: Mapping[str, Sequence[NetworkSpeed]], path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from lutcc.bench.network_speed import NetworkSpeed
 from lutcc.report.accuracy_log import read_runs
-from lutcc.report.itlumm import Point, table, verdict
+from lutcc.report.itlumm import Point, divergences, table, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,6 +73,30 @@ def test_the_verdict_names_what_misses(points: list[Point]) -> None:
         "Above plain MADDNESS, by their means: 3 of 4 (not: r2-mse at 4). "
         "The divergence above the squared error, by their means: 1 of 2 (not: r2-kld at 8)."
     )
+
+
+def test_trained_layers_are_held_to_both_baselines() -> None:
+    """Layer by layer: above plain MADDNESS, but not above MADDNESS layer by layer."""
+    trained = ", layer by layer"
+    values = {"maddness": 0.8, "maddness" + trained: 0.9, "r2-mse" + trained: 0.85}
+    found = verdict([Point("network", m, 4, 0, v, 1.0) for m, v in values.items()], "network")
+    assert "Above plain MADDNESS, by their means: 1 of 1. " in found
+    assert f"0 of 1 (not: r2-mse{trained} at 4)." in found
+
+
+def test_divergences_of_the_classifier() -> None:
+    given = {"r2-mse": (0.4, 0.1), "r2-kld": (0.2, 0.3)}
+    text = divergences(
+        [
+            Point("classifier", method, count, seed, 0.9, 1.0, value + 0.02 * seed)
+            for method, values in given.items()
+            for count, value in zip((4, 8), values, strict=True)
+            for seed in (0, 1)
+        ],
+        "classifier",
+    )
+    assert "| r2-mse | 0.410 | 0.110 |" in text
+    assert text.endswith("Lower where it is the objective: 1 of 2.")
 
 
 def test_the_table_has_means_deviations_and_losses(points: list[Point]) -> None:

@@ -11,6 +11,7 @@ from lutcc.fit import Maddness
 from lutcc.fit.opq import opq_rotation
 from lutcc.fit.partition import (
     contiguous_partition,
+    equal_shares,
     opq_partition,
     r2_partition,
     squared_correlation,
@@ -44,6 +45,32 @@ def test_every_column_once_in_runs_of_like_lengths(ncolumns: int, ncodebooks: in
         lengths = [len(part) for part in contiguous_partition(ncolumns, ncodebooks)]
         assert [len(part) for part in parts] == lengths
         assert all(part.dtype == np.int32 for part in parts)
+
+
+def test_columns_that_do_not_vary_take_no_codebook() -> None:
+    """Of 32 columns 8 vary, in correlated pairs: each of 4 codebooks gets a pair."""
+    X, owner = shuffled_groups(4, 2)
+    still = np.float32([0.1, 0.7]).repeat(12)  # constants whose mean is not exact
+    order = np.random.default_rng(1).permutation(32)
+    wide = np.concatenate([X, np.broadcast_to(still, (len(X), 24))], 1)[:, order]
+    owners = np.concatenate([owner, np.full(24, -1)])[order]
+    for part in r2_partition(np.ascontiguousarray(wide), 4, np.random.RandomState(0)):
+        found = owners[part]
+        assert np.unique(found[found >= 0]).size == 1
+        assert (found >= 0).sum() == 2
+
+
+@pytest.mark.parametrize("ncodebooks", [1, 2, 5, 9, 40])
+def test_shares_are_equal_as_far_as_columns_allow(ncodebooks: int) -> None:
+    rng = np.random.default_rng(ncodebooks)
+    weights, order = rng.random(40) + 0.5, rng.permutation(40)
+    parts = equal_shares(order, weights, ncodebooks)
+    np.testing.assert_array_equal(np.concatenate(parts), order)
+    shares = [weights[part].sum() for part in parts]
+    assert len(parts) == ncodebooks
+    assert min(map(len, parts)) >= 1
+    if ncodebooks < 40:  # a cut is at most half a column beside its place
+        assert max(shares) - min(shares) <= 2 * weights.max()
 
 
 def test_squared_correlation_is_numpys() -> None:

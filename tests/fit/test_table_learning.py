@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,58 @@ def test_better_behind_the_activation_on_other_rows(objective: str, activation: 
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize(("factor", "gain"), [(1e-3, 0.99), (1e3, 1.3)])
+def test_lambda_is_searched_on_held_out_rows(factor: float, gain: float) -> None:
+    """From a lambda that is far too large, other rows are told better; from a small one (where the
+    held-out rows end the search of tables soon) as well as without."""
+    given = problem(700)
+    A, B, bias = given["A"], given["B"], given["bias"]
+    estimator = Maddness(3, prototypes="kmeans", lut_dtype="float32", random_state=0)
+    estimator.fit(A[:200], B, bias)
+    anchor, codes = estimator.prototypes_.astype(np.float64) @ B, estimator.encode(A)
+    exact = (A @ B + bias).astype(F32)
+    objective = Objective("mse", "relu")
+    start = factor * (1.0 / objective.curvature(torch.from_numpy(exact[:200])))
+    errors = []
+    for scaled in (False, True):
+        behind = start if scaled else start * objective.curvature(torch.from_numpy(exact[:200]))
+        tables = learn_tables(
+            anchor,
+            codes[:200],
+            exact[:200],
+            bias,
+            objective,
+            behind,
+            np.random.RandomState(0),
+            scaled=scaled,
+        )
+        errors.append(loss(tables, anchor, codes[200:], exact[200:], bias, objective, 0.0))
+    assert errors[1] * gain < errors[0]
+
+
+def test_the_exact_rows_are_what_look_ups_give_back() -> None:
+    """Codes are those of distorted rows; the rows they stand for are the exact ones."""
+    given = problem(900)
+    A, B, bias = given["A"], given["B"], given["bias"]
+    distorted = (0.5 * A + 0.3).astype(F32)
+    train, test = slice(0, 600), slice(600, 900)
+    told = A[test] @ B + bias
+    plain, mended = (
+        Maddness(3, random_state=0).fit(distorted[train], B, bias, exact=exact)
+        for exact in (None, A[train])
+    )
+    np.testing.assert_array_equal(plain.splitdims_, mended.splitdims_)
+    np.testing.assert_array_equal(plain.splitvals_, mended.splitvals_)
+    errors = [float(np.square(e.predict(distorted[test]) - told).sum()) for e in (plain, mended)]
+    assert errors[1] < 0.5 * errors[0]
+    same = Maddness(3, random_state=0).fit(A, B, bias, exact=A)
+    np.testing.assert_array_equal(same.lut_, Maddness(3, random_state=0).fit(A, B, bias).lut_)
+    with pytest.raises(InputError, match=r"exact has shape \(600, 11\), but A has shape"):
+        plain.fit(A[train], B, bias, exact=A[train, 1:])
+    with pytest.raises(InputError, match="NaN"):
+        plain.fit(A[train], B, bias, exact=A[train] * np.nan)
+
+
 def test_few_rows_and_many_seeds_do_no_harm() -> None:
     """20 rows: no held-out part, and still finite tables near the anchor's."""
     given = problem(20)
@@ -109,6 +162,26 @@ def test_refusals() -> None:
         Maddness(2, lut_objective="mse", lut_activation="swish").fit(**problem())
 
 
+def test_later_layers_mend_what_look_ups_before_them_distort() -> None:
+    import lutcc
+
+    torch.manual_seed(0)
+    widths = (16, 24, 24, 5)
+    layers: list[torch.nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [torch.nn.Linear(before, after), torch.nn.ReLU()]
+    exact = torch.nn.Sequential(*layers[:-1]).eval()
+    hidden = torch.randn(4, 16)
+    x, fresh = (torch.randn(n, 4) @ hidden for n in (1000, 500))
+    errors = []
+    for target in ("layer", "network"):
+        config = lutcc.recipes.Maddness(ncodebooks=3, hash_objective="input", target=target)
+        small = lutcc.convert(exact, {"*": config}, x)
+        with torch.no_grad():
+            errors.append(float((small(fresh) - exact(fresh)).square().mean()))
+    assert errors[1] < errors[0]
+
+
 def test_a_model_is_converted_though_gradients_are_off() -> None:
     """``lutcc.convert`` runs without gradients; tables are learnt by them."""
     import torch
@@ -116,7 +189,7 @@ def test_a_model_is_converted_though_gradients_are_off() -> None:
     import lutcc
 
     torch.manual_seed(0)
-    exact, x = torch.nn.Linear(8, 4).eval(), torch.randn(200, 8)
+    exact, x = torch.nn.Linear(8, 4).eval(), torch.randn(1000, 8)
     errors = []
     learnt: dict[str, Any] = {"lut_objective": "mse", "lut_activation": "relu"}
     for options in ({}, learnt):

@@ -52,6 +52,7 @@ def test_recipe_has_the_options_and_defaults_of_the_estimator() -> None:
     ours = {f.name: f.default for f in dataclasses.fields(Maddness)}
     assert ours.pop("random_state") == 0  # a conversion is reproducible unless asked otherwise
     assert ours.pop("max_rows") == 65536
+    assert ours.pop("target") == "layer"
     theirs = {
         name: p.default
         for name, p in parameters.items()
@@ -68,6 +69,7 @@ def test_recipe_has_the_options_and_defaults_of_the_estimator() -> None:
         {"encoder": "hash"},
         {"random_state": -1},
         {"max_rows": 0},
+        {"target": "model"},
         {"ncodebooks": "4"},
     ],
 )
