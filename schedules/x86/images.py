@@ -108,6 +108,11 @@ class Geometry:
         return self.out_height * self.out_width
 
     @property
+    def image_numbers(self) -> int:
+        """Numbers of an image of x."""
+        return self.height * self.width * self.channels
+
+    @property
     def padded(self) -> tuple[int, int]:
         """Height and width of an image with its padding."""
         return self.height + 2 * self.padding[0], self.width + 2 * self.padding[1]
@@ -189,18 +194,18 @@ class Images:
                 with loop(own) as r:
                     row = bind(begin + r)
                     line = x.at(bind(start + row * row_numbers))
-                    self.peaks.store(row, _peak(line, row_numbers))
+                    self.peaks.store(row, peak_of(line, row_numbers))
         with thread_loop() as (thread, threads), loop(count) as image:
             scale = None
             if self.granules.integers:
-                scale = quantiser_of(self._peak_of(image))
+                scale = quantiser_of(self._most(image))
                 self.units.store(image, scale.unit)
             begin, own = share(i64(shape.padded[0]), thread, threads)
             with loop(own) as r:
                 row = bind(begin + r)
                 self._row(x, start, image, row, scale)
 
-    def _peak_of(self, image: Expr) -> Expr:
+    def _most(self, image: Expr) -> Expr:
         """Return the largest of the peaks of an image's rows."""
         most = local(1, "int32")
         most.store(0, hold(const(0, "int32")))
@@ -281,7 +286,7 @@ def _tail(line: View, numbers: int) -> View:
     return found
 
 
-def _peak(line: View, numbers: int) -> Expr:
+def peak_of(line: View, numbers: int) -> Expr:
     """Return the largest magnitude of a row, as bits."""
     found = [largest_bits(line, numbers // LANES * LANES)] if numbers >= LANES else []
     if numbers % LANES:

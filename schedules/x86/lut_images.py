@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from lutcc.ir.module import Function, Operation
-from lutcc.schedules.x86 import conv2d, lut_conv2d
+from lutcc.schedules.x86 import conv2d, lut_conv2d, plane_conv2d
 from lutcc.schedules.x86.config import DenseConfig
 from lutcc.schedules.x86.context import Constant, StageContext
 from lutcc.schedules.x86.data_movement import emit_im2col
@@ -38,6 +38,7 @@ from lutcc.schedules.x86.emit import (
 from lutcc.schedules.x86.images import Geometry
 from lutcc.schedules.x86.lut_conv2d import Layer
 from lutcc.schedules.x86.pack import CHUNK, chunk_starts
+from lutcc.schedules.x86.plane_conv2d import PlaneConvolution
 from lutcc.schedules.x86.planes import SLACK, Planes, Window
 from lutcc.schedules.x86.row_passes import ELEMENTWISE
 
@@ -122,6 +123,8 @@ class _Lead:
         Memory for the image with its channels last, and for the convolution's results.
     config, shared
         Of the convolution.
+    planar
+        The convolution, where it goes from the image to the planes.
     """
 
     pixels: Operation | None
@@ -130,6 +133,7 @@ class _Lead:
     rows: View
     config: DenseConfig | None
     shared: conv2d.Shared | None
+    planar: PlaneConvolution | None = None
 
     @classmethod
     def take(cls, ctx: StageContext, function: Function) -> _Lead:
@@ -137,6 +141,10 @@ class _Lead:
         by_opcode = {op.opcode: op for op in function.body}
         pixels, conv = by_opcode.get("im2col"), by_opcode.get("conv2d")
         config, shared, numbers, results = None, None, 0, 0
+        if conv is not None and plane_conv2d.applies(conv):
+            planar = PlaneConvolution.take(ctx, conv, pixels is not None)
+            none = ctx.scratch.take(0, "float32")
+            return cls(pixels, conv, none, none, None, None, planar)
         if conv is not None:
             numbers = math.prod(conv.operands[0].type.sizes(1)) if pixels is not None else 0
             results = Geometry.of(conv).pixels * Geometry.of(conv).outputs
@@ -149,6 +157,9 @@ class _Lead:
 
     def emit(self, ctx: StageContext, image: View, planes: Planes) -> None:
         """Turn an image into planes."""
+        if self.planar is not None:
+            self.planar.emit(image, planes)
+            return
         if self.conv is None:
             (_read if self.pixels is None else _read_planes)(planes, image)
             return

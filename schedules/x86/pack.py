@@ -21,7 +21,12 @@ from lutcc.schedules.x86.pack_codebooks import (
     pack_codebook_tables,
     pack_codebook_units,
 )
-from lutcc.schedules.x86.pack_conv2d import pack_conv2d, pack_conv2d_shifts, pack_depthwise
+from lutcc.schedules.x86.pack_conv2d import (
+    pack_conv2d,
+    pack_conv2d_shifts,
+    pack_conv2d_words,
+    pack_depthwise,
+)
 from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
 from lutcc.schedules.x86.pack_images import (
     pack_image_offsets,
@@ -279,6 +284,7 @@ PACKERS: dict[str, Callable[..., Array]] = {
     "dense": pack_dense,
     "conv2d": pack_conv2d,
     "conv2d_shifts": pack_conv2d_shifts,
+    "conv2d_words": pack_conv2d_words,
     "depthwise": pack_depthwise,
 }
 

@@ -44,6 +44,22 @@ def pack_conv2d(weight: Array, *, groups: int, interleaved: int, **sizes: int) -
     return np.stack([pack_dense(part, **sizes) for part in np.split(matrix, groups)])
 
 
+def pack_conv2d_words(weight: Array, *, per_word: int, tile: int) -> Array:
+    """(O, C, KH, KW) int8 -> [O / tile][word][KH][tile] int32 words.
+
+    A word is ``per_word`` of the (KW, C) numbers of a row of a window, the first in its lowest 8
+    (16) bits; numbers and outputs that are not there have weights of 0.
+    """
+    outputs, channels, rows, columns = weight.shape
+    words = -(-columns * channels // per_word)
+    kind = {4: np.int8, 2: np.int16}[per_word]
+    padded = np.zeros((-(-outputs // tile) * tile, rows, words * per_word), kind)
+    in_order = weight.transpose(0, 2, 3, 1).reshape(outputs, rows, -1)
+    padded[:outputs, :, : columns * channels] = in_order
+    parts = padded.reshape(-1, tile, rows, words, per_word).transpose(0, 3, 2, 1, 4)
+    return np.ascontiguousarray(parts).view("<i4")[..., 0]
+
+
 def pack_conv2d_shifts(weight: Array, *, length: int, shift: int) -> Array:
     """(O, CG, KH, KW) int8 -> (length,) int32: ``shift`` times the sum of each output's weights."""
     sums = weight.reshape(len(weight), -1).sum(axis=1, dtype=np.int64) * shift

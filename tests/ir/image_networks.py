@@ -31,13 +31,27 @@ class Conv:
     dtype: str = "uint8"
     dead: int = 0  #: channels that the trees never look at
 
+    @property
+    def window(self) -> dict[str, Any]:
+        """The attributes of its windows."""
+        return {name: getattr(self, name) for name in ("kernel", "stride", "padding", "dilation")}
+
+    def size(self, images: Pair) -> Pair:
+        """Return height and width of its results on images of these."""
+        axes = zip(images, *self.window.values(), strict=True)
+        height, width = (output_size(*axis) for axis in axes)
+        return height, width
+
 
 def network(
-    rng: np.random.Generator, shape: Sequence[int], layers: Sequence[Conv], exact: int = 0
+    rng: np.random.Generator,
+    shape: Sequence[int],
+    layers: Sequence[Conv],
+    exact: int | Conv = 0,
 ) -> ir.Module:
     """Return layers over images (n, *shape), the last one's outputs as images.
 
-    With ``exact``, a convolution 3x3 in int8 with so many outputs comes first.
+    With ``exact``, a convolution in int8 comes first: of these windows, or 3x3 to so many outputs.
     """
     b, n = ir.Builder("main"), ir.Sym("n")
     value = b.param("x", ir.TensorType((n, *shape), "float32"))
@@ -45,16 +59,19 @@ def network(
     if exact:
         pixels = b.op("im2col", value, kernel=(1, 1))
         pixels = b.op("reshape", pixels, shape=(n, height, width, channels))
-        weight = rng.integers(-127, 128, (exact, channels, 3, 3)).astype(np.int8)
-        units = (rng.random(exact) / 127 / channels).astype(np.float32)
+        first = exact if isinstance(exact, Conv) else Conv(exact, 0, activation="none")
+        outputs, window = first.outputs, first.window
+        weight = rng.integers(-127, 128, (outputs, channels, *first.kernel)).astype(np.int8)
+        units = (rng.random(outputs) / 127 / channels).astype(np.float32)
         constants = [b.constant("w", weight), b.constant("u", units)]
-        constants.append(b.constant("b", rng.normal(size=exact).astype(np.float32)))
-        rows = b.op("conv2d", pixels, *constants, compute="int8", padding=(1, 1))
-        value, channels = b.op("rows_to_nchw", rows, oh=height, ow=width), exact
+        constants.append(b.constant("b", rng.normal(size=outputs).astype(np.float32)))
+        del window["kernel"]
+        window["activation"] = first.activation
+        rows = b.op("conv2d", pixels, *constants, compute="int8", **window)
+        (height, width), channels = first.size((height, width)), outputs
+        value = b.op("rows_to_nchw", rows, oh=height, ow=width)
     for i, layer in enumerate(layers):
-        window: dict[str, Any] = {
-            name: getattr(layer, name) for name in ("kernel", "stride", "padding", "dilation")
-        }
+        window = layer.window
         columns = (channels - (layer.dead if i else 0)) * layer.kernel[0] * layer.kernel[1]
         entries, sizes = 2**layer.depth, (layer.codebooks, layer.depth)
         dims = rng.integers(0, columns, sizes).astype(np.int32)
@@ -76,9 +93,7 @@ def network(
         if not alone:
             y = b.op("activation", y, kind=layer.activation)
         channels = layer.outputs
-        size = [height, width]
-        for axis in (0, 1):
-            size[axis] = output_size(size[axis], *(window[k][axis] for k in window))
+        size = list(layer.size((height, width)))
         if layer.pool is not None:
             kernel, stride, padding = layer.pool
             images = b.op("reshape", y, shape=(n, *size, channels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,17 +59,42 @@ def test_networks(name: str, isa: str) -> None:
         np.testing.assert_array_equal(call(x)[0], ir.interpret(module, [x])[0])
 
 
+#: Channels, height and width of the images, and an exact convolution in front of others.
+EXACT = {
+    "rgb": ((3, 9, 18), 20),
+    "too many channels for words": ((32, 9, 18), 20),
+    "strides": ((3, 17, 41), Conv(33, 0, (7, 7), (2, 2), (3, 3))),
+    "grey, dilated": ((1, 12, 23), Conv(5, 0, (3, 2), (1, 3), (0, 2), (2, 3), activation="none")),
+    "narrow": ((5, 4, 3), Conv(17, 0, (1, 3))),
+}
+
+
 @pytest.mark.parametrize("isa", ISA_PARAMS)
-@pytest.mark.parametrize("channels", [3, 32])
-def test_an_exact_convolution_in_front(channels: int, isa: str) -> None:
-    rng, shape = np.random.default_rng(channels), (channels, 9, 18)
-    module = network(rng, shape, [Conv(12, 20, pool=TWO), Conv(5, 12)], exact=20)
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_convolution_in_front(name: str, isa: str) -> None:
+    rng, (shape, exact) = np.random.default_rng(len(name)), EXACT[name]
+    module = network(rng, shape, [Conv(12, 20, pool=TWO), Conv(5, 12)], exact=exact)
     prepared = run_pipeline(module)
     assert not any(op.opcode == "conv2d" for op in prepared.main.body)
     _, call = built(prepared, isa)
     for count in (1, 3):
         x = images(rng, count, shape)
+        x[-1, :, 0] *= 100  # of another unit than the others
         np.testing.assert_array_equal(call(x)[0], ir.interpret(module, [x])[0])
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+def test_an_exact_convolution_of_images_with_their_channels_last(isa: str) -> None:
+    rng, shape = np.random.default_rng(1), (3, 7, 21)
+    module = network(rng, shape, [Conv(12, 20)], exact=20)
+    pixels, moved, *rest = module.main.body
+    assert (pixels.opcode, moved.opcode) == ("im2col", "reshape")
+    main = replace(module.main, params=moved.results, body=tuple(rest))
+    module = replace(module, functions=(main,))
+    _, call = built(run_pipeline(module), isa)
+    x = np.ascontiguousarray(images(rng, 2, shape).transpose(0, 2, 3, 1))
+    x[1, 2, 3, 1] = np.nan
+    np.testing.assert_array_equal(call(x)[0], ir.interpret(module, [x])[0])
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
