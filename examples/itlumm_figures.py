@@ -15,7 +15,7 @@ on copies of them with noise, too: so is MADDNESS where "noisy rows" or "layer b
 Where every layer is replaced at once, tables are fitted to what the exact network gives. Writes
 figures.png, and what was found, a file per seed and one of speeds: a run goes on from these.
 
-Run: python examples/itlumm_figures.py --docs docs/look-up-accuracy.md     (8 minutes of a core)
+Run: python examples/itlumm_figures.py --docs docs/look-up-accuracy.md     (20 minutes of a core)
      python examples/itlumm_figures.py --quick
 """
 
@@ -48,7 +48,7 @@ PLAIN = lutcc.recipes.Maddness(hash_objective="input")
 #: Copies of the training images with normal noise of this deviation (pixels are in 0..1).
 COPIES, NOISE = 1, 0.1
 #: Of the training behind each layer.
-TRAINING = {"batch_size": 128, "learning_rate": 0.1}
+TRAINING: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1}
 NOISY = ", noisy rows"
 WIDE, NARROW = (512, 512, 512), (30, 30, 30)
 CLASSIFIER, NETWORK = (2, 4, 8, 16), (1, 2, 4, 8, 16)
@@ -197,7 +197,7 @@ def _whole(
     partition: str, objective: str, codebooks: int, size: int, hash_objective: str = "input"
 ) -> dict[str, lutcc.recipes.Maddness]:
     """Return a recipe: hidden layers by the error behind ReLU, the last by the objective."""
-    given = {"ncodebooks": codebooks, "target": "network"}
+    given: dict[str, Any] = {"ncodebooks": codebooks, "target": "network"}
     inner = replace(_config(partition, "mse", "relu", hash_objective), **given)
     last = replace(_config(partition, objective, "softmax", hash_objective), **given)
     return {**{str(place): inner for place in range(0, size - 1, 2)}, str(size - 1): last}
