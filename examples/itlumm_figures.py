@@ -90,8 +90,8 @@ class Trial:
         away = nn.functional.kl_div(
             told.log_softmax(1), exact.log_softmax(1), reduction="batchmean", log_target=True
         )
-        accuracies = [self._accuracy(each) for each in (told, exact)]
-        return Point(part, method, codebooks, self.seed, *accuracies, float(away))
+        value, best = self._accuracy(told), self._accuracy(exact)
+        return Point(part, method, codebooks, self.seed, value, best, float(away))
 
     def _accuracy(self, told: torch.Tensor) -> float:
         """Return the share of test images that are told right."""
