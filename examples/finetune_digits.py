@@ -71,7 +71,7 @@ _AGAIN = ", chosen again"
 def _resplit() -> dict[str, Setting]:
     """Return networks whose columns stay or are chosen again, without and with idle inputs."""
     found = {}
-    for idle, (codebooks, noise) in product((0, 64), ((4, 0.08), (8, 0.05))):
+    for codebooks, noise, idle in ((4, 0.08, 0), (8, 0.05, 0), (4, 0.08, 64)):
         name = f"{codebooks}" + (f", and {idle} columns of noise" if idle else "")
         plain = _narrow(codebooks, noise, epochs=80)
         plain = replace(plain, widths=(64 + idle, *plain.widths[1:]), idle=idle)

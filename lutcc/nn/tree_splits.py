@@ -136,16 +136,41 @@ def explained(targets: Tensor, leaves: Tensor, entries: int) -> float:
     return float((sums.square().sum(1) / (_counts(leaves, entries) + 1)).sum())
 
 
-def bucket_means(targets: Tensor, leaves: Tensor, entries: int) -> Tensor:
-    """Return (K, T): of each bucket's targets and one row more, the mean of all.
+def bucket_means(values: Tensor, leaves: Tensor, entries: int, prior: float = 1.0) -> Tensor:
+    """Return (K, T): of each bucket's values and ``prior`` rows more, of the mean of all.
 
     Examples
     --------
     >>> bucket_means(torch.tensor([[1.0], [5.0]]), torch.tensor([0, 0]), 2).tolist()
     [[3.0], [3.0]]
     """
-    sums, counts = bucket_sums(targets, leaves, entries), _counts(leaves, entries)
-    return (sums + targets.mean(0)) / (counts + 1)[:, None]
+    sums, counts = bucket_sums(values, leaves, entries), _counts(leaves, entries)
+    return (sums + prior * values.mean(0)) / (counts + prior)[:, None]
+
+
+def certain_share(values: Tensor, leaves: Tensor, entries: int) -> float:
+    """Return what is left of the means of buckets without the chance in them: 0 to 1.
+
+    Of ``values`` (N, T), spread by chance within buckets, means differ by chance, too: by as much,
+    a row, for each bucket after the first. This is ``1 - 1 / F``, as James and Stein shrink means.
+
+    Examples
+    --------
+    >>> values, leaves = torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 1, 1])
+    >>> round(certain_share(values, leaves, 2), 3)  # between buckets 16, within 1
+    0.969
+    >>> certain_share(values, torch.tensor([0, 1, 0, 1]), 2)
+    0.0
+    """
+    counts = _counts(leaves, entries)
+    filled, centered = int((counts > 0).sum()), values - values.mean(0)
+    sums = bucket_sums(centered, leaves, entries)
+    between = float((sums.square().sum(1) / counts.clamp_min(1)).sum())
+    within = float(centered.square().sum()) - between
+    if not between > 0 or not len(values) > filled > 1:
+        return 0.0
+    chance = within * (filled - 1) / (len(values) - filled)
+    return min(max(1 - chance / between, 0.0), 1.0)
 
 
 def bucket_sums(values: Tensor, buckets: Tensor, count: int) -> Tensor:

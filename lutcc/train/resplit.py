@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lutcc.nn.latent_lookup import LatentLookup, first_temperature
-from lutcc.nn.tree_splits import BinnedRows, Tree, better_tree, bucket_means
+from lutcc.nn.tree_splits import BinnedRows, Tree, better_tree, bucket_means, certain_share
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 """Takes inputs and targets; returns the mean loss of the network as it is."""
@@ -77,9 +77,9 @@ class Resplit:
                 continue
             binned = BinnedRows.of(seen.rows)
             for codebook in torch.randperm(len(latent.tables), generator=generator).tolist():
-                aim = _aim(latent, codebook, seen, curvature)
+                aim = _Aim.of(latent, codebook, seen, curvature)
                 old = latent.tree(codebook)
-                new = better_tree(binned, _projected(aim, generator), old)
+                new = better_tree(binned, _projected(aim.now + aim.step, generator), old)
                 if torch.equal(new.columns, old.columns):
                     continue
                 loss = self._tried(latent, codebook, new, old, seen.rows, aim, checked, least)
@@ -97,7 +97,7 @@ class Resplit:
         new: Tree,
         old: Tree,
         rows: Tensor,
-        aim: Tensor,
+        aim: _Aim,
         checked: Sequence[Batch],
         least: float,
     ) -> float | None:
@@ -105,9 +105,9 @@ class Resplit:
         entries = latent.tables.shape[1]
         warmth = latent.log_temperature.detach()[codebook].clone()
         before = (old, latent.tables.detach()[codebook].clone(), warmth)
-        again = (old, bucket_means(aim, old.leaves(rows), entries), warmth)
+        again = (old, aim.table(old.leaves(rows), entries), warmth)
         first = first_temperature(rows[:, new.columns][None])[0]
-        found = (new, bucket_means(aim, new.leaves(rows), entries), first)
+        found = (new, aim.table(new.leaves(rows), entries), first)
         latent.replace_tree(codebook, *found)
         loss = self._mean_loss(checked)
         if loss < least:
@@ -198,16 +198,29 @@ class Resplit:
         return (fallen if fallen > 0 else 1.0) / step
 
 
-def _aim(latent: LatentLookup, codebook: int, seen: _Seen, curvature: float) -> Tensor:
-    """Return R (N, M): what a codebook should add to each row, the others held."""
-    leaves = latent.tree(codebook).leaves(seen.rows)
-    return latent.tables.detach()[codebook][leaves] - seen.gradients / curvature
+class _Aim(NamedTuple):
+    """What a codebook adds to each row now, and how that should change: (N, M), the others held."""
+
+    now: Tensor
+    step: Tensor
+
+    @classmethod
+    def of(cls, latent: LatentLookup, codebook: int, seen: _Seen, curvature: float) -> Self:
+        leaves = latent.tree(codebook).leaves(seen.rows)
+        return cls(latent.tables.detach()[codebook][leaves], seen.gradients / -curvature)
+
+    def table(self, leaves: Tensor, entries: int) -> Tensor:
+        """Return the table rows (K, M) of buckets, without what is chance in their steps."""
+        share = certain_share(self.step, leaves, entries)
+        steps = bucket_means(self.step, leaves, entries)
+        # what is there is no sample: only buckets without rows take the mean of all
+        return bucket_means(self.now, leaves, entries, prior=1e-3) + share * steps
 
 
-def _projected(aim: Tensor, generator: torch.Generator) -> Tensor:
-    """Return (N, T <= TARGETS) targets whose squared distances are about those of ``aim``."""
-    centered = aim - aim.mean(0)
-    if aim.shape[1] <= TARGETS:
+def _projected(targets: Tensor, generator: torch.Generator) -> Tensor:
+    """Return (N, T <= TARGETS) targets whose squared distances are about those of (N, M)."""
+    centered, columns = targets - targets.mean(0), targets.shape[1]
+    if columns <= TARGETS:
         return centered
-    directions = torch.randn(aim.shape[1], TARGETS, generator=generator) / math.sqrt(TARGETS)
-    return centered @ directions.to(aim)
+    directions = torch.randn(columns, TARGETS, generator=generator) / math.sqrt(TARGETS)
+    return centered @ directions.to(centered)
