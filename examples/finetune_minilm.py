@@ -31,7 +31,7 @@ from rich.console import Console
 from torch import nn
 
 import lutcc
-from lutcc.bench.machine import describe, one_line
+from lutcc.bench.machine import describe, has_bfloat16, one_line
 from lutcc.bench.readme import replace_block
 from lutcc.bench.timing import pin_to_core
 from lutcc.data import minilm
@@ -48,7 +48,6 @@ from lutcc.report.minilm_lookups import (
     record,
     with_others,
 )
-from lutcc.runtime import cpu
 
 SHAPES = ((1, 16), (1, 128))
 #: What computes all that is not replaced.
@@ -73,11 +72,6 @@ ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value
 
 Judge = Callable[[Any], dict[str, Any]]
 """Returns what the embeddings of a model, or of an artifact, are worth."""
-
-
-def multiplies_bfloat16() -> bool:
-    """Tell whether this CPU has instructions for it; what emulates them is far slower."""
-    return bool({"avx512_bf16", "amx_bf16"} & cpu.flags())
 
 
 class States(nn.Module):
@@ -195,7 +189,7 @@ def distil(
         output=compared,
         learning_rate=args.learning_rate,
         frozen=["model.embeddings.*"],
-        gradients="bfloat16" if multiplies_bfloat16() else "float32",
+        gradients="bfloat16" if has_bfloat16() else "float32",
         checkpoint=args.output / f"{name}.safetensors",
         progress=lambda epoch, epochs, loss: tell(f"{name}: {epoch}/{epochs}, loss {loss:.4f}"),
     )
@@ -213,6 +207,16 @@ def distil(
     }  # fmt: skip
 
 
+def untrained(
+    name: str, encoder: minilm.SentenceEncoder, lessons: Sequence[str], args: argparse.Namespace
+) -> None:
+    """Compile a network that is converted on a few sentences, or afresh: its time is the same."""
+    fits = None if name == FFN else tokens(encoder, lessons[:32], 32)
+    small: Any = lutcc.convert(States(encoder.model), recipe(name, args), fits)
+    path, model = args.output / f"{name}.lutcc", Encoder(with_rest(small.model)).eval()
+    compile_to(path, model, "float32", VOCABULARY)
+
+
 def exact_networks(
     encoder: minilm.SentenceEncoder, judge: Judge, args: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
@@ -225,14 +229,15 @@ def exact_networks(
 
 
 def measure(names: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
-    """Time all artifacts in turns; return best and median milliseconds."""
+    """Time all artifacts in turns; return best and median milliseconds of the one thread."""
     pin_to_core()
     named = {f"exact, {precision}": f"exact-{precision}" for precision in PRECISIONS}
     named |= {name: name for name in names}
     artifacts = {k: lutcc.load(args.output / f"{file}.lutcc") for k, file in named.items()}
     for artifact in artifacts.values():
         artifact.num_threads = 1
-    times = time_all(artifacts, SHAPES, VOCABULARY, seconds=0.05, rounds=4 if args.tiny else 20)
+    how: dict[str, Any] = {"seconds": 0.05, "rounds": 4 if args.tiny else 20}
+    times = time_all(artifacts, SHAPES, VOCABULARY, clock=time.thread_time_ns, **how)
     return {
         f"{n} x {length}": {name: [t.best * 1e3, t.median * 1e3] for name, t in by_name.items()}
         for (n, length), by_name in times.items()
@@ -245,6 +250,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=Path, default=Path("out/finetune_minilm"))
     parser.add_argument("--weights", type=Path, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--settings", nargs="+", choices=[*SETTINGS, FFN], default=[*SETTINGS, FFN])
+    parser.add_argument(
+        "--untrained", nargs="+", choices=[*SETTINGS, FFN], default=[],
+        help="time these without distilling them, beside the quality that the page has of them",
+    )  # fmt: skip
     parser.add_argument("--lessons", type=int, default=7000, help="sentences to learn from")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -268,8 +277,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         results = learn(args, file, console.print)
         if args.no_times:
             return results
-        names = [run["name"] for run in results["runs"]]
+        names = [run["name"] for run in results["runs"]] + results.get("untrained", [])
         results |= {"times": measure(names, args), "machine": one_line(describe())}
+        results["clock"] = "CPU time of its thread"
         save(results, file)
         every = with_others(results, every)
     text = block(every)
@@ -278,7 +288,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         page = replace_block(args.docs.read_text(encoding="utf-8"), "sentences", text)
         args.docs.write_text(page, encoding="utf-8")
         save(every, args.docs.with_suffix(".json"))
-        draw(results, args.docs.with_suffix(".png"))
+        draw(every, args.docs.with_suffix(".png"))
     if args.log is not None:
         record(results, args.log)
     return results
@@ -298,11 +308,17 @@ def learn(args: argparse.Namespace, file: Path, tell: Callable[[str], None]) -> 
     if not results:
         results = {"rest": REST, "exact": exact_networks(encoder, judge, args), "runs": []}
         save(results, file)
-    teacher = Remembered(States(encoder.model, rounded=multiplies_bfloat16()))
+    teacher = Remembered(States(encoder.model, rounded=has_bfloat16()))
     done = [run["name"] for run in results["runs"]]
     for name in [each for each in args.settings if each not in done]:
         given = encoder, text.calibration, teacher, judge, args, tell
         results["runs"].append(distil(name, *given))
+        results["runs"].sort(key=lambda run: [*SETTINGS, FFN].index(run["name"]))
+        save(results, file)
+    done += results.get("untrained", [])
+    for name in [each for each in args.untrained if each not in done]:
+        untrained(name, encoder, text.calibration, args)
+        results["untrained"] = [*results.get("untrained", []), name]
         save(results, file)
     return results
 

@@ -21,6 +21,11 @@ def has_amx() -> bool:
     return {"amx_tile", "amx_int8", "amx_bf16"} <= cpu.flags()
 
 
+def has_bfloat16() -> bool:
+    """Tell whether the CPU multiplies bfloat16; emulated, it is far slower than float32."""
+    return bool({"avx512_bf16", "amx_bf16"} & cpu.flags())
+
+
 def describe(core: int | None = None) -> dict[str, Any]:
     """Return CPU model, telling flags, caches, cores, the core measured on, and versions."""
     flags = cpu.flags()

@@ -97,13 +97,15 @@ def time_all(
     *,
     seconds: float,
     rounds: int,
+    clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[tuple[int, int], dict[str, Timing]]:
-    """Time callables of tokens on each shape, in turns."""
+    """Time callables of tokens on each shape, in turns; ``clock`` as of ``burst``."""
     times = {}
     for shape in shapes:
         given = random_tokens(*shape, vocabulary)
         calls = {
-            name: partial(burst, partial(call, *given), least=1) for name, call in named.items()
+            name: partial(burst, partial(call, *given), least=1, clock=clock)
+            for name, call in named.items()
         }
         with torch.inference_mode():
             times[shape] = interleave(calls, seconds=seconds, rounds=rounds)

@@ -3,7 +3,8 @@
 Results are plain data of one machine: ``machine`` (a line), ``rest`` (what is not replaced is
 computed in it), ``exact`` (by precision, an :class:`~lutcc.report.embeddings.EmbeddingAgreement` as
 a dictionary), ``runs`` (``name``, ``steps``, ``converted`` and ``distilled``, both such a
-dictionary, ...) and ``times`` (by shape and name: best and median milliseconds).
+dictionary, ...), ``times`` (by shape and name: best and median milliseconds) and, if not the
+wall's, the ``clock`` that they are of.
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ def with_others(results: Results, kept: Sequence[Results]) -> list[Results]:
 
 def block(every: Sequence[Results]) -> str:
     """Return a table of each machine's results, under its name."""
-    return "\n\n".join(f"{machine_of(each)}:\n\n{table(each)}" for each in every)
+    parts = []
+    for results in every:
+        others = [other for other in every if other is not results]
+        parts.append(f"{machine_of(results)}:\n\n{table(results, others)}")
+    return "\n\n".join(parts)
 
 
 def fastest_exact(times: dict[str, Sequence[float]]) -> float:
@@ -66,8 +71,11 @@ def fastest_exact(times: dict[str, Sequence[float]]) -> float:
     return min(times[f"exact, {precision}"][0] for precision in PRECISIONS)
 
 
-def table(results: Results) -> str:
-    """Return quality and times as Markdown; each time against the fastest exact one."""
+def table(results: Results, others: Sequence[Results] = ()) -> str:
+    """Return quality and times as Markdown; each time against the fastest exact one.
+
+    Networks that were distilled on ``others`` for more steps lend their quality to the times here.
+    """
     times, exact = results["times"], results.get("exact", {})
     rows = []
     for precision in PRECISIONS:
@@ -75,26 +83,55 @@ def table(results: Results) -> str:
         quality = [""] * 4 if found is None else [f"{found[key]:.3f}" for key in _QUALITY]
         cells = [f"{by_name[f'exact, {precision}'][0]:.2f}" for by_name in times.values()]
         rows.append([f"exact, {precision}", "", *quality, *cells])
-    for run, label in _labelled(results):
-        cells = [f"{run['converted']['cosine']:.3f}"]
-        cells += [f"{run['distilled'][key]:.3f}" for key in _QUALITY]
-        for by_name in times.values():
-            ratio = fastest_exact(by_name) / by_name[run["name"]][0]
-            said = f"{ratio:.2f}x" if ratio >= 1 else f"a loss, {1 / ratio:.2f}x slower"
-            cells.append(f"{by_name[run['name']][0]:.2f}, {said}")
-        rows.append([label, *cells])
+    lent = list(_lent(results, others))
+    known = {name for _, name, _ in lent}
+    for run, name, label in [*_own(results), *lent]:
+        rows.append([label, *_measured(run), *_against(times, name)])
+    for name in results.get("untrained", []):
+        if name not in known:
+            rows.append([f"{name}, not distilled", *[""] * 5, *_against(times, name)])
     header = [*_HEADER, *(f"{shape}, ms" for shape in times)]
-    return f"{markdown_table(header, rows)}\n\n{_note(results)}"
+    return f"{markdown_table(header, rows)}\n\n{_note(results, bool(lent))}"
 
 
-def _labelled(results: Results) -> Iterator[tuple[dict[str, Any], str]]:
-    """Return the runs and their names, with their steps where these differ."""
-    differ = len({run["steps"] for run in results["runs"]}) > 1
+def _measured(run: dict[str, Any]) -> list[str]:
+    distilled = [f"{run['distilled'][key]:.3f}" for key in _QUALITY]
+    return [f"{run['converted']['cosine']:.3f}", *distilled]
+
+
+def _against(times: dict[str, Any], name: str) -> list[str]:
+    """Return a network's times, and what they are of the fastest exact one's."""
+    cells = []
+    for by_name in times.values():
+        ratio = fastest_exact(by_name) / by_name[name][0]
+        said = f"{ratio:.2f}x" if ratio >= 1 else f"a loss, {1 / ratio:.2f}x slower"
+        cells.append(f"{by_name[name][0]:.2f}, {said}")
+    return cells
+
+
+Row = tuple[dict[str, Any], str, str]
+"""A run, the name that its times have, and what the table calls it."""
+
+
+def _own(results: Results) -> Iterator[Row]:
+    """Return the runs, with their steps where these differ."""
+    differ = len({run["steps"] for run in results["runs"]}) > 1 or "untrained" in results
     for run in results["runs"]:
-        yield run, f"{run['name']}, {run['steps']} steps" if differ else run["name"]
+        label = f"{run['name']}, {run['steps']} steps" if differ else run["name"]
+        yield run, run["name"], label
 
 
-def _note(results: Results) -> str:
+def _lent(results: Results, others: Sequence[Results]) -> Iterator[Row]:
+    """Return the runs of other machines that were longer, where there are times of such here."""
+    steps = {run["name"]: run["steps"] for run in results["runs"]}
+    timed = next(iter(results["times"].values()))
+    for other in others:
+        for run in other["runs"]:
+            if run["name"] in timed and run["steps"] > steps.get(run["name"], 0):
+                yield run, run["name"], f"{run['name']}, {run['steps']} steps, lent"
+
+
+def _note(results: Results, lent: bool) -> str:
     first = results["runs"][0]
     seconds = ", ".join(
         f"{r['name']} {r['steps']} steps, {r['distil_s']:.0f} s" for r in results["runs"]
@@ -104,50 +141,20 @@ def _note(results: Results) -> str:
         for run in results["runs"]
         if "distilled_float32" in run
     ]
+    clock = f"; times of a call are the {results['clock']}" if "clock" in results else ""
     with_floats = f" (cosine with the rest in float32: {', '.join(floats)})" if floats else ""
+    borrowed = (
+        " Lent rows have their quality from another machine's table below, and the time of a "
+        "network of the same sizes here."
+        if lent
+        else ""
+    )
     return (
         f"What is not replaced is computed in {results['rest']}{with_floats}. Distilled on "
         f"{first['lessons']} sentences, {first['batch_size']} a step, CPU seconds of one thread on "
         f"a shared machine: {seconds}; judged on {first['distilled']['sentences']} held-out "
-        f"sentences. {results['machine']}."
+        f"sentences.{borrowed} {results['machine']}{clock}."
     )
-
-
-def draw(results: Results, path: Path) -> None:
-    """Draw cosine against time, a panel for each shape: exact networks, and curves of look-ups."""
-    with open_figure(9.0, 4.0) as figure:
-        panels = figure.subplots(1, len(results["times"]), sharey=True, squeeze=False)[0]
-        for axes, (shape, by_name) in zip(panels, results["times"].items(), strict=True):
-            for place, (precision, found) in enumerate(results["exact"].items()):
-                axes.plot(
-                    by_name[f"exact, {precision}"][0], found["cosine"], marker="D", markersize=7,
-                    linestyle="none", color=LIGHT[f"safe{place}"], label=f"exact, {precision}",
-                )  # fmt: skip
-            for kind, marker, joined in _KINDS:
-                own = [
-                    (by_name[run["name"]][0], run["distilled"]["cosine"], run["name"])
-                    for run in results["runs"]
-                    if _kind(run["name"]) == kind
-                ]
-                if not own:
-                    continue
-                axes.plot(
-                    [ms for ms, *_ in own], [cosine for _, cosine, _ in own], marker=marker,
-                    linestyle="-" if joined else "none", linewidth=0.8, color=LIGHT["ink"],
-                    label=kind,
-                )  # fmt: skip
-                for ms, cosine, name in own:
-                    axes.annotate(name, (ms, cosine), xytext=(0, -11), ha="center",
-                                  textcoords="offset points", fontsize=7)  # fmt: skip
-            axes.axvline(fastest_exact(by_name), color=LIGHT["muted"], linewidth=0.8, linestyle=":",
-                         label="the fastest exact network's time")  # fmt: skip
-            axes.margins(0.14, 0.12)
-            axes.set(title=f"{shape} tokens, one core", xlabel="milliseconds")
-        panels[0].set_ylabel("cosine of embeddings")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-        figure.suptitle(machine_of(results), fontsize=9)
-        figure.savefig(path, dpi=130)
 
 
 #: Of a picture: name, marker, and whether points are joined.
@@ -158,8 +165,65 @@ _KINDS = (
 )
 
 
-def _kind(name: str) -> str:
-    return _KINDS[2][0] if name == FFN else _KINDS[name.count("-") - 1][0]
+def _kind(name: str) -> tuple[str, str, bool]:
+    return _KINDS[2] if name == FFN else _KINDS[name.count("-") - 1]
+
+
+def draw(every: Sequence[Results], path: Path) -> None:
+    """Draw the first results' cosine against time, a panel for each shape.
+
+    Exact networks and curves of look-ups; hollow those whose quality the others lend.
+    """
+    results = every[0]
+    lent = list(_lent(results, every[1:]))
+    with open_figure(9.0, 4.2) as figure:
+        panels = figure.subplots(1, len(results["times"]), sharey=True, squeeze=False)[0]
+        for axes, (shape, by_name) in zip(panels, results["times"].items(), strict=True):
+            for place, (precision, found) in enumerate(results["exact"].items()):
+                axes.plot(
+                    by_name[f"exact, {precision}"][0], found["cosine"], marker="D", markersize=7,
+                    linestyle="none", color=LIGHT[f"safe{place}"], label=f"exact, {precision}",
+                )  # fmt: skip
+            for kind in _KINDS:
+                _points(axes, by_name, kind, list(_own(results)), "")
+                _points(axes, by_name, kind, lent, ", distilled for longer")
+            axes.axvline(
+                fastest_exact(by_name), color=LIGHT["muted"], linewidth=0.8, linestyle=":",
+                label="time of the fastest exact",
+            )  # fmt: skip
+            axes.margins(0.16, 0.14)
+            axes.set(title=f"{shape} tokens, one core", xlabel="milliseconds")
+        panels[0].set_ylabel("cosine of embeddings")
+        found = panels[0].get_legend_handles_labels()
+        figure.legend(*found, loc="outside lower center", ncols=4, frameon=False)
+        figure.suptitle(machine_of(results), fontsize=9)
+        figure.savefig(path, dpi=130)
+
+
+def _points(
+    axes: Any, by_name: dict[str, Any], kind: tuple[str, str, bool], rows: Sequence[Row], more: str
+) -> None:
+    """Draw the networks of a kind, with their names; hollow if it says more."""
+    title, marker, joined = kind
+    own = [
+        (by_name[name][0], run["distilled"]["cosine"], run)
+        for run, name, _ in rows
+        if _kind(name) == kind
+    ]
+    if not own:
+        return
+    own.sort(key=lambda point: point[0])
+    axes.plot(
+        [ms for ms, *_ in own], [cosine for _, cosine, _ in own], marker=marker, linewidth=0.8,
+        linestyle="-" if joined and not more else "none", color=LIGHT["ink"], label=title + more,
+        markerfacecolor="none" if more else LIGHT["ink"],
+    )  # fmt: skip
+    for ms, cosine, run in own:
+        axes.annotate(
+            f"{run['name']}, {run['steps']} steps" if more else run["name"], (ms, cosine),
+            xytext=(0, 6) if more else (6, -9), textcoords="offset points", fontsize=7,
+            ha="center" if more else "left",
+        )  # fmt: skip
 
 
 def record(results: Results, log: Path, task: str = "sentences") -> None:

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 import lutcc
+from lutcc.bench.machine import has_bfloat16
 from lutcc.data import minilm
 from lutcc.nn import DenseLinear
 from lutcc.recipes import Exact
 from lutcc.report.accuracy_log import read_runs
 from lutcc.report.minilm import PRECISIONS
-from lutcc.report.minilm_lookups import FFN
+from lutcc.report.minilm_lookups import FFN, block, with_others
 from lutcc.runtime import cpu
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,9 +105,28 @@ def test_a_teacher_computes_each_batch_once(example: ModuleType) -> None:
     assert calls == [15, 15]
 
 
-def test_gradients_are_rounded_where_the_cpu_multiplies_bfloat16(
-    example: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_quality_of_longer_runs_elsewhere_stands_beside_times_here() -> None:
+    def results(machine: str, steps: int, cosine: float) -> dict[str, Any]:
+        quality = {"sentences": 40, "cosine": cosine, "cosine_p5": 0.5, "top1": 0.4, "top10": 0.3}
+        run = {"name": "48-192", "steps": steps, "converted": quality, "distilled": quality}
+        run |= {"distil_s": 9.0, "lessons": 64, "batch_size": 32}
+        times = {f"exact, {p}": [4.0, 4.0] for p in PRECISIONS} | {"48-192": [2.0, 2.0]}
+        return {"machine": machine, "rest": "int8", "runs": [run], "times": {"1 x 16": times}}
+
+    here, there = results("A (avx2), 1", 10, 0.8), results("B (avx512), 1", 30, 0.9)
+    there["runs"].append(there["runs"][0] | {"name": FFN, "steps": 20})
+    for each in (here, there):
+        each["times"]["1 x 16"] |= {FFN: [5.0, 5.0], "96-192-96": [1.0, 1.0]}
+    here["untrained"] = [FFN, "96-192-96"]
+    first, second = block(with_others(here, [there])).split("B (avx512):")
+    assert "| 48-192, 10 steps | 0.800 | 0.800 | 0.500 | 0.400 | 0.300 | 2.00, 2.00x |" in first
+    assert "| 48-192, 30 steps, lent | 0.900 |" in first
+    assert f"| {FFN}, 20 steps, lent | 0.900 |" in first
+    assert "| 96-192-96, not distilled |  |  |  |  |  | 1.00, 4.00x |" in first
+    assert "lent" not in second
+
+
+def test_bfloat16_is_for_cpus_that_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, wanted in (("avx2", False), ("avx512_bf16", True), ("amx_bf16", True)):
         monkeypatch.setattr(cpu, "flags", lambda flags=flags: frozenset({flags}))
-        assert example.multiplies_bfloat16() is wanted
+        assert has_bfloat16() is wanted
