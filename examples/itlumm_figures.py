@@ -45,8 +45,9 @@ from lutcc.report.itlumm import LAYERWISE, Point, draw, told
 
 PARTITIONS, OBJECTIVES = ("contiguous", "opq", "r2"), ("mse", "kld")
 PLAIN = lutcc.recipes.Maddness(hash_objective="input")
-#: Copies of the training images with normal noise of this deviation (pixels are in 0..1).
-COPIES, NOISE = 1, 0.1
+#: Copies of the training images whose pixels are multiplied with normal noise around 1 of this
+#: deviation. Noise that is added would make trees of their own of the many zeros.
+COPIES, NOISE = 1, 0.2
 #: Of the training behind each layer.
 TRAINING: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1}
 NOISY = ", noisy rows"
@@ -78,7 +79,7 @@ class Trial:
         """Return the training images and copies with noise, and the labels of all."""
         rows, generator = self.rows("train"), torch.Generator().manual_seed(self.seed)
         copies = [
-            rows + NOISE * torch.randn(rows.shape, generator=generator) for _ in range(COPIES)
+            rows * (1 + NOISE * torch.randn(rows.shape, generator=generator)) for _ in range(COPIES)
         ]
         return torch.cat([rows, *copies]), self.classes.repeat(1 + COPIES)
 
@@ -86,11 +87,11 @@ class Trial:
         """Try a network on the test images."""
         rows = self.rows("test")
         with torch.inference_mode():
-            told, exact = network(rows), self.network(rows)
+            found, exact = network(rows), self.network(rows)
         away = nn.functional.kl_div(
-            told.log_softmax(1), exact.log_softmax(1), reduction="batchmean", log_target=True
+            found.log_softmax(1), exact.log_softmax(1), reduction="batchmean", log_target=True
         )
-        value, best = self._accuracy(told), self._accuracy(exact)
+        value, best = self._accuracy(found), self._accuracy(exact)
         return Point(part, method, codebooks, self.seed, value, best, float(away))
 
     def _accuracy(self, told: torch.Tensor) -> float:
