@@ -38,6 +38,37 @@ class _Seen(NamedTuple):
     gradients: Tensor
 
 
+class _Aim(NamedTuple):
+    """What a codebook's tree is to explain, the other codebooks held.
+
+    Parameters
+    ----------
+    rows, tree
+        (N, D), and the tree as it is.
+    now, step
+        (N, M): what the codebook adds to each row's outputs, and how that should change.
+    """
+
+    rows: Tensor
+    tree: Tree
+    now: Tensor
+    step: Tensor
+
+    @classmethod
+    def of(cls, latent: LatentLookup, codebook: int, seen: _Seen, curvature: float) -> Self:
+        tree = latent.tree(codebook)
+        now = latent.tables.detach()[codebook][tree.leaves(seen.rows)]
+        return cls(seen.rows, tree, now, seen.gradients / -curvature)
+
+    def table(self, tree: Tree) -> Tensor:
+        """Return table rows (K, M) for a tree, without what is chance in their steps."""
+        leaves, entries = tree.leaves(self.rows), len(tree.thresholds)
+        steps = bucket_means(self.step, leaves, entries)
+        steps *= certain_share(self.step, leaves, entries)
+        # what is there is no sample: only buckets without rows take the mean of all
+        return bucket_means(self.now, leaves, entries, prior=1e-3) + steps
+
+
 class Resplit:
     """Choose columns anew, of all trees of a network.
 
@@ -78,11 +109,10 @@ class Resplit:
             binned = BinnedRows.of(seen.rows)
             for codebook in torch.randperm(len(latent.tables), generator=generator).tolist():
                 aim = _Aim.of(latent, codebook, seen, curvature)
-                old = latent.tree(codebook)
-                new = better_tree(binned, _projected(aim.now + aim.step, generator), old)
-                if torch.equal(new.columns, old.columns):
+                new = better_tree(binned, _projected(aim.now + aim.step, generator), aim.tree)
+                if torch.equal(new.columns, aim.tree.columns):
                     continue
-                loss = self._tried(latent, codebook, new, old, seen.rows, aim, checked, least)
+                loss = self._tried(latent, codebook, new, aim, checked, least)
                 if loss is not None:
                     kept, least = kept + 1, loss
                     self._forget(latent, codebook)
@@ -95,19 +125,16 @@ class Resplit:
         latent: LatentLookup,
         codebook: int,
         new: Tree,
-        old: Tree,
-        rows: Tensor,
         aim: _Aim,
         checked: Sequence[Batch],
         least: float,
     ) -> float | None:
         """Put a tree in its place if the loss then falls most; return the loss, or None."""
-        entries = latent.tables.shape[1]
         warmth = latent.log_temperature.detach()[codebook].clone()
-        before = (old, latent.tables.detach()[codebook].clone(), warmth)
-        again = (old, aim.table(old.leaves(rows), entries), warmth)
-        first = first_temperature(rows[:, new.columns][None])[0]
-        found = (new, aim.table(new.leaves(rows), entries), first)
+        before = (aim.tree, latent.tables.detach()[codebook].clone(), warmth)
+        again = (aim.tree, aim.table(aim.tree), warmth)
+        first = first_temperature(aim.rows[:, new.columns][None])[0]
+        found = (new, aim.table(new), first)
         latent.replace_tree(codebook, *found)
         loss = self._mean_loss(checked)
         if loss < least:
@@ -196,25 +223,6 @@ class Resplit:
         there = self._gradients(latent, batch, step).gradients
         fallen = float(((here - there) * here).sum() / here.square().sum())
         return (fallen if fallen > 0 else 1.0) / step
-
-
-class _Aim(NamedTuple):
-    """What a codebook adds to each row now, and how that should change: (N, M), the others held."""
-
-    now: Tensor
-    step: Tensor
-
-    @classmethod
-    def of(cls, latent: LatentLookup, codebook: int, seen: _Seen, curvature: float) -> Self:
-        leaves = latent.tree(codebook).leaves(seen.rows)
-        return cls(latent.tables.detach()[codebook][leaves], seen.gradients / -curvature)
-
-    def table(self, leaves: Tensor, entries: int) -> Tensor:
-        """Return the table rows (K, M) of buckets, without what is chance in their steps."""
-        share = certain_share(self.step, leaves, entries)
-        steps = bucket_means(self.step, leaves, entries)
-        # what is there is no sample: only buckets without rows take the mean of all
-        return bucket_means(self.now, leaves, entries, prior=1e-3) + share * steps
 
 
 def _projected(targets: Tensor, generator: torch.Generator) -> Tensor:

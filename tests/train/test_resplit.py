@@ -103,7 +103,8 @@ def test_a_run_goes_on_with_the_columns_it_has_chosen(tmp_path: Path) -> None:
     chosen = whole.get_buffer("0.splitdims")
     assert not torch.equal(chosen, small.get_buffer("0.splitdims"))
     with pytest.raises(InputError, match="other settings: resplit 2 -> 3"):
-        lutcc.finetune(small, (x, None), checkpoint=path, **given | {"resplit": 3})
+        given["resplit"] = 3
+        lutcc.finetune(small, (x, None), checkpoint=path, **given)
 
 
 def test_checkpoints_from_before_are_those_of_columns_that_stay(tmp_path: Path) -> None:
@@ -187,7 +188,8 @@ def test_targets_are_the_steps_that_the_quadratic_loss_asks_for() -> None:
     with looked_up_by({"0": latent}):
         seen = search._gradients(latent, batches[0])
     h, leaves = 3.0, latent.tree(1).leaves(seen.rows)
-    aim = sum(_Aim.of(latent, 1, seen, h))
+    found = _Aim.of(latent, 1, seen, h)
+    aim = found.now + found.step
     now = latent.tables.detach()[1]
     bucket = int(torch.bincount(leaves).argmax())
     own = leaves == bucket
