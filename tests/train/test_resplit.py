@@ -102,8 +102,8 @@ def test_a_run_goes_on_with_the_columns_it_has_chosen(tmp_path: Path) -> None:
         assert torch.equal(a, b)
     chosen = whole.get_buffer("0.splitdims")
     assert not torch.equal(chosen, small.get_buffer("0.splitdims"))
+    given["resplit"] = 3
     with pytest.raises(InputError, match="other settings: resplit 2 -> 3"):
-        given["resplit"] = 3
         lutcc.finetune(small, (x, None), checkpoint=path, **given)
 
 
