@@ -1,8 +1,8 @@
 """Chains: layers that, all as look-ups, pass integers on to each other, so that they cost less.
 
-Between look-ups that only functions of single elements part, nothing is computed in floats: the
-next tree asks about the sums themselves. So the time of a chain is not the sum of its layers'
-times, and a plan weighs it as one choice beside those of the layers.
+Between look-ups that only functions of single elements, or poolings, part, nothing is computed in
+floats: the next tree asks about the sums themselves. So the time of a chain is not the sum of its
+layers' times, and a plan weighs it as one choice beside those of the layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from lutcc import ir, recipes
 from lutcc.frontend import import_torch
 from lutcc.ir import passes
 from lutcc.ir.passes.chains import constants_of, find_chains
-from lutcc.nn import MaddnessLinear
+from lutcc.ir.passes.image_links import find_links
+from lutcc.nn.lookup import MaddnessLookup
 from lutcc.planning.options import Option
 
 _MOST = 12  # layers of a run that shorter ones are made of too
@@ -114,7 +115,7 @@ def find_runs(model: torch.nn.Module, example: Any, names: Sequence[str]) -> lis
     -------
     The places in ``names`` of each chain: at least two.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, MaddnessLinear)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, MaddnessLookup)}
     tables: dict[str, int] = {}
     for place, name in enumerate(names):
         if name in layers:
@@ -130,23 +131,27 @@ def find_runs(model: torch.nn.Module, example: Any, names: Sequence[str]) -> lis
 
 def _links(module: ir.Module, tables: Mapping[str, int]) -> list[tuple[int, int]]:
     """Return which layers' sums are read by which layers' trees."""
+    links: list[tuple[int, int]] = []
     for step in passes.PIPELINE:
+        found: list[tuple[ir.Value, ir.Value]] = []
+        if isinstance(step, passes.ImageChains):
+            found = [(c.sums.operands[3], r.operands[2]) for c in find_links(module)[0]
+                     for r in c.readers]  # fmt: skip
+        elif isinstance(step, passes.IntegerChains):
+            found = [(c.sums.operands[1], tree.operands[2]) for c in find_chains(module).chains
+                     for tree in c.trees]  # fmt: skip
+        arrays = constants_of(module) if found else {}
+        for pair in found:
+            source, reader = (
+                tables.get(ir.constant_digest(arrays[value.name])) if value.name in arrays else None
+                for value in pair
+            )
+            if source is not None and reader is not None and reader != source:
+                links.append((source, reader))
         if isinstance(step, passes.IntegerChains):
             break
         module = step(module)
-    arrays = constants_of(module)
-
-    def place(op: ir.Operation, operand: int) -> int | None:
-        array = arrays.get(op.operands[operand].name)
-        return None if array is None else tables.get(ir.constant_digest(array))
-
-    return [
-        (source, reader)
-        for chain in find_chains(module).chains
-        if (source := place(chain.sums, 1)) is not None
-        for tree in chain.trees
-        if (reader := place(tree, 2)) is not None and reader != source
-    ]
+    return links
 
 
 def _digest(tensor: torch.Tensor) -> str:

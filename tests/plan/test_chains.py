@@ -58,6 +58,21 @@ def test_chains_are_found_where_integers_are_passed_on():
     assert find_runs(alone, (x[:4],), names) == []
 
 
+def test_chains_of_convolutions_are_found():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
+        *(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 5, 3), nn.ReLU(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(5, 4, 2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)),
+    ).eval()
+    x = torch.randn(60, 2, 12, 12)
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    converted = lutcc.convert(model, dict.fromkeys(names, LOOK_UP), x)
+    assert find_runs(converted, (x[:4],), names) == [(0, 1, 2), (3, 4)]
+    assert find_runs(converted, (x[:4],), names[1:]) == [(0, 1), (2, 3)]
+
+
 def test_names_apart():
     assert apart(list("abcdef"), [("a", "b", "c"), ("e", "f")]) == ["a", "c", "d", "e"]
     assert parts_of((1, 2)) == [(1, 2)]
