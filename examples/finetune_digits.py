@@ -11,7 +11,7 @@ MNIST, 0.54, 0.72 and 0.87.
 
 Writes results.json, and goes on from one that is there.
 
-Run: python examples/finetune_digits.py                  (some 8 minutes)
+Run: python examples/finetune_digits.py                  (some 20 minutes)
      python examples/finetune_digits.py --networks wide --docs docs/look-up-accuracy.md
      python examples/finetune_digits.py --networks resplit --docs docs/look-up-accuracy.md
      python examples/finetune_digits.py --quick          (see that it runs)
