@@ -283,7 +283,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         save(results, file)
         every = with_others(results, every)
     text = block(every)
-    console.print(text, markup=False)
+    console.print(text, markup=False, soft_wrap=True)
     if args.docs is not None:
         page = replace_block(args.docs.read_text(encoding="utf-8"), "sentences", text)
         args.docs.write_text(page, encoding="utf-8")

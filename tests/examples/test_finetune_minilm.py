@@ -60,10 +60,11 @@ def test_tiny(example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     page.write_text("<!-- sentences:begin -->\n<!-- sentences:end -->\n")
     given = ["--tiny", "--lessons", "64", "--held-out", "40", "--epochs", "2", "--docs", str(page)]
     given += ["--output", str(tmp_path / "out"), "--settings", "96-192-96", FFN]
+    given += ["--untrained", "24-96", FFN]
     found = example.main([*given, "--log", str(log)])
     assert compiled == {
         "exact-float32": ["none"], "exact-bfloat16": ["bfloat16"], "exact-int8": ["int8"],
-        "96-192-96": [], FFN: ["int8"],
+        "96-192-96": [], FFN: ["int8"], "24-96": ["int8"],
     }  # fmt: skip
     assert found["exact"]["float32"]["cosine"] == pytest.approx(1, abs=1e-5)
     assert 0.9 < found["exact"]["int8"]["cosine"] < 1
@@ -77,6 +78,7 @@ def test_tiny(example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     text = page.read_text()
     assert "1.00, 2.00x" in text
     assert "4.00, a loss, 2.00x slower" in text
+    assert "| 24-96, not distilled |  |  |  |  |  | 7.00, a loss, 3.50x slower |" in text
     assert json.loads(page.with_suffix(".json").read_text()) == [found]
     assert page.with_suffix(".png").stat().st_size > 10_000
     logged = {(each.method, each.time_us): each.value for each in read_runs(log)}
