@@ -238,7 +238,7 @@ def first_temperature(values: Tensor) -> Tensor:
     Examples
     --------
     >>> first_temperature(torch.tensor([[0.0, 8.0]])).exp()
-    tensor([[1.0000]])
+    tensor([[1.]])
     """
     spread = values.flatten(1).std(1, correction=0, keepdim=True)
     floor = spread.max().clamp_min(1e-6) * 1e-3

@@ -30,8 +30,9 @@ def test_the_same_seed_chooses_the_same_useful_columns() -> None:
     torch.manual_seed(0)
     exact = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
     with torch.no_grad():
-        exact[0].weight[:, 4:] = 0
-        exact[0].weight.mul_(4)
+        weight = exact.get_parameter("0.weight")
+        weight[:, 4:] = 0
+        weight.mul_(4)
     x = torch.rand(900, 16)
     small = lutcc.convert(exact, {"0": Maddness(ncodebooks=4)}, x).to(DEVICE)
     given: dict[str, Any] = {"epochs": 10, "batch_size": 100, "resplit": 2}
