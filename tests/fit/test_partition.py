@@ -50,7 +50,7 @@ def test_every_column_once_in_runs_of_like_lengths(ncolumns: int, ncodebooks: in
 def test_columns_that_do_not_vary_take_no_codebook() -> None:
     """Of 32 columns 8 vary, in correlated pairs: each of 4 codebooks gets a pair."""
     X, owner = shuffled_groups(4, 2)
-    still = np.float32([0.1, 0.7]).repeat(12)  # constants whose mean is not exact
+    still = np.array([0.1, 0.7], np.float32).repeat(12)  # constants whose mean is not exact
     order = np.random.default_rng(1).permutation(32)
     wide = np.concatenate([X, np.broadcast_to(still, (len(X), 24))], 1)[:, order]
     owners = np.concatenate([owner, np.full(24, -1)])[order]
