@@ -315,7 +315,7 @@ def learn(args: argparse.Namespace, file: Path, tell: Callable[[str], None]) -> 
         results["runs"].append(distil(name, *given))
         results["runs"].sort(key=lambda run: [*SETTINGS, FFN].index(run["name"]))
         save(results, file)
-    done += results.get("untrained", [])
+    done = [run["name"] for run in results["runs"]] + results.get("untrained", [])
     for name in [each for each in args.untrained if each not in done]:
         untrained(name, encoder, text.calibration, args)
         results["untrained"] = [*results.get("untrained", []), name]

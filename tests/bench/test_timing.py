@@ -28,6 +28,11 @@ def test_burst_warms_up_and_calls_at_least_three_times():
     assert all(time >= 0 for time in times)
 
 
+def test_a_burst_is_timed_by_the_clock_it_is_given():
+    ticks = iter(range(0, 70, 7))
+    assert burst(lambda: None, 0.0, warmup=0, least=2, clock=lambda: next(ticks)) == [7, 7]
+
+
 def test_candidates_take_turns():
     order = []
 
