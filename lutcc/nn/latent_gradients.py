@@ -2,8 +2,8 @@
 
 What a look-up passes forward depends on hard codes only, so nothing soft is computed there.
 Backward, the gradient of a code, (N, C, K), comes from one product with the tables; that of the
-tables from one product with the codes. Both may be in bfloat16, which processors that have it do
-several times as fast; forward, nothing changes.
+tables is a sum of rows for each entry. Both may be products in bfloat16, which processors that have
+it do several times as fast; forward, nothing changes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from lutcc.ops.soft_trees import tree_gradients
 
@@ -104,7 +105,23 @@ class LookedUp(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             d_code = (small @ read.to(ctx.dtype).T).to(grad.dtype).view(-1, codebooks, entries)
         if ctx.needs_input_grad[1]:
-            hard = small.new_zeros(len(grad), codebooks * entries).scatter_(1, chosen, 1)
-            d_tables = (hard.T @ small).to(grad.dtype).view(ctx.shape)
+            if ctx.dtype is torch.float32:
+                found = _sums_of_rows(grad, chosen, codebooks * entries)
+            else:
+                hard = small.new_zeros(len(grad), codebooks * entries).scatter_(1, chosen, 1)
+                found = (hard.T @ small).to(grad.dtype)
+            d_tables = found.view(ctx.shape)
         d_shift = grad.sum(0) if ctx.needs_input_grad[2] else None
         return d_code, d_tables, d_shift, None, None, None, None, None
+
+
+def _sums_of_rows(grad: Tensor, chosen: Tensor, entries: int) -> Tensor:
+    """Return, for each entry of the tables, the sum of the rows (N, M) of ``grad`` that chose it.
+
+    ``chosen`` (N, C) are places among all entries. That is a product with one-hot rows, without
+    them: each row is added C times.
+    """
+    flat = chosen.T.reshape(-1)
+    counts = torch.bincount(flat, minlength=entries)
+    rows = flat.argsort(stable=True) % len(grad)
+    return embedding_bag(rows, grad, counts.cumsum(0) - counts, mode="sum")
