@@ -3,8 +3,8 @@
 A small CNN learns scikit-learn's handwritten digits; all its convolutions but the first become
 look-ups (``lutcc.recipes.Maddness``), and it is compiled. What is told: what both get right, that
 the compiled network gives what the torch module gives, and which sums stay integers
-(``artifact.explain()``). ``--docs`` measures the larger network of ``lutcc bench chains`` on images
-of 32 x 32 beside oneDNN's bfloat16 and int8, and writes the table of a page.
+(``artifact.explain()``). ``--docs`` measures the larger networks of ``lutcc bench chains``, layers
+of rows and convolutions, beside bfloat16 and int8, and writes this CPU's part of a page.
 
 Run: python examples/chained_cnn.py                                         (half a minute)
      python examples/chained_cnn.py --docs docs/look-up-chains.md         (five minutes, idle)
@@ -13,6 +13,7 @@ Run: python examples/chained_cnn.py                                         (hal
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from torch import nn
 
 import lutcc
 from lutcc.bench.chains_images import ALL_LAYERS
-from lutcc.bench.chains_report import FLOATS, OWN
+from lutcc.bench.chains_report import FLOATS, OWN, TWO_CORES, fastest_rival
+from lutcc.bench.machine import describe, one_line
 from lutcc.bench.readme import markdown_table, replace_block
 from lutcc.data import digits
+from lutcc.report.tables import number, pretty
 
 #: Candidates of the table, and what they are called there.
 SHOWN = {
@@ -34,6 +37,7 @@ SHOWN = {
     FLOATS: "look-ups, first exact, float32 between layers",
     "lutcc int8": "lutcc int8",
     "lutcc bfloat16": "lutcc bfloat16",
+    "fp32_onednn": "oneDNN float32",
     "bf16": "torch bfloat16",
     "bf16_onednn": "oneDNN bfloat16",
     "int8_onednn": "torch int8 (oneDNN)",
@@ -64,7 +68,7 @@ def train(net: nn.Sequential, x: torch.Tensor, labels: torch.Tensor, steps: int)
     net.eval()
 
 
-def rows_of_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def images_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return microseconds an image, and how much faster the look-ups are."""
     batches = [int(row["N"]) for row in rows]
     times = {
@@ -79,6 +83,35 @@ def rows_of_table(rows: Sequence[Mapping[str, Any]]) -> str:
         table.append([SHOWN[label], *cells])
     header = ["microseconds an image (and times the first row)", *(f"batch {n}" for n in batches)]
     return markdown_table(header, table)
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return microseconds of networks of rows, and the fastest of bfloat16 and int8 beside them."""
+    table = []
+    for row in rows:
+        times = {label: timing["best"] * 1e6 for label, timing in row["times"].items()}
+        own, both = times[OWN], times.get(TWO_CORES)
+        rival, slower = fastest_rival(row)
+        cells = [row["network"], str(row["N"]), number(own), number(times[FLOATS])]
+        name = rival if rival.startswith("lutcc") else pretty(rival)
+        float32 = min(t for label, t in times.items() if label.startswith("fp32"))
+        cells += [number(float32), f"{number(own * slower)} ({name})", f"{slower:.2f}x as fast"]
+        table.append([*cells, "" if both is None else f"{own / both:.2f}x"])
+    header = ["microseconds", "N", "look-ups", "floats between layers", "fastest float32",
+              "fastest bfloat16 or int8", "look-ups are", "two cores"]  # fmt: skip
+    return markdown_table(header, table)
+
+
+def page_part(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return the name of the block of this CPU's level, and what stands in it."""
+    level = "avx512" if str(rows[0]["isa"]).startswith("avx512") else "avx2"
+    images = [row for row in rows if ALL_LAYERS in row["times"]]
+    parts = (
+        rows_table([row for row in rows if row not in images]),
+        images_table(images),
+        f"{one_line(describe())}; two cores where they are named.",
+    )
+    return f"chains-{level}", "\n\n".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> float:
@@ -107,11 +140,12 @@ def main(argv: Sequence[str] | None = None) -> float:
     print(f"compiled and torch differ by {np.abs(found - expected).max():.1e} at most\n")
     print(artifact.explain())
     if args.docs:
-        from lutcc.bench.chains import image_rows
+        from lutcc.bench.chains import bench_chains
         from lutcc.bench.options import BenchOptions
 
-        table = rows_of_table(list(image_rows(BenchOptions())))
-        page = replace_block(args.docs.read_text(encoding="utf-8"), "chained-images", table)
+        cores = tuple(sorted(os.sched_getaffinity(0)))[:2]
+        part = page_part(bench_chains(BenchOptions(cores=cores)))
+        page = replace_block(args.docs.read_text(encoding="utf-8"), *part)
         args.docs.write_text(page, encoding="utf-8")
     return right[2] / right[0]
 

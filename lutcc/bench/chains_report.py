@@ -41,6 +41,21 @@ def chains_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def fastest_rival(row: Row) -> tuple[str, float]:
+    """Return the fastest network of bfloat16 or int8, and how much slower than look-ups it is.
+
+    Examples
+    --------
+    >>> times = {"lutcc look-ups": {"best": 1.0}, "bf16": {"best": 4.0}, "fp32": {"best": 2.0}}
+    >>> fastest_rival({"times": times})
+    ('bf16', 4.0)
+    """
+    times = {label: timing["best"] for label, timing in row["times"].items()}
+    rivals = {label: t for label, t in times.items() if "int8" in label or "bf" in label}
+    rival = min(rivals, key=lambda label: rivals[label])
+    return rival, rivals[rival] / times[OWN]
+
+
 def verdict(row: Row) -> str:
     """Say how much faster look-ups are than the fastest network of bfloat16 or int8.
 
@@ -51,11 +66,8 @@ def verdict(row: Row) -> str:
     'N = 1: 4.00x the speed of lutcc int8'
     """
     times = {label: timing["best"] for label, timing in row["times"].items()}
-    own = times.pop(OWN)
-    both, floats = times.pop(TWO_CORES, None), times.pop(FLOATS, None)
-    rivals = {label: t for label, t in times.items() if "int8" in label or "bf" in label}
-    rival = min(rivals, key=lambda label: rivals[label])
-    ratio = rivals[rival] / own
+    own, both, floats = times[OWN], times.get(TWO_CORES), times.get(FLOATS)
+    rival, ratio = fastest_rival(row)
     text = f"N = {row['N']}: {ratio:.2f}x the speed of {rival}"
     text = text if ratio >= 1 else f"{text}, a loss"
     if floats is not None:
