@@ -5,7 +5,8 @@ and 16 codebooks of 16 entries, several seeds:
 
 * ``maddness``: MADDNESS's trees, tables by ridge regression;
 * ``itlumm-r2-kld``: the same trees on groups of correlated columns, tables learnt behind the
-  activation (squared error behind ReLU, divergence behind softmax);
+  activation (squared error behind ReLU, divergence behind softmax) to give what the exact network
+  gives;
 * ``finetuned``: trees that are aware of the weights, then ``lutcc.finetune`` of the whole network;
 * ``lut-nn``: nearest centroids with learned temperatures, trained in the same way;
 
@@ -90,12 +91,10 @@ def recipe(method: str, codebooks: int) -> dict[str, Any]:
     plain: dict[str, Any] = {"ncodebooks": codebooks, "hash_objective": "input"}
     if method == "maddness":
         return {"*": lutcc.recipes.Maddness(**plain)}
-    behind: dict[str, Any] = {"lut_objective": "mse", "lut_activation": "relu"}
-    last: dict[str, Any] = {"lut_objective": "kld", "lut_activation": "softmax"}
-    return {
-        "*": lutcc.recipes.Maddness(**plain, partition="r2", **behind),
-        str(2 * len(WIDTHS) - 4): lutcc.recipes.Maddness(**plain, partition="r2", **last),
-    }
+    plain |= {"partition": "r2", "target": "network"}
+    behind = lutcc.recipes.Maddness(**plain, lut_objective="mse", lut_activation="relu")
+    last = lutcc.recipes.Maddness(**plain, lut_objective="kld", lut_activation="softmax")
+    return {"*": behind, str(2 * len(WIDTHS) - 4): last}
 
 
 def network(given: Trial, method: str, codebooks: int, epochs: int) -> nn.Module:
