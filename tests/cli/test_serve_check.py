@@ -24,6 +24,7 @@ from tests.cli.support import Files
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = TensorSpec("x", (("n", 1), 4), "float32")
 QUICK = ("--seconds", 1, "--callers", 2, "--threads", 1, "--json", "-q")
+PATIENCE = (0.3, 3, 30)  # seconds; a busy machine may call too little in few to judge memory by
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +39,15 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sound_artifact_passes(lutcc_command, files: Files, tmp_path: Path):
     report = tmp_path / "report.json"
-    done = lutcc_command("serve-check", files.artifact, *QUICK, "-o", report)
-    assert done.code == 0, done.err
-    assert done.err == ""
-    found = done.json
+    for seconds in PATIENCE:
+        done = lutcc_command(
+            "serve-check", files.artifact, *QUICK, "--seconds", seconds, "-o", report
+        )
+        assert done.code == 0, done.err
+        assert done.err == ""
+        found = done.json
+        if found["memory"] is not None:
+            break
     assert json.loads(report.read_text()) == found
     assert found["ok"]
     assert found["problems"] == []
@@ -58,11 +64,14 @@ def test_a_sound_artifact_passes(lutcc_command, files: Files, tmp_path: Path):
 
 
 def test_it_says_how_it_goes_and_what_it_found(lutcc_command, files: Files):
-    done = lutcc_command(
-        "serve-check", files.artifact, files.rows, "--seconds", 0.3, "--callers", 1
-    )
-    assert done.code == 0, done.err
-    assert "calling from 1 threads for 0.3 s" in done.err
+    for seconds in PATIENCE:
+        done = lutcc_command(
+            "serve-check", files.artifact, files.rows, "--seconds", seconds, "--callers", 1
+        )
+        assert done.code == 0, done.err
+        assert f"calling from 1 threads for {seconds} s" in done.err
+        if "too short to tell" not in done.out:
+            break
     for words in ("n=600", "n=1 ", "p99", "0 errors, 0 wrong results", "MiB after warm-up", "ok"):
         assert words in done.out
     assert done.out.rstrip().endswith("ok")
