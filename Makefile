@@ -6,11 +6,12 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 OUT    := out
 JOBS   ?= logical --maxprocesses 8
 
-.PHONY: help demo test lint bench docs readme tuning-logs wheel install install-dev clean distclean
+.PHONY: help demo test test-thorough lint bench docs readme tuning-logs wheel install install-dev clean distclean
 
 help:
 	@echo "make demo     digits, and MiniLM if its weights are there: tables and a picture in $(OUT)/demo"
-	@echo "make test     every test (ARGS='-k name' for some)"
+	@echo "make test     the tests (ARGS='-k name' for some)"
+	@echo "make test-thorough  every case of them, about twice as long"
 	@echo "make lint     ruff and pyright"
 	@echo "make bench    kernels and layers against torch (ARGS='--quick' for a short run)"
 	@echo "make docs     HTML of docs/ in docs/_site"
@@ -44,6 +45,10 @@ demo: $(VENV)/.installed
 # A process per core, each with whole files; JOBS=0 runs everything in one.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# Also the cases that are left out of `make test` (markers one_in and thorough, tests/conftest.py).
+test-thorough: ARGS += --thorough
+test-thorough: test
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

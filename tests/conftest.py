@@ -1,9 +1,15 @@
-"""What all tests share: what this machine lacks is skipped or emulated, and it says so."""
+"""What all tests share: which of them run by default, and what to do for want of a CPU or a GPU.
+
+What this machine lacks is skipped or emulated, and the summary says so. Cases that would take too
+long for every change (markers ``one_in`` and ``thorough``) run with ``--thorough``.
+"""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
+import zlib
+from collections import Counter, defaultdict
+from typing import Any
 
 import pytest
 
@@ -15,6 +21,44 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: waiting threads w
 #: A property of a test that ran on a stand-in, or not at all: what of this machine it is about, and
 #: which of the two. Properties travel with reports, also from other processes.
 ABSENCE = "lutcc.absence"
+
+
+_left_out = pytest.StashKey[int]()
+LEFT_OUT = "lutcc.left_out"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that runs everything."""
+    parser.addoption("--thorough", action="store_true", help="run every test and every case")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is for ``--thorough``, unless tests were asked for by name."""
+    if config.getoption("thorough") or any("::" in argument for argument in config.args):
+        return
+    cases: defaultdict[tuple[str, int], list[pytest.Item]] = defaultdict(list)
+    left_out: set[pytest.Item] = set()
+    for item in items:
+        if item.get_closest_marker("thorough"):
+            left_out.add(item)
+        elif share := item.get_closest_marker("one_in"):
+            cases[item.nodeid.partition("[")[0], share.args[0]].append(item)
+    for (_, share), alike in cases.items():
+        # By a hash, so that the choice is spread over all parameters, and stays.
+        alike.sort(key=lambda item: zlib.crc32(item.name.encode()))
+        left_out.update(alike[-(-len(alike) // share) :])
+    if left_out:
+        config.stash[_left_out] = len(left_out)
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            config.workeroutput[LEFT_OUT] = len(left_out)  # pyright: ignore
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take over what a worker process left out: all of them choose alike."""
+    node.config.stash[_left_out] = getattr(node, "workeroutput", {}).get(LEFT_OUT, 0)
 
 
 def note_absence(item: pytest.Item, what: str, how: str) -> None:
@@ -50,3 +94,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                     found[value] += 1
     for text, count in sorted(found.items()):
         terminalreporter.write_line(text.format(count))
+    if count := terminalreporter.config.stash.get(_left_out, 0):
+        terminalreporter.write_line(f"left to --thorough: {count} tests")

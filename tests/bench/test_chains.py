@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
+
 from lutcc.bench import chains
 from lutcc.bench.baselines import runs_here
 from lutcc.bench.chains_images import ALL_LAYERS, QUICK_NETWORK
@@ -12,6 +14,7 @@ from lutcc.bench.chains_report import FLOATS, OWN, TWO_CORES, chains_table, verd
 from lutcc.bench.options import BenchOptions
 
 
+@pytest.mark.thorough
 def test_a_small_network_is_measured() -> None:
     cores = (*sorted(os.sched_getaffinity(0)), 0)[:2]
     options = BenchOptions(seconds=0.001, rounds=1, quick=True, cores=cores)

@@ -37,6 +37,7 @@ def test_wins_and_losses_are_called_so(row: dict[str, Any]) -> None:
     assert table.row_count == len(row["times"])
 
 
+@pytest.mark.thorough
 def test_a_small_shape_is_measured() -> None:
     options = BenchOptions(seconds=0.001, rounds=1, quick=True)
     seen: list[dict[str, Any]] = []

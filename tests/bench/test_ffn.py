@@ -156,6 +156,7 @@ def test_the_dense_block_is_four_times_as_wide() -> None:
     assert [w.shape for w, _ in dense_block(64, 0)] == [(256, 64), (64, 256)]
 
 
+@pytest.mark.thorough
 @pytest.mark.isa("avx2")
 def test_everything_is_measured() -> None:
     core = max(os.sched_getaffinity(0))
@@ -196,6 +197,7 @@ def test_batches_rotate(tmp_path) -> None:
             np.testing.assert_allclose(output, x[first : first + 2], rtol=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.isa("avx2")
 @pytest.mark.parametrize(
     ("op", "limit"),

@@ -10,6 +10,7 @@ import lutcc
 from lutcc.bench.network_speed import NetworkSpeed, network_speeds
 
 
+@pytest.mark.thorough
 def test_a_network_and_the_exact_one_are_timed() -> None:
     torch.manual_seed(0)
     exact = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()

@@ -100,6 +100,7 @@ def test_candidates_compute_the_sampled_product(way: str) -> None:
     assert [int((g != 0).any(0).sum()) for g in step] == [4, 4]
 
 
+@pytest.mark.thorough
 @pytest.mark.isa("avx2")
 def test_everything_is_measured() -> None:
     options = BenchOptions(seconds=0.0, rounds=1, quick=True, core=max(os.sched_getaffinity(0)))

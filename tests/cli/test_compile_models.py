@@ -177,6 +177,7 @@ def test_a_folder_is_converted_compiled_and_run(lutcc_command, bert: Path, tmp_p
     assert 1e-4 < np.abs(hidden - exact)[attended].max() < 1  # compressed, and still the model
 
 
+@pytest.mark.thorough
 def test_an_open_length(lutcc_command, bert: Path, tmp_path: Path):
     out, where = tmp_path / "open.lutcc", tmp_path / "given.npz"
     words = ["-o", out, "-t", "avx2", "--length", "tokens", "--json", "-q"]
@@ -292,6 +293,7 @@ def test_examples_are_attended_tokens(bert: Path):
     assert all(b["attention_mask"].all() for b in batches)
 
 
+@pytest.mark.thorough
 @pytest.mark.isa("avx2")
 def test_a_folder_is_tuned_and_inspected(lutcc_command, bert: Path, tmp_path: Path, monkeypatch):
     """Kernels found at two lengths serve the one of an open length."""

@@ -122,6 +122,7 @@ def test_the_output_folder_is_checked_before_fitting(lutcc_command, folder: Path
     assert "fitting" not in done.err
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("data", [b"PK\x03\x04" + b"0" * 100, b"junk"], ids=repr)
 def test_a_damaged_exported_program(folder: Path, data: bytes):
     """In a process of its own: torch logs to the stream that it found when it was imported."""

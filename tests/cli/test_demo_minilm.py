@@ -52,6 +52,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.thorough
 def test_embeddings_are_near_and_both_are_timed(found: dict[str, Any]):
     compiled, reference = found["models"]
     assert (compiled["label"], reference["label"]) == ("lutcc int8", "torch float32")

@@ -82,6 +82,7 @@ def test_every_example_is_tested():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == {*EXAMPLES, *OTHERS}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name, capsys):
     assert load(ROOT / "examples" / name).main(["--rows", "1500"]) > EXAMPLES[name]

@@ -9,6 +9,7 @@ import pytest
 from tests.examples.test_sampled_training import load
 
 
+@pytest.mark.thorough
 def test_precisions_are_compared(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     args = ["--tiny", "--quick", "--precisions", "int8", "--output", str(tmp_path)]

@@ -38,6 +38,7 @@ def text(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.thorough
 def test_trains_compiles_and_reports(example, text, tmp_path, capsys):
     output, page = tmp_path / "out", tmp_path / "page.md"
     page.write_text("# Page\n<!-- training:begin -->\n<!-- training:end -->\n")

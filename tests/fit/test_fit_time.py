@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import pytest
 from threadpoolctl import threadpool_limits
 
 from lutcc.fit import Maddness
 
 
-@pytest.mark.slow
 def test_issue_size_under_30_seconds() -> None:
     random = np.random.default_rng(0)
     A = np.maximum(

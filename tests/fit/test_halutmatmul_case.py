@@ -21,6 +21,7 @@ from lutcc.fit import Maddness
 N, D = 2048, 512
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("noutputs", [64, 128])
 @pytest.mark.parametrize("ncodebooks", [16, 32, 64])
 def test_relative_error(noutputs: int, ncodebooks: int) -> None:

@@ -33,6 +33,7 @@ def fitted(matrix: np.ndarray, alpha: float, X: Any = None, **options: Any) -> W
 SHAPES = ((64, 96), (37, 253), (5, 1100), (1, 700))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("mode", ["codebooks", "scales"])
 @pytest.mark.parametrize("outliers", [0.0, 0.01])
 def test_goals_are_met(mode: str, outliers: float) -> None:

@@ -46,6 +46,7 @@ def compiled(model: nn.Module, *example: torch.Tensor) -> Any:
     return lutcc.compile(model.eval(), example, dynamic=dynamic)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "options", [{}, {"is_causal": True}, {"scale": 0.2}, {"groups": 2}], ids=str
 )
@@ -60,6 +61,7 @@ def test_projections_and_attention(options: dict[str, Any]) -> None:
             torch.testing.assert_close(artifact(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32], ids=str)
 def test_masks(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -109,6 +111,7 @@ def test_nothing_moves_between_layers_and_masks_are_made_once() -> None:
     assert sum("attention" in region for region in ops) == 2
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("compute", ["bfloat16", "int8"])
 def test_between_rounded_layers_attention_is_rounded(compute: str) -> None:
     model = lutcc.convert(Heads().eval(), {"*": lutcc.recipes.Exact(compute=compute)})

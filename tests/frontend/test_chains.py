@@ -95,6 +95,7 @@ def told(model: nn.Module, x: torch.Tensor) -> tuple[ir.Module, ir.Module, list[
     return run_pipeline(module, unfused), run_pipeline(module, notes=notes), notes
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [*MONOTONE, *TURNING])
 def test_functions_between_look_ups(layers: nn.Sequential, name: str) -> None:
     function = (MONOTONE | TURNING)[name]
@@ -118,6 +119,7 @@ def test_functions_between_look_ups(layers: nn.Sequential, name: str) -> None:
     assert same.mean() > 0.99
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["relu6", "elu", "mish", "gelu and batch norm"])
 def test_compiled_chains(layers: nn.Sequential, name: str) -> None:
     x = torch.randn(300, 20)

@@ -193,6 +193,7 @@ def test_compiled_layers() -> None:
         np.testing.assert_allclose(artifact(x), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_compiled_words() -> None:
     model = Words().eval()
     artifact = lutcc.compile(model, torch.randint(0, 20, (3, 7)), target="avx2")

@@ -56,6 +56,7 @@ def resnet() -> nn.Module:
     return with_statistics(nn.Sequential(*stem, *body, *head), 8, 3, 32, 32)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("compute", "bound"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.05)]
 )
@@ -101,6 +102,7 @@ def test_groups_and_sequences_are_ours_too() -> None:
     assert operations(model, 2, 4, 19).count("conv2d") == 2
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("compute", ["float32", "bfloat16", "int8"])
 def test_the_operator_itself(compute: str) -> None:
     torch.manual_seed(0)

@@ -56,6 +56,7 @@ def encoder() -> tuple[nn.Module, lutcc.Artifact]:
     return model, lutcc.compile(model, _text(1, 1), dynamic=BOTH, target="avx2")
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 7), (3, 1), (1, 33), (5, 16), (2, 40)])
 def test_transformer_encoder(encoder: tuple[Any, Any], batch: int, length: int) -> None:
     model, artifact = encoder
@@ -152,7 +153,7 @@ def test_inputs_behind_a_star_keep_their_batch_open() -> None:
     assert [str(port).split(": ")[1] for port in imported.inputs] == ["float32[n, 3]"] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not minilm.available(), reason="all-MiniLM-L6-v2 is not installed")
 def test_minilm_at_every_batch_and_length() -> None:
     model = minilm.load().model

@@ -134,6 +134,7 @@ def tied() -> ExportedProgram:
     return program_of(Tied(), (torch.randint(0, 20, (3, 5)),), sizes, {"factor": torch.ones(20)})
 
 
+@pytest.mark.thorough
 def test_a_transformer_with_tied_weights_and_open_sizes():
     program = tied()
     model = layers_of(program)

@@ -17,6 +17,7 @@ def _batches(*shape, sizes=(3, 1, 17)):
     return [torch.randn(n, *shape) for n in sizes]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("inputs", "hidden", "outputs"), [(64, 30, 10), (1, 1, 1), (7, 13, 5)])
 def test_mlp(assert_interpreted, bias, inputs, hidden, outputs):
@@ -79,6 +80,7 @@ def test_residual(assert_interpreted):
     assert_interpreted(nn.Sequential(_Residual(5), nn.Linear(5, 2)), *_batches(3, 5))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "options",
     [

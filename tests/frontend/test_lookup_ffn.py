@@ -117,6 +117,7 @@ def opcodes(imported: Any) -> list[str]:
 PROJECTION = ["hadamard", "block_diagonal_matmul"] * 2
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("lead", [(7,), (2, 5)], ids=str)
 @pytest.mark.parametrize(
     "options",
@@ -221,6 +222,7 @@ def test_one_region_per_layer_of_a_transformer() -> None:
 # compiled
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
 def test_compiled_layer(kind: str) -> None:
     model = Residual(Lookup(table_dtype=kind)).eval()
@@ -233,6 +235,7 @@ def test_compiled_layer(kind: str) -> None:
         np.testing.assert_allclose(artifact(x), want, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_compiled_transformer(run_relax: Any) -> None:
     model = Block().eval()
     inputs = [

@@ -82,6 +82,7 @@ def test_frontend_alone(assert_compiled, te_region):
     assert_compiled(Plain(), torch.randn(2, 5, 16), torch.randn(1, 5, 16), compile_region=te_region)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_transformer_encoder_layer(assert_compiled, norm_first):
     model = nn.TransformerEncoderLayer(
@@ -202,6 +203,7 @@ def test_static_batch(assert_compiled):
     assert "fixed at 6" in imported.notes[0]
 
 
+@pytest.mark.thorough
 def test_exported_with_two_open_sizes(assert_compiled, run_relax):
     model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=1)}

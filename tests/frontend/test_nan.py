@@ -66,6 +66,7 @@ class Images(nn.Module):
 VALUES = [None, np.nan, np.inf, -np.inf, -np.nan]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "isa", [pytest.param(name, marks=pytest.mark.isa(name)) for name in ("avx2", "avx512")]
 )  # loops of Relax are the same at the levels above

@@ -41,6 +41,7 @@ class _Net(nn.Module):
         return self.behind(self.layer(x))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "behind",
     [
@@ -119,6 +120,7 @@ def test_a_norm_before_the_first_layer_joins_it() -> None:
     assert _ops(region.module) == ["layer_norm", "activation", "linear", "activation"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_feed_forward_part_equals_torch(norm_first: bool) -> None:
     """With residual and norm, in one stage, whose kernels agree with torch."""

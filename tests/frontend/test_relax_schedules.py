@@ -80,6 +80,7 @@ def _compare(shapes, build, arrays, expected, isa="avx2", atol=1e-5):
     np.testing.assert_allclose(result, expected.numpy(), rtol=1e-5, atol=atol)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("shapes", "sizes"),
     [
@@ -123,6 +124,7 @@ def test_matmul_rule_leaves_other_functions():
     assert _knobs(_function(((N, 8),), lambda x: relax.op.sum(x, 1))) == {"rows"}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("width", "axis"), [(128, -1), (197, -1), (7, -1), (33, 1), (1, -1)])
 @pytest.mark.parametrize("logarithm", [False, True])
 def test_softmax(width, axis, logarithm):
@@ -257,6 +259,7 @@ def _fused(shapes, build):
 ISAS = [pytest.param(name, marks=pytest.mark.isa(name)) for name in ("avx2", "avx512")]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("rows", "b_shape", "build", "sizes"),
     [

@@ -113,6 +113,7 @@ class _Vit(nn.Module):
         return self.head(self.norm(self.blocks(x))[:, 0])
 
 
+@pytest.mark.thorough
 def test_vit() -> None:
     _agrees(_Vit(), lambda n: torch.randn(n, 3, 8, 12))
 
@@ -144,6 +145,7 @@ def test_image_modules() -> None:
     _agrees(model, lambda n: torch.randn(n, 4, 9, 7))
 
 
+@pytest.mark.thorough
 def test_sequence_and_volume_modules() -> None:
     sequence = _Each(
         nn.Conv1d(4, 6, 3, padding="same", dilation=2),
@@ -176,6 +178,7 @@ def test_activations_and_arithmetic() -> None:
     _agrees(_Call(compute), lambda n: (torch.randn(n, 12), torch.randint(-7, 8, (n, 12))))
 
 
+@pytest.mark.thorough
 def test_reductions_and_order() -> None:
     def compute(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (
@@ -209,6 +212,7 @@ def test_indexing_and_movement() -> None:
     _agrees(_Call(compute), lambda n: torch.randn(n, 5, 8))
 
 
+@pytest.mark.thorough
 def test_attention_of_every_kind() -> None:
     attend = F.scaled_dot_product_attention
     addends, flags = torch.randn(5, 5), torch.rand(5, 5) > 0.3

@@ -138,6 +138,7 @@ def test_what_does_not_fit_is_refused() -> None:
         DenseLinear.from_linear(broken)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("compute", COMPUTE)
 def test_exported_and_compiled(compute: str) -> None:
     converted = lutcc.convert(Net(), {"*": Exact(compute=compute)}).eval()

@@ -20,6 +20,7 @@ def accuracy(model: torch.nn.Module, data: ImageSplit) -> float:
         return digits.accuracy(model(torch.from_numpy(data.test_x)).numpy(), data.test_y)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_converted_network_keeps_its_accuracy(seed: int) -> None:
     data = load(seed=seed)

@@ -23,6 +23,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("shape", "options"), CASES, ids=str)
 def test_compiled_layer_is_the_layer(shape: dict[str, Any], options: dict[str, Any]) -> None:
     torch.manual_seed(0)

@@ -110,6 +110,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_distillation_learns_and_its_report_is_true(options: dict[str, Any]) -> None:
     block, x = ffn(), rows()

@@ -87,6 +87,7 @@ def test_autocast_multiplies_in_half_precision_without_a_scaler(options: dict[st
         assert torch.equal(model(x), dense.linear(hidden, last.weight, last.bias))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[3]])
 def test_compiled_code_computes_the_same_and_serves_every_ratio(options: dict[str, Any]) -> None:
     torch._dynamo.reset()
@@ -104,6 +105,7 @@ def test_compiled_code_computes_the_same_and_serves_every_ratio(options: dict[st
     torch._dynamo.reset()
 
 
+@pytest.mark.thorough
 def test_compiled_by_inductor_and_observed() -> None:
     torch._dynamo.reset()
     layer = SampledLinear(32, 8, mode="crs")
@@ -134,6 +136,7 @@ def test_the_whole_range_of_ratios_counts_as_options_do() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("world", [2])
 def test_workers_of_data_parallel_training_stay_alike(world: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.nn.sampled_workers"]

@@ -436,6 +436,7 @@ CALLS: dict[str, Callable[[], torch.Tensor]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.skipif(kernels.cpu.best_isa() is None, reason="the CPU lacks AVX2")
 @pytest.mark.parametrize("name", CALLS)
 def test_kernels_give_the_same(name: str) -> None:

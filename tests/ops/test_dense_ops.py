@@ -117,6 +117,7 @@ def test_dtype_of_the_input_is_kept(dtype: torch.dtype) -> None:
     torch.testing.assert_close(y.float(), want, rtol=2**-7, atol=2**-7)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("compute", COMPUTE)
 def test_a_kernel_reads_and_writes_bfloat16(compute: str) -> None:
     """As float32 of the same values, rounded."""

@@ -56,6 +56,7 @@ def test_hadamard(x: torch.Tensor) -> None:
     assert torch.allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("columns", [None, 21])
 def test_block_diagonal_matmul(dtype: torch.dtype, columns: int | None) -> None:
@@ -63,6 +64,7 @@ def test_block_diagonal_matmul(dtype: torch.dtype, columns: int | None) -> None:
     assert torch.allclose(got, want, atol=1e-4)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("variant", "neighbors"), [("gelu", 1), ("gelu", 3), ("softmax", 2), ("constant", 1)]
 )
@@ -72,6 +74,7 @@ def test_sign_hash(variant: str, neighbors: int) -> None:
     assert torch.allclose(got[1], want[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("score_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_weighted_gather(dtype: torch.dtype, score_dtype: str) -> None:

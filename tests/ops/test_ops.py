@@ -154,6 +154,7 @@ KERNELS = [
 ]
 
 
+@pytest.mark.one_in(3)
 @needs_kernels
 @pytest.mark.parametrize("what", KERNELS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

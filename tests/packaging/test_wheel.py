@@ -140,6 +140,7 @@ def test_shipped_logs_and_schema_are_found(python: Path, tmp_path: Path):
     assert ran.stdout.startswith("One line of a lutcc tuning log\n# Tuning logs")
 
 
+@pytest.mark.thorough
 def test_doctor(python: Path, tmp_path: Path):
     ran = run(python, "-m", "lutcc.cli.main", "doctor", "--json", "-q", cwd=tmp_path)
     report = json.loads(ran.stdout)

@@ -45,6 +45,7 @@ def sentences(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.thorough
 def test_sentences_become_a_recipe_that_compile_takes(
     bert: Path, sentences: Path, tmp_path: Path, monkeypatch, capfd
 ):

@@ -25,6 +25,7 @@ from lutcc.planning.reasons import why
 from tests.plan.support import CANDIDATES, Made
 
 
+@pytest.mark.thorough
 def test_every_option_is_measured(made: Made):
     assert [layer.name for layer in made.plan.layers] == ["0", "2"]
     assert [layer.shape for layer in made.plan.layers] == ["64 x 64 x 24", "64 x 24 x 10"]
@@ -138,6 +139,7 @@ def test_another_budget_measures_nothing_again(made: Made, mlp, rows, monkeypatc
         assert "exact" in new.reason or "beyond the budget" in new.reason
 
 
+@pytest.mark.thorough
 def test_an_interrupted_plan_goes_on(rows, tmp_path, monkeypatch):
     """Stopped in its second candidate, it times nothing and fits no first one again."""
     model, cache = torch.nn.Linear(64, 40).eval(), tmp_path / "r.plan.json"

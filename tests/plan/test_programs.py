@@ -47,6 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_plan_compile_run(folder: Path, monkeypatch, capfd):
     int8 = recipes.Exact(compute="int8")
     monkeypatch.setattr("lutcc.planning.api.default_candidates", lambda columns: [int8])

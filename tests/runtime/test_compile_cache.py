@@ -121,6 +121,7 @@ def test_code_of_another_version_is_not_used(
     assert builds == ["lower", "build"]
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("how", ["cut", "changed", "empty", "something else", "a folder"])
 def test_damaged_entries_are_built_again(cache: CompileCache, builds: list[str], how: str) -> None:
     want = compiled(layer(), cache)(X)
@@ -229,6 +230,7 @@ def _compile_into(folder: Path, answers: Any) -> None:
         answers.put(compiled(layer(width=width), cache)(X))
 
 
+@pytest.mark.thorough
 def test_two_processes_compile_into_one_cache(
     cache: CompileCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +305,7 @@ def test_a_mixed_model(cache: CompileCache, relax_builds: list[str]) -> None:
     assert len(relax_builds) == 2
 
 
+@pytest.mark.thorough
 def test_an_interrupted_compilation_goes_on(
     cache: CompileCache, relax_builds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_layouts(compiled: tuple[Any, Any, np.ndarray], layout: str) -> None:
     model, artifact, x = compiled

@@ -79,6 +79,7 @@ def rows(n: int, columns: int, seed: int = 0) -> np.ndarray:
 # Running -------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("n", [0, 1, 5, 33])
 def test_example_gives_what_python_gives(native: Native, look_up: Path, n: int) -> None:
     x = rows(n, 64, n)
@@ -275,6 +276,7 @@ def test_exact_layers(native: Native, executable: Path, tmp_path: Path) -> None:
     assert b"LUTCC_TVM_FFI" in done.stderr
 
 
+@pytest.mark.thorough
 def test_exact_layers_are_told_the_number_of_threads(native: Native, counting: Path) -> None:
     for given, count in (((), 1), ((2,), 2), ((7,), 7)):
         done = native.run("example", counting, 3, *given, data=bytes(60), env=tvm_libraries())

@@ -95,6 +95,7 @@ MODELS: dict[str, Callable[[], tuple[Artifact, list[np.ndarray]]]] = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_numbers_do_not_depend_on_threads(name: str, tmp_path: Path) -> None:
     artifact, inputs = MODELS[name]()

@@ -14,6 +14,8 @@ from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.tuning.products import at_rows
 from tests.schedules.harness import ISA_PARAMS, WIDEST_ISA_PARAMS, built
 
+pytestmark = pytest.mark.one_in(4)
+
 F32 = np.float32
 SIZES = {"n": ir.Sym("n"), "s": ir.Sym("s"), "t": ir.Sym("t")}
 

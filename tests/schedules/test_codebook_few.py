@@ -14,6 +14,8 @@ from lutcc.schedules.x86 import pack_codebooks
 from lutcc.schedules.x86.pack_codebooks import CodebookLayout
 from tests.schedules.harness import ALL_ISA_PARAMS, ISA_PARAMS, built
 
+pytestmark = pytest.mark.one_in(2)
+
 F32 = np.float32
 
 

@@ -12,6 +12,8 @@ from lutcc.schedules.x86.config import MOST_FEW
 from tests.schedules.codebook_modules import Weights
 from tests.schedules.harness import ALL_ISA_PARAMS, built, product_configs
 
+pytestmark = pytest.mark.one_in(3)
+
 F32 = np.float32
 #: Every packing; segments inside a step and beyond it; columns and rows that fill nothing.
 CASES = {

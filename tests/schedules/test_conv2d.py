@@ -16,6 +16,8 @@ from lutcc.schedules.x86.pack_conv2d import pack_conv2d
 from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
 from tests.schedules.harness import ALL_ISA_PARAMS, N, built
 
+pytestmark = pytest.mark.one_in(4)
+
 F32 = np.float32
 COMPUTE = ["float32", "bfloat16", "int8"]
 

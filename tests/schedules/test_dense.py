@@ -15,6 +15,8 @@ from lutcc.schedules.x86.isa import isa_by_name
 from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
 from tests.schedules.harness import ALL_ISA_PARAMS, ISA_PARAMS, N, built, product_configs
 
+pytestmark = pytest.mark.one_in(3)
+
 F32 = np.float32
 
 

@@ -274,6 +274,7 @@ MODULES = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
 @pytest.mark.parametrize("name", MODULES)
 def test_modules(isa: str, name: str) -> None:
@@ -350,6 +351,7 @@ def convolution(
     return b.op("rows_to_nchw", b.look_up(rows, 4, outputs, activation), oh=oh, ow=ow)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("isa", WIDEST_ISA_PARAMS)
 @pytest.mark.parametrize("batch", [N, 3], ids=["symbolic", "static"])
 def test_convolutions(isa: str, batch: Any) -> None:

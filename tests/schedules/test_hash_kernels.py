@@ -12,6 +12,8 @@ import pytest
 from lutcc import ir
 from tests.schedules.harness import ALL_ISA_PARAMS, ISA_PARAMS, N, built
 
+pytestmark = pytest.mark.one_in(3)
+
 ROWS = (1, 2, 3, 7, 16, 33, 100)
 F32 = np.float32
 

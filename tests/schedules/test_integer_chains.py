@@ -13,6 +13,8 @@ from lutcc.runtime.bundle import work_per_row
 from tests.ir.test_integer_chains import Net
 from tests.schedules.harness import ISA_PARAMS, N, built
 
+pytestmark = pytest.mark.one_in(2)
+
 LEAST, MOST = -(2**31), 2**31 - 1
 
 

@@ -21,6 +21,8 @@ from tests.schedules.harness import (
     tree_constants,
 )
 
+pytestmark = pytest.mark.one_in(4)
+
 
 def floats(columns: int, n: int) -> list[np.ndarray]:
     x = np.random.default_rng(n).normal(size=(n, columns)).astype(np.float32)

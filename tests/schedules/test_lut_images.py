@@ -45,6 +45,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("isa", ISA_PARAMS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name: str, isa: str) -> None:
@@ -69,6 +70,7 @@ EXACT = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("isa", ISA_PARAMS)
 @pytest.mark.parametrize("name", EXACT)
 def test_an_exact_convolution_in_front(name: str, isa: str) -> None:

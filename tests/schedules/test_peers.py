@@ -11,6 +11,8 @@ from lutcc import ir
 from tests.ir.test_peers_replay import BOLT_SHAPES, bolt_average
 from tests.schedules.harness import WIDEST_ISA_PARAMS, N, built
 
+pytestmark = pytest.mark.one_in(4)
+
 
 def scan(isa: str, lut: np.ndarray, **attrs: Any):
     """Return a compiled scan: codes (N, C) -> sums (N, M)."""

@@ -68,6 +68,7 @@ def residual_norms(b: ir.Builder, x: Any, y: Any, constant: Any) -> tuple[Any, .
     return b.op("softmax", norm(b, again, constant)), first, total
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("isa", ISA_PARAMS)
 def test_any_width(isa: str) -> None:
     for columns in COLUMNS:
@@ -75,6 +76,7 @@ def test_any_width(isa: str) -> None:
         assert agree(module, isa, (1, 5)) == {"call"}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("isa", ISA_PARAMS)
 def test_between_products(isa: str) -> None:
     """A transformer's feed-forward part is one stage; rows in batches and what is left of them."""
@@ -137,6 +139,7 @@ def dense(b: ir.Builder, x: Any, kind: str, compute: str) -> Any:
     return b.op("activation", b.op("dense", x, *constants, compute=compute), kind=kind)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("isa", ISA_PARAMS)
 @pytest.mark.parametrize("compute", ["float32", "int8"])
 def test_epilogues_of_dense(isa: str, compute: str) -> None:

@@ -14,6 +14,8 @@ from tests.schedules.harness import ISA_PARAMS, N, built
 from tests.schedules.test_hash_kernels import per_level
 from tests.schedules.test_sampled_kernels import sample
 
+pytestmark = pytest.mark.one_in(4)
+
 F32 = np.float32
 
 

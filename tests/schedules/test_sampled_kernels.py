@@ -13,6 +13,8 @@ from lutcc import ir
 from tests.schedules.harness import ALL_ISA_PARAMS, ISA_PARAMS, N, built
 from tests.schedules.test_hash_kernels import per_level
 
+pytestmark = pytest.mark.one_in(3)
+
 F32 = np.float32
 #: One row, primes, one below and above register tiles, more than a block of rows.
 ROWS = (1, 2, 5, 6, 7, 13, 29, 151)

@@ -8,6 +8,8 @@ import pytest
 from tests.schedules.harness import built
 from tests.schedules.test_sampled_conv2d import Conv, assert_conv, images
 
+pytestmark = pytest.mark.one_in(3)
+
 #: A stride of 2; rows of 5 pixels, the fewest that go by runs; of 4 and a stride of 3, which do
 #: not; an output that is smaller than a chunk; windows that lie outside the image.
 SHAPES = [

@@ -71,6 +71,7 @@ def as_batches(inputs: dict[str, torch.Tensor], size: int = 20) -> list[dict[str
     return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("form", ["dictionary", "arrays", "pair", "list", "loader"])
 def test_embeddings_of_tokens_come_nearer(form: str, encoder: Encoder, small: nn.Module) -> None:
     inputs = tokens()

@@ -102,6 +102,7 @@ def test_only_what_runs_later_is_trained() -> None:
     assert [layer.method for layer in report.layers] == ["maddness", "exact"]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("stop_at", [("0", 2), ("2", 1), ("2", 3)])
 @pytest.mark.parametrize(
     "options",

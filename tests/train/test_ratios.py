@@ -313,6 +313,7 @@ def test_models_that_are_followed_are_copied_and_saved(tmp_path: Path) -> None:
     torch.load(tmp_path / "model.pt", weights_only=False)(torch.randn(2, 4, 5, 5))
 
 
+@pytest.mark.thorough
 def test_workers_with_other_data_agree(tmp_path: Path) -> None:
     worker = tmp_path / "worker.py"
     worker.write_text(

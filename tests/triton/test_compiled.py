@@ -14,7 +14,7 @@ from tests.triton.resources import BASELINE, QUICK, THOROUGH, measure, recorded
 RECORD = json.loads(BASELINE.read_text(encoding="utf-8"))
 
 
-@pytest.mark.slow
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_resources_at_production_shapes(target):
     cases = THOROUGH if target == "sm_90" else QUICK

@@ -202,6 +202,7 @@ def test_configs_of_older_versions_are_read() -> None:
             default.updated(wrong)
 
 
+@pytest.mark.thorough
 @pytest.mark.isa("avx2")
 def test_tune_then_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.ir").write_text(ir.to_text(MODULE))

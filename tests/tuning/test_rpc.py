@@ -150,6 +150,7 @@ def test_wrong_keys_and_levels_and_silence_are_told() -> None:
         own.kill()
 
 
+@pytest.mark.thorough
 def test_a_tracker_hands_out_servers() -> None:
     pytest.importorskip("tornado")
     pytest.importorskip("cloudpickle")

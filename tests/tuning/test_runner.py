@@ -142,6 +142,7 @@ def test_wrong_results_are_not_timed(runner: LocalRunner, task: Task, name: str)
     assert outcome.ratio is None
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("name", "status", "message"),
     [

@@ -92,6 +92,7 @@ def record(work: Workload, config: Config, relative: float | None, isa: str = "a
     return Record(work, config, place, outcome, relative, "search", "s", 0, "2026-01-01")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 20])
 def test_small_spaces_are_exhausted(kind, count):
@@ -211,6 +212,7 @@ def test_relatives_are_sorted_by_distance_and_of_one_kind():
     assert distance(workload(), "avx2", workload(), "avx512") > 0
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_proposals_in_another_process():
     here = [proposals(related) for related in (False, True)]
     code = (

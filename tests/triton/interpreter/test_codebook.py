@@ -22,6 +22,8 @@ from lutcc.schedules.triton.sparse_add import sparse_add, sparse_add_backward
 from tests.triton.interpreter.test_kernels import TOLERANCES, check, gradients, random
 from tests.triton.references import relative_error
 
+pytestmark = pytest.mark.one_in(3)
+
 DTYPES = list(TOLERANCES)
 
 

@@ -19,6 +19,8 @@ from lutcc.schedules.triton.weighted_gather_backward import weighted_gather_back
 from tests.triton import references
 from tests.triton.references import relative_error
 
+pytestmark = pytest.mark.one_in(2)
+
 # Relative errors in the Euclidean norm: sums are in float32, results rounded to the dtype.
 TOLERANCES = {
     torch.float64: 1e-12,

@@ -16,6 +16,8 @@ from lutcc.schedules.triton.sampled_matmul_backward import (
 )
 from tests.triton.interpreter.test_kernels import TOLERANCES, check, random
 
+pytestmark = pytest.mark.one_in(3)
+
 DTYPES = list(TOLERANCES)
 
 # (N, K, M, group_size): odd sizes, single rows and columns, short last groups, several tiles

@@ -22,6 +22,8 @@ from lutcc.schedules.triton.tree_encode import tree_encode
 from tests.triton.references import relative_error
 from tests.triton.tree_references import CASES, operands, soft_gradients
 
+pytestmark = pytest.mark.one_in(3)
+
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 3e-6}
 
 
