@@ -16,6 +16,7 @@ from lutcc.errors import ConvertError
 from lutcc.nn.codebook import CodebookLayer
 from lutcc.nn.codebook_embedding import CodebookEmbedding
 from lutcc.train.latent_weights import LatentWeights, multiplied_with
+from lutcc.train.trained_parameters import gradients_reach
 
 Objective = Callable[[Any, Any, Any], Tensor]
 """Takes the output, the exact model's, and the batch; returns what is to be small."""
@@ -113,7 +114,8 @@ def distil_codebooks(
     fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     losses: list[float] = []
     with ExitStack() as stack:
-        stack.enter_context(_gradients(frozen, [*trained, *rest]))
+        stack.enter_context(gradients_reach(frozen, False))
+        stack.enter_context(gradients_reach([*trained, *rest], True))
         for name, layer in layers.items():
             stack.callback(latents[name].finish)
             stack.enter_context(multiplied_with(layer, latents[name]))
@@ -155,22 +157,6 @@ def distil_codebooks(
 def _rate(step: int, steps: int) -> float:
     """Return the factor on the learning rate: up in 20 steps, then down as a cosine."""
     return min(1.0, (step + 1) / 20) * 0.5 * (1 + np.cos(np.pi * step / steps))
-
-
-@contextmanager
-def _gradients(off: list[torch.nn.Parameter], on: list[torch.nn.Parameter]) -> Iterator[None]:
-    """Let gradients reach some parameters only, and clear them afterwards."""
-    before = [(p, p.requires_grad) for p in (*off, *on)]
-    for p in off:
-        p.requires_grad_(False)
-    for p in on:
-        p.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for p, wanted in before:
-            p.requires_grad_(wanted)
-            p.grad = None
 
 
 @contextmanager
