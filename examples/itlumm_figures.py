@@ -10,12 +10,13 @@ Digits (scikit-learn's; MNIST with ``--data FOLDER``) instead of CIFAR-100:
 
 Accuracy is relative to the exact network's, mean and deviation over seeds. Trees are those of
 MADDNESS, as in the paper, but where "weight-aware" is said: there they group rows by their share of
-the product. Plain MADDNESS is fitted on the training images. As digits are few, all else is fitted
-on copies of them with noise, too: so is MADDNESS where "noisy rows" or "layer by layer" is said.
-Where every layer is replaced at once, tables are fitted to what the exact network gives. Writes
-figures.png, and what was found, a file per seed and one of speeds: a run goes on from these.
+the product. Plain MADDNESS, and all that replaces the classifier, is fitted on the training images.
+What replaces every layer is fitted on copies of them with noise, too, as digits are few: so is
+MADDNESS where "noisy rows" or "layer by layer" is said. There tables are fitted to what the exact
+network gives. Writes figures.png, and what was found, a file per part and seed, the exact networks,
+and a file of speeds: a run goes on from these.
 
-Run: python examples/itlumm_figures.py --docs docs/look-up-accuracy.md     (20 minutes of a core)
+Run: python examples/itlumm_figures.py --docs docs/look-up-accuracy.md     (half an hour of a core)
      python examples/itlumm_figures.py --quick
 """
 
@@ -51,6 +52,8 @@ COPIES, NOISE = 1, 0.2
 #: Of the training behind each layer.
 TRAINING: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1}
 NOISY = ", noisy rows"
+#: Of the classifier, and of whole networks.
+SEEDS, NETWORK_SEEDS = 10, 6
 WIDE, NARROW = (512, 512, 512), (30, 30, 30)
 CLASSIFIER, NETWORK = (2, 4, 8, 16), (1, 2, 4, 8, 16)
 
@@ -122,61 +125,82 @@ def trained(hidden: Sequence[int], data: ImageSplit, seed: int, steps: int, epoc
 
 def classifier(trial: Trial, codebooks: Iterable[int]) -> Iterator[Point]:
     """Replace the last layer: figure 1."""
-    last = str(len(trial.network) - 1)
-    with torch.inference_mode():
-        plain, more = (
-            trial.network[:-1](rows).clone() for rows in (trial.rows("train"), trial.calibration[0])
-        )
     for count in codebooks:
-        methods = {"maddness": PLAIN, "maddness" + NOISY: PLAIN}
+        methods = {"maddness": PLAIN}
         for partition, objective in product(PARTITIONS, OBJECTIVES):
             methods[f"{partition}-{objective}"] = _config(partition, objective, "softmax")
         methods["r2-kld weight-aware"] = _config("r2", "kld", "softmax", "product")
         for method, config in methods.items():
-            layer = lutcc.nn.MaddnessLinear.from_linear(
-                trial.network[int(last)],  # type: ignore[arg-type]
-                plain if method == "maddness" else more,
-                **_with(config, count).estimator_options(),
-            )
-            whole = nn.Sequential(trial.network[:-1], layer)
+            whole = _with_last(trial.network, _with(config, count), trial.rows("train"))
             yield trial.point("classifier", method, count, whole)
 
 
 def single_layers(trial: Trial, codebooks: Iterable[int]) -> Iterator[Point]:
     """Replace one layer at a time: figure 2."""
-    for count, place in product(codebooks, range(0, len(trial.network), 2)):
-        recipe = {str(place): _whole("r2", "kld", count, len(trial.network))[str(place)]}
-        small = lutcc.convert(trial.network, recipe, trial.calibration[0])
+    last = len(trial.network) - 1
+    for count, place in product(codebooks, range(0, last + 1, 2)):
+        recipe = {**_hidden("r2", count, last), str(last): _last("r2", "kld", count)}
+        chosen = {str(place): recipe[str(place)]}
+        small = lutcc.convert(trial.network, chosen, trial.calibration[0])
         yield trial.point("layers", f"layer {place // 2 + 1}", count, small)
 
 
 def networks(trial: Trial, codebooks: Iterable[int]) -> Iterator[Point]:
     """Replace every layer: table 1."""
-    size = len(trial.network)
+    rows, last = trial.calibration[0], len(trial.network) - 1
     for count in codebooks:
         plain = {"*": _with(PLAIN, count)}
-        recipes: dict[str, dict[str, Any]] = {"maddness": plain, "maddness" + NOISY: plain}
-        for partition, objective in product(PARTITIONS, OBJECTIVES):
-            recipes[f"{partition}-{objective}"] = _whole(partition, objective, count, size)
-        aware = _whole("contiguous", "kld", count, size, "product")
-        recipes["contiguous-kld weight-aware"] = aware
-        for method, recipe in recipes.items():
-            clean = method == "maddness"
-            rows = trial.rows("train") if clean else trial.calibration[0]
-            small = lutcc.convert(trial.network, recipe, rows)
-            yield trial.point("network", method, count, small)
-            if clean:
-                continue
-            tuned = lutcc.convert_layerwise(
-                trial.network,
-                recipe,
-                trial.calibration,
-                teacher=trial.network,
-                epochs=trial.epochs,
-                seed=trial.seed,
-                **TRAINING,
-            )
-            yield trial.point("network", method.removesuffix(NOISY) + LAYERWISE, count, tuned)
+        for name, images in (("", trial.rows("train")), (NOISY, rows)):
+            small = lutcc.convert(trial.network, plain, images)
+            yield trial.point("network", "maddness" + name, count, small)
+        yield trial.point("network", "maddness" + LAYERWISE, count, _layer_by_layer(trial, plain))
+        settings = [(partition, OBJECTIVES, "input", "") for partition in PARTITIONS]
+        for partition, objectives, hashed, name in [
+            *settings,
+            ("contiguous", ("kld",), "product", " weight-aware"),
+        ]:
+            hidden = _hidden(partition, count, last, hashed)
+            small = lutcc.convert(trial.network, hidden, rows)
+            tuned = _layer_by_layer(trial, hidden)  # nothing is trained behind the last layer
+            for objective in objectives:
+                config, method = _last(partition, objective, count, hashed), partition + "-"
+                whole = _with_last(small, config, rows, trial.network)
+                yield trial.point("network", method + objective + name, count, whole)
+                whole = _with_last(tuned, config, rows)
+                yield trial.point("network", method + objective + name + LAYERWISE, count, whole)
+
+
+def _layer_by_layer(trial: Trial, recipe: dict[str, lutcc.recipes.Maddness]) -> nn.Module:
+    return lutcc.convert_layerwise(
+        trial.network,
+        recipe,
+        trial.calibration,
+        teacher=trial.network,
+        epochs=trial.epochs,
+        seed=trial.seed,
+        **TRAINING,
+    )
+
+
+def _with_last(
+    network: nn.Module,
+    config: lutcc.recipes.Maddness,
+    rows: torch.Tensor,
+    exact: nn.Module | None = None,
+) -> nn.Sequential:
+    """Return a network whose last layer is replaced, too; ``exact`` gives what it is fitted to.
+
+    As ``lutcc.convert`` does, for several objectives behind the same layers.
+    """
+    *before, linear = network.children()
+    assert isinstance(linear, nn.Linear)
+    with torch.inference_mode():
+        reaching = nn.Sequential(*before)(rows).clone()
+        wanted = None if exact is None else nn.Sequential(*exact.children())[:-1](rows).numpy()
+    weights, bias = linear.weight.detach().numpy().T, linear.bias.detach().numpy()
+    fitted = lutcc.fit.Maddness(**config.estimator_options())
+    fitted.fit(reaching.numpy(), weights, bias, exact=wanted)
+    return nn.Sequential(*before, lutcc.nn.MaddnessLinear.from_estimator(fitted))
 
 
 def _config(
@@ -194,36 +218,50 @@ def _with(config: lutcc.recipes.Maddness, codebooks: int) -> lutcc.recipes.Maddn
     return replace(config, ncodebooks=codebooks)
 
 
-def _whole(
-    partition: str, objective: str, codebooks: int, size: int, hash_objective: str = "input"
+def _hidden(
+    partition: str, codebooks: int, last: int, hash_objective: str = "input"
 ) -> dict[str, lutcc.recipes.Maddness]:
-    """Return a recipe: hidden layers by the error behind ReLU, the last by the objective."""
-    given: dict[str, Any] = {"ncodebooks": codebooks, "target": "network"}
-    inner = replace(_config(partition, "mse", "relu", hash_objective), **given)
-    last = replace(_config(partition, objective, "softmax", hash_objective), **given)
-    return {**{str(place): inner for place in range(0, size - 1, 2)}, str(size - 1): last}
+    """Return a recipe of the layers before the last: tables by the error behind ReLU."""
+    config = _with(_config(partition, "mse", "relu", hash_objective), codebooks)
+    return {str(place): replace(config, target="network") for place in range(0, last, 2)}
 
 
-def one_seed(seed: int, data: Path | None, quick: bool, output: Path) -> list[Point]:
-    """Try everything with one seed; what is done already is read."""
-    path = output / f"seed{seed}.json"
+def _last(
+    partition: str, objective: str, codebooks: int, hash_objective: str = "input"
+) -> lutcc.recipes.Maddness:
+    """Return the recipe of the last layer."""
+    config = _with(_config(partition, objective, "softmax", hash_objective), codebooks)
+    return replace(config, target="network")
+
+
+def one_seed(part: str, seed: int, data: Path | None, quick: bool, output: Path) -> list[Point]:
+    """Replace the "classifier", or all of the "network"; what is done already is read."""
+    path = output / f"{part}{seed}.json"
     if path.exists():
         return [Point(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
     torch.set_num_threads(1)
-    wide, narrow = exact_networks(seed, data, quick)
     some, more = ((4,), (4,)) if quick else (CLASSIFIER, NETWORK)
-    points = [*classifier(wide, some), *single_layers(narrow, more), *networks(narrow, more)]
+    trial = exact_network(part, seed, data, quick, output)
+    if part == "classifier":
+        points = [*classifier(trial, some)]
+    else:
+        points = [*single_layers(trial, more), *networks(trial, more)]
     path.write_text(json.dumps([asdict(p) for p in points]), encoding="utf-8")
     return points
 
 
-def exact_networks(seed: int, data: Path | None, quick: bool) -> tuple[Trial, Trial]:
-    """Train the network whose classifier is replaced, and the one that is replaced as a whole."""
+def exact_network(part: str, seed: int, data: Path | None, quick: bool, output: Path) -> Trial:
+    """Train or read the network whose classifier is replaced, or that is replaced as a whole."""
     images = digits.load(seed=seed) if data is None else mnist.load(data)
     steps, epochs = (60, 1) if quick else (400, 4)
-    hidden = ((64,) * 3 if quick else WIDE, NARROW)
-    wide, narrow = (trained(widths, images, seed, steps, epochs) for widths in hidden)
-    return wide, narrow
+    widths = NARROW if part == "network" else ((64,) * 3 if quick else WIDE)
+    path = output / f"{part}{seed}.pt"
+    trial = trained(widths, images, seed, 0 if path.exists() else steps, epochs)
+    if path.exists():
+        trial.network.load_state_dict(torch.load(path))
+    else:
+        torch.save(trial.network.state_dict(), path)
+    return trial
 
 
 def timed(data: Path | None, quick: bool, output: Path) -> dict[str, list[NetworkSpeed]]:
@@ -232,7 +270,7 @@ def timed(data: Path | None, quick: bool, output: Path) -> dict[str, list[Networ
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         return {part: [NetworkSpeed(**each) for each in found] for part, found in kept.items()}
-    wide, narrow = exact_networks(0, data, quick)
+    wide, narrow = (exact_network(p, 0, data, quick, output) for p in ("classifier", "network"))
     some, more = ((4,), (4,)) if quick else (CLASSIFIER, NETWORK)
     seconds, rounds = (0.001, 1) if quick else (0.01, 15)
     with torch.inference_mode():
@@ -275,7 +313,8 @@ def main(argv: list[str] | None = None) -> list[Point]:
     parser = argparse.ArgumentParser(description="Figures 1 and 2 and table 1 of ITLUMM.")
     parser.add_argument("--data", type=Path, help="folder of MNIST's four files")
     parser.add_argument("--output", type=Path, default=Path("out/itlumm"))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the classifier")
+    parser.add_argument("--network-seeds", type=int, default=NETWORK_SEEDS)
     parser.add_argument(
         "--jobs", type=int, default=1, help="processes, each with a seed of its own"
     )
@@ -285,13 +324,15 @@ def main(argv: list[str] | None = None) -> list[Point]:
     parser.add_argument("--log", type=Path, help="log of accuracies to append to")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
-    seeds = range(1 if args.quick else args.seeds)
+    seeds = {"classifier": args.seeds, "network": args.network_seeds}
+    jobs = [(p, seed) for p in seeds for seed in range(1 if args.quick else seeds[p])]
     points: list[Point] = []
     work = partial(one_seed, data=args.data, quick=args.quick, output=args.output)
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        for seed, found in enumerate(pool.map(work, seeds) if args.jobs > 1 else map(work, seeds)):
+        every = (pool.map if args.jobs > 1 else map)(work, *zip(*jobs, strict=True))
+        for (part, seed), found in zip(jobs, every, strict=True):
             points += found
-            Console(stderr=True).print(f"seed {seed} is done")
+            Console(stderr=True).print(f"{part}, seed {seed}: done")
     speeds: dict[str, list[NetworkSpeed]] = {"classifier": [], "network": []}
     if not args.no_times:
         speeds = timed(args.data, args.quick, args.output)

@@ -53,7 +53,8 @@ def opq_partition(
 
     Notes
     -----
-    Source: ITLUMM, section 2.1.1 and eq. 1; Ge et al., "Optimized product quantization".
+    Source: ITLUMM, section 2.1.1 and eq. 1; Ge et al., "Optimized product quantization". Columns
+    that are constant (units that a ReLU has switched off) are shared out afterwards.
 
     Examples
     --------
@@ -61,11 +62,19 @@ def opq_partition(
     >>> sorted(np.concatenate(opq_partition(X, 2, 4, np.random.RandomState(0))).tolist())
     [0, 1, 2, 3, 4, 5]
     """
-    parts = contiguous_partition(X.shape[1], ncodebooks)
-    rotation = opq_rotation(_some(X, random), parts, nprototypes, random)
+    ncolumns = X.shape[1]
+    varying = np.flatnonzero(_vary(X.std(axis=0, dtype=np.float64)))
+    if len(varying) < ncodebooks:
+        varying = np.arange(ncolumns)
+    parts = contiguous_partition(len(varying), ncodebooks)
+    rows = _some(X, random)[:, varying]
+    rotation = opq_rotation(rows, parts, nprototypes, random)
     columns, places = linear_sum_assignment(rotation, maximize=True)
-    order = columns[np.argsort(places)].astype(np.int32)
-    return tuple(np.array_split(order, ncodebooks))
+    runs = np.array_split(varying[columns[np.argsort(places)]], ncodebooks)
+    whole = contiguous_partition(ncolumns, ncodebooks)
+    ends = np.cumsum([len(a) - len(b) for a, b in zip(whole, runs, strict=True)])[:-1]
+    still = np.split(np.setdiff1d(np.arange(ncolumns), varying), ends)
+    return tuple(np.concatenate(both).astype(np.int32) for both in zip(runs, still, strict=True))
 
 
 def r2_partition(
@@ -119,7 +128,7 @@ def equal_shares(order: np.ndarray, weights: np.ndarray, ncodebooks: int) -> tup
     order
         (D,) column numbers.
     weights
-        (D,) of the columns, by their numbers, not negative. Those without weight (less than a
+        (D,) of the columns, by their numbers, not negative. Those without weight (no more than a
         millionth of the largest) lengthen a run, and make none if enough others are there.
     ncodebooks
         C, at most D.
@@ -130,7 +139,7 @@ def equal_shares(order: np.ndarray, weights: np.ndarray, ncodebooks: int) -> tup
     >>> [part.tolist() for part in equal_shares(np.arange(6), weights, 2)]
     [[0, 1, 2], [3, 4, 5]]
     """
-    heavy = np.flatnonzero(weights[order] > 1e-6 * weights.max())
+    heavy = np.flatnonzero(_vary(weights)[order])
     if len(heavy) < ncodebooks:
         return tuple(np.array_split(order, ncodebooks))
     passed = np.cumsum(weights[order[heavy]])
@@ -158,6 +167,11 @@ def squared_correlation(X: np.ndarray) -> np.ndarray:
     squares = np.clip((unit.T @ unit) ** 2, 0.0, 1.0)
     np.fill_diagonal(squares, 1.0)
     return squares
+
+
+def _vary(deviations: np.ndarray) -> np.ndarray:
+    """Tell which columns (D,) vary, beside the one that varies most."""
+    return deviations > 1e-6 * deviations.max()
 
 
 def _leaves(tree: np.ndarray, ncolumns: int) -> np.ndarray:

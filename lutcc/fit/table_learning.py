@@ -22,12 +22,14 @@ from torch import Tensor
 from lutcc.fit.output_error import ACTIVATIONS
 from lutcc.fit.prototypes import NormalEquations
 
-#: Rows that tables are learnt from, at most, and the part of them that is held out.
-ROWS, HELD_OUT = 16384, 5
+#: Rows that tables are learnt from, at most.
+ROWS = 16384
+#: One in so many rows is held out, in turn, until so many have been.
+PARTS, HELD_OUT = 5, 1000
 #: Steps of L-BFGS at most; those without a gain of this much on held-out rows end the search.
 STEPS, PATIENCE, LEAST_GAIN = 200, 6, 1e-3
 #: Where lambda may be chosen, it is multiplied with powers of this, from -FARTHEST to FARTHEST.
-LAMBDA_STEP, FARTHEST = 4.0, 5
+LAMBDA_STEP, FARTHEST = 4.0, 6
 #: Below so many rows none are held out, and this many steps are made.
 FEW_ROWS, FEW_STEPS = 50, 20
 
@@ -112,8 +114,9 @@ def learn_tables(
     Notes
     -----
     L-BFGS from the solution of equation 2, times B. One fifth of the rows is held out, of that
-    solution too; when its error has not fallen for some steps, the search ends, and as many steps
-    as were best are made again with all rows, with the lambda that was best.
+    solution too, and of few rows each fifth in turn (:data:`HELD_OUT`); when its error has not
+    fallen for some steps, the search ends. As many steps as were best, by the errors of all that
+    was held out, are made again with all rows, with the lambda that was best.
     """
     if len(codes) > ROWS:
         kept = np.sort(random.choice(len(codes), ROWS, replace=False))
@@ -124,11 +127,19 @@ def learn_tables(
     problem = _Problem(anchor, shift, objective, ridge_lambda, behind)
     steps = FEW_STEPS
     if len(codes) >= FEW_ROWS:
-        shuffled = random.permutation(len(codes))
-        held, kept = (np.sort(part) for part in np.split(shuffled, [len(codes) // HELD_OUT]))
-        parts = (codes[kept], exact[kept]), (codes[held], exact[held])
-        problem, steps = problem.best(*parts) if scaled else (problem, problem.held_out(*parts)[1])
+        folds = problem.folds((codes, exact), random)
+        problem, steps = problem.best(folds) if scaled else (problem, problem.held_out(folds)[1])
     return problem.minimised((codes, exact), steps)
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Rows that are learnt from, where that starts, and G and outputs of those that are not."""
+
+    rows: Rows
+    start: np.ndarray
+    onehot: csr_array
+    exact: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -141,8 +152,21 @@ class _Problem:
     ridge_lambda: float
     behind: float
 
-    def best(self, rows: Rows, others: Rows) -> tuple[_Problem, int]:
-        """Return the problem with the lambda, and the steps, that err least on other rows."""
+    def folds(self, rows: Rows, random: np.random.RandomState) -> list[_Fold]:
+        """Hold out each fifth of the rows in turn, until :data:`HELD_OUT` rows have been."""
+        codes, exact = rows
+        parts = np.array_split(random.permutation(len(codes)), PARTS)
+        found: list[_Fold] = []
+        for number, held in enumerate(parts):
+            if number * len(held) >= HELD_OUT:
+                break
+            kept = np.sort(np.concatenate(parts[:number] + parts[number + 1 :]))
+            learnt = codes[kept], exact[kept]
+            found.append(_Fold(learnt, self.closed(learnt), self._onehot(codes[held]), exact[held]))
+        return found
+
+    def best(self, folds: list[_Fold]) -> tuple[_Problem, int]:
+        """Return the problem with the lambda, and the steps, that err least on held-out rows."""
         found: dict[int, tuple[float, int]] = {}
 
         def times(power: int) -> _Problem:
@@ -150,7 +174,7 @@ class _Problem:
 
         def error(power: int) -> float:
             if power not in found:
-                found[power] = times(power).held_out(rows, others)
+                found[power] = times(power).held_out(folds)
             return found[power][0]
 
         power = 0
@@ -159,19 +183,27 @@ class _Problem:
             power += step
         return times(power), found[power][1]
 
-    def held_out(self, rows: Rows, others: Rows) -> tuple[float, int]:
-        """Return the least error of other rows while some are learnt, and after how many steps."""
-        onehot, shape = self._onehot(others[0]), self.anchor.shape
-        losses = [self._error(self.closed(rows), onehot, others[1])[0]]
+    def held_out(self, folds: list[_Fold]) -> tuple[float, int]:
+        """Return the least error of all held-out rows together, and after how many steps."""
+        total = np.zeros(STEPS + 1)
+        for fold in folds:
+            found = self._watched(fold)
+            total += np.pad(found, (0, len(total) - len(found)), mode="edge")
+        return float(total.min()), int(np.argmin(total))
+
+    def _watched(self, fold: _Fold) -> np.ndarray:
+        """Return the errors of a fold's held-out rows after each step, until they fall no more."""
+        shape = self.anchor.shape
+        losses = [self._error(fold.start, fold.onehot, fold.exact)[0]]
 
         def watch(tables: np.ndarray) -> None:
-            losses.append(self._error(tables.reshape(shape), onehot, others[1])[0])
+            losses.append(self._error(tables.reshape(shape), fold.onehot, fold.exact)[0])
             recent = losses[-PATIENCE - 1 :]
             if len(recent) > PATIENCE and min(recent[1:]) > recent[0] * (1 - LEAST_GAIN):
                 raise StopIteration
 
-        self.minimised(rows, STEPS, watch)
-        return min(losses), int(np.argmin(losses))
+        self._descend(fold.start, fold.rows, STEPS, watch)
+        return np.array(losses[: STEPS + 1])
 
     def closed(self, rows: Rows) -> np.ndarray:
         """Return the solution of equation 2, times B."""
@@ -182,16 +214,21 @@ class _Problem:
         equations = NormalEquations((onehot.T @ onehot).toarray(), cross)
         return (flat + equations.solve(self.ridge_lambda)).reshape(self.anchor.shape)
 
-    def minimised(
+    def minimised(self, rows: Rows, steps: int) -> np.ndarray:
+        """Return the tables after so many steps of L-BFGS."""
+        return self._descend(self.closed(rows), rows, steps)
+
+    def _descend(
         self,
+        start: np.ndarray,
         rows: Rows,
         steps: int,
         watch: Callable[[np.ndarray], None] | None = None,
     ) -> np.ndarray:
-        """Return the tables after so many steps of L-BFGS."""
-        start, onehot = self.closed(rows), self._onehot(rows[0])
+        """Return the tables after so many steps from ``start``; ``watch`` sees each."""
         if not steps:
             return start
+        onehot = self._onehot(rows[0])
 
         def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
             tables = flat.reshape(start.shape)

@@ -17,6 +17,8 @@ LAYERWISE = ", layer by layer"
 #: ITLUMM's table 1: accuracy in percent of a network of 30 neurons a layer on MNIST.
 PRINTED = {1: 36.1, 2: 36.3, 4: 52.0, 8: 70.5, 16: 84.9}
 PRECISIONS = ("float32", "bfloat16", "int8")
+#: Means of differences up to this are rounding.
+TIE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,46 @@ def table(points: Sequence[Point], part: str, speeds: Sequence[NetworkSpeed]) ->
     return markdown_table(["codebooks", *map(str, counts)], rows)
 
 
+def paired(
+    points: Sequence[Point], part: str, better: str, other: str, codebooks: int
+) -> tuple[float, float]:
+    """Return by how much relative accuracies differ, seed by seed: mean and standard error."""
+    return _mean_and_error(_differences(points, part, better, other, codebooks, "relative"))
+
+
+def _differences(
+    points: Sequence[Point], part: str, better: str, other: str, codebooks: int, what: str
+) -> np.ndarray:
+    """Return differences of ``what`` between two methods, an entry per seed that has both."""
+    found: dict[str, dict[int, float]] = {better: {}, other: {}}
+    for p in points:
+        if (p.part, p.codebooks) == (part, codebooks) and p.method in found:
+            found[p.method][p.seed] = getattr(p, what)
+    seeds = sorted(found[better].keys() & found[other].keys())
+    return np.array([found[better][seed] - found[other][seed] for seed in seeds])
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Return the mean and its standard error, NaN of a single value."""
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float(values.mean()), float(error)
+
+
+def _signed(found: tuple[float, float]) -> str:
+    return f"{round(found[0], 4) + 0.0:+.4f} ± {found[1]:.4f}"  # no negative zero
+
+
 def told(points: Sequence[Point], part: str, speeds: Sequence[NetworkSpeed]) -> str:
     """Return the table of a part and what it says; of the classifier, divergences as well."""
-    seeds = len({p.seed for p in points})
+    seeds = len({p.seed for p in points if p.part == part})
     text = f"{table(points, part, speeds)}\n\n{seeds} seeds. {verdict(points, part)}"
-    return text if part != "classifier" else f"{text}\n\n{divergences(points, part)}"
+    if part != "classifier":
+        return text
+    return f"{text}\n\n{divergences(points, part)}\n\n{objectives(points, part)}"
 
 
 def divergences(points: Sequence[Point], part: str) -> str:
-    """Return mean divergences on test images, and how often that objective lowers them."""
+    """Return mean divergences on test images."""
     methods, counts = _own(points, part)
 
     def mean(method: str, count: int) -> float:
@@ -87,16 +120,35 @@ def divergences(points: Sequence[Point], part: str) -> str:
         return float(np.mean([p.divergence for p in own if p.divergence is not None]))
 
     rows = [[method, *(f"{mean(method, count):.3f}" for count in counts)] for method in methods]
-    text = markdown_table(["divergence on test images, nats", *map(str, counts)], rows)
-    pairs = [(kld, count) for kld, count in product(methods, counts) if kld.endswith("-kld")]
-    lower = sum(mean(m, c) < mean(m.replace("-kld", "-mse"), c) for m, c in pairs)
-    return f"{text}\n\nLower where it is the objective: {lower} of {len(pairs)}."
+    return markdown_table(["divergence on test images, nats", *map(str, counts)], rows)
+
+
+def objectives(points: Sequence[Point], part: str) -> str:
+    """Return paired differences of the objectives, of each setting and of all together."""
+    methods, counts = _own(points, part)
+    pairs = [(kld, kld.removesuffix("-kld")) for kld in methods if kld.endswith("-kld")]
+    rows, sentences = [], []
+    for what, label, sign in (("relative", "accuracy", 1), ("divergence", "divergence", -1)):
+        cells = {
+            (name, count): _differences(points, part, kld, name + "-mse", count, what)
+            for kld, name in pairs
+            for count in counts
+        }
+        for _, name in pairs:
+            found = [_signed(_mean_and_error(cells[name, count])) for count in counts]
+            rows.append([f"{name}, {label}", *found])
+        better = sum(sign * values.mean() > TIE for values in cells.values())
+        every = _signed(_mean_and_error(np.mean(list(cells.values()), axis=0)))
+        sentences.append(f"{label}: better in {better} of {len(cells)}, over all {every}")
+    text = markdown_table(["KLD less MSE, mean ± standard error", *map(str, counts)], rows)
+    return f"{text}\n\nThe divergence as the objective: {'; '.join(sentences)}."
 
 
 def verdict(points: Sequence[Point], part: str) -> str:
     """Say where means are not above plain MADDNESS, and the divergence not above the square.
 
-    Plain MADDNESS has no training behind its layers; what has it is held to MADDNESS with it, too.
+    A miss comes with the mean of paired differences and its standard error. Plain MADDNESS has no
+    training behind its layers; what has it is held to MADDNESS with it, too.
     """
     methods, counts = _own(points, part)
     others = [m for m in methods if not m.startswith("maddness")]
@@ -112,18 +164,14 @@ def verdict(points: Sequence[Point], part: str) -> str:
     ):
         if not found:
             continue
-        misses = {
-            better: [
-                str(count)
-                for count in counts
-                if summary(points, part, better, count)[0] <= summary(points, part, other, count)[0]
-            ]
-            for better, other in found
-        }
-        every, missed = len(found) * len(counts), sum(map(len, misses.values()))
+        misses, every, missed = list[str](), 0, 0
+        for better, other in found:
+            each = {count: paired(points, part, better, other, count) for count in counts}
+            at = [f"{count} ({_signed(pair)})" for count, pair in each.items() if pair[0] <= TIE]
+            misses += [f"{better} at {', '.join(at)}"] if at else []
+            every, missed = every + len(counts), missed + len(at)
         text = f"{what}, by their means: {every - missed} of {every}"
-        listed = [f"{name} at {', '.join(at)}" for name, at in misses.items() if at]
-        sentences.append(text + (f" (not: {'; '.join(listed)})." if listed else "."))
+        sentences.append(text + (f" (not: {'; '.join(misses)})." if misses else "."))
     return " ".join(sentences)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lutcc.bench.network_speed import NetworkSpeed
 from lutcc.report.accuracy_log import read_runs
-from lutcc.report.itlumm import Point, divergences, table, verdict
+from lutcc.report.itlumm import Point, divergences, objectives, table, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,9 +48,11 @@ def test_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000
     assert len(read_runs(log)) == len(points)
-    kept = json.loads((tmp_path / "seed0.json").read_text())
-    assert [Point(**each) for each in kept] == points
-    assert module.one_seed(0, None, True, tmp_path) == points
+    for part in ("classifier", "network"):
+        own = [p for p in points if (p.part == "classifier") == (part == "classifier")]
+        kept = json.loads((tmp_path / f"{part}0.json").read_text())
+        assert [Point(**each) for each in kept] == own
+        assert module.one_seed(part, 0, None, True, tmp_path) == own
 
 
 @pytest.fixture
@@ -70,8 +72,9 @@ def points() -> list[Point]:
 
 def test_the_verdict_names_what_misses(points: list[Point]) -> None:
     assert verdict(points, "network") == (
-        "Above plain MADDNESS, by their means: 3 of 4 (not: r2-mse at 4). "
-        "The divergence above the squared error, by their means: 1 of 2 (not: r2-kld at 8)."
+        "Above plain MADDNESS, by their means: 3 of 4 (not: r2-mse at 4 (+0.0000 ± 0.1000)). "
+        "The divergence above the squared error, by their means: 1 of 2 "
+        "(not: r2-kld at 8 (-0.0200 ± 0.0300))."
     )
 
 
@@ -81,22 +84,24 @@ def test_trained_layers_are_held_to_both_baselines() -> None:
     values = {"maddness": 0.8, "maddness" + trained: 0.9, "r2-mse" + trained: 0.85}
     found = verdict([Point("network", m, 4, 0, v, 1.0) for m, v in values.items()], "network")
     assert "Above plain MADDNESS, by their means: 1 of 1. " in found
-    assert f"0 of 1 (not: r2-mse{trained} at 4)." in found
+    assert f"0 of 1 (not: r2-mse{trained} at 4 (-0.0500 ± nan))." in found
 
 
 def test_divergences_of_the_classifier() -> None:
     given = {"r2-mse": (0.4, 0.1), "r2-kld": (0.2, 0.3)}
-    text = divergences(
-        [
-            Point("classifier", method, count, seed, 0.9, 1.0, value + 0.02 * seed)
-            for method, values in given.items()
-            for count, value in zip((4, 8), values, strict=True)
-            for seed in (0, 1)
-        ],
-        "classifier",
+    points = [
+        Point("classifier", method, count, seed, 0.9, 1.0, value + 0.02 * seed * (value > 0.15))
+        for method, values in given.items()
+        for count, value in zip((4, 8), values, strict=True)
+        for seed in (0, 1)
+    ]
+    assert "| r2-mse | 0.410 | 0.100 |" in divergences(points, "classifier")
+    text = objectives(points, "classifier")
+    assert "| r2, divergence | -0.2000 ± 0.0000 | +0.2100 ± 0.0100 |" in text
+    assert text.endswith(
+        "accuracy: better in 0 of 2, over all +0.0000 ± 0.0000; "
+        "divergence: better in 1 of 2, over all +0.0050 ± 0.0050."
     )
-    assert "| r2-mse | 0.410 | 0.110 |" in text
-    assert text.endswith("Lower where it is the objective: 1 of 2.")
 
 
 def test_the_table_has_means_deviations_and_losses(points: list[Point]) -> None:

@@ -60,6 +60,17 @@ def test_columns_that_do_not_vary_take_no_codebook() -> None:
         assert (found >= 0).sum() == 2
 
 
+def test_opq_shares_out_columns_that_vary() -> None:
+    """Constant columns lengthen the runs of opq, too: none has them alone."""
+    X, _ = shuffled_groups(4, 2)
+    wide = np.zeros((len(X), 32), np.float32)
+    vary = np.random.default_rng(1).permutation(32)[:8]
+    wide[:, vary] = X
+    for part in opq_partition(wide, 4, 16, np.random.RandomState(0)):
+        assert len(part) == 8
+        assert np.isin(part, vary).sum() == 2
+
+
 @pytest.mark.parametrize("ncodebooks", [1, 2, 5, 9, 40])
 def test_shares_are_equal_as_far_as_columns_allow(ncodebooks: int) -> None:
     rng = np.random.default_rng(ncodebooks)

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from lutcc.errors import InputError
 from lutcc.fit import Maddness
-from lutcc.fit.table_learning import Objective, learn_tables
+from lutcc.fit.table_learning import Objective, _Problem, learn_tables
 
 F32 = np.float32
 
@@ -123,6 +123,22 @@ def test_lambda_is_searched_on_held_out_rows(factor: float, gain: float) -> None
         )
         errors.append(loss(tables, anchor, codes[200:], exact[200:], bias, objective, 0.0))
     assert errors[1] * gain < errors[0]
+
+
+@pytest.mark.parametrize(("nrows", "count"), [(600, 5), (1300, 4), (9000, 1)])
+def test_of_few_rows_each_is_held_out_once(nrows: int, count: int) -> None:
+    """A row's number is its output, so that it is known where it went."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 4, (nrows, 2)).astype(np.uint8)
+    exact = np.arange(nrows, dtype=F32)[:, None]
+    problem = _Problem(np.zeros((2, 4, 1)), np.zeros(1), Objective("mse", "relu"), 1.0, 1.0)
+    folds = problem.folds((codes, exact), np.random.RandomState(0))
+    assert len(folds) == count
+    for fold in folds:
+        both = np.concatenate([fold.rows[1], fold.exact])
+        np.testing.assert_array_equal(np.sort(both, axis=0), exact)
+    held = np.concatenate([fold.exact for fold in folds])
+    assert len(np.unique(held)) == len(held) >= min(1000, nrows)
 
 
 def test_the_exact_rows_are_what_look_ups_give_back() -> None:
