@@ -193,15 +193,16 @@ class _Problem:
 
     def _watched(self, fold: _Fold) -> np.ndarray:
         """Return the errors of a fold's held-out rows after each step, until they fall no more."""
-        shape = self.anchor.shape
-        losses = [self._error(fold.start, fold.onehot, fold.exact)[0]]
+        losses: list[float] = []
 
         def watch(tables: np.ndarray) -> None:
-            losses.append(self._error(tables.reshape(shape), fold.onehot, fold.exact)[0])
+            outputs = self._outputs(tables.reshape(self.anchor.shape), fold.onehot)
+            losses.append(float(self.objective(outputs, torch.from_numpy(fold.exact))))
             recent = losses[-PATIENCE - 1 :]
             if len(recent) > PATIENCE and min(recent[1:]) > recent[0] * (1 - LEAST_GAIN):
                 raise StopIteration
 
+        watch(fold.start)
         self._descend(fold.start, fold.rows, STEPS, watch)
         return np.array(losses[: STEPS + 1])
 
@@ -252,13 +253,16 @@ class _Problem:
         ones = np.ones(rows * ncodebooks, np.float32)
         return csr_array((ones, columns.ravel(), ends), (rows, ncodebooks * nprototypes))
 
+    def _outputs(self, tables: np.ndarray, onehot: csr_array) -> Tensor:
+        """Return G T + b (N, M) float32."""
+        flat = tables.reshape(-1, tables.shape[2]).astype(np.float32)
+        return torch.from_numpy(onehot @ flat + self.shift.astype(np.float32))
+
     def _error(
         self, tables: np.ndarray, onehot: csr_array, exact: np.ndarray
     ) -> tuple[float, np.ndarray]:
         """Return E and its gradient (C, K, M)."""
-        flat = tables.reshape(-1, tables.shape[2]).astype(np.float32)
-        outputs = torch.from_numpy(onehot @ flat + self.shift.astype(np.float32))
-        outputs.requires_grad_()
+        outputs = self._outputs(tables, onehot).requires_grad_()
         with torch.enable_grad():  # whoever converts a model may have switched it off
             value = self.objective(outputs, torch.from_numpy(exact))
             (gradient,) = torch.autograd.grad(value, [outputs])
