@@ -23,6 +23,7 @@ from lutcc.tuning.stages import stage_tasks
 from tests.tuning import subjects
 
 ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 10.0  # a busy machine takes its time to build
 _SERVE = """
 import argparse, sys
 from lutcc.cli import serve_rpc
@@ -72,7 +73,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def runner(server: Server) -> Iterator[RpcRunner]:
-    with RpcRunner(server.address, seconds=0.04, timeout_s=3.0) as remote:
+    with RpcRunner(server.address, seconds=0.04, timeout_s=TIMEOUT_S) as remote:
         yield remote
 
 
@@ -111,7 +112,7 @@ def test_cold_caches_over_there(runner: RpcRunner) -> None:
         ("wrong", "wrong_result", "elements are wrong"),
         ("raise", "compile_error", "the telling line"),
         ("run_strlen", "crash", "the process over there ended"),
-        ("run_sleep", "timeout", "no answer within 3 s"),
+        ("run_sleep", "timeout", f"no answer within {TIMEOUT_S:g} s"),
     ],
 )
 def test_failures_over_there_are_survived(
@@ -127,7 +128,7 @@ def test_failures_over_there_are_survived(
 
 def test_a_server_that_is_killed_is_reported() -> None:
     own = Server()
-    with make_runner(own.address, seconds=0.04, timeout_s=5.0) as remote:
+    with make_runner(own.address, seconds=0.04, timeout_s=TIMEOUT_S) as remote:
         task = subjects.task()
         assert remote.open(task).status == "ok"
         own.kill()
