@@ -47,6 +47,7 @@ def test_readme_block(row: dict[str, Any]) -> None:
     assert "| 1 x 64 x 32 | 4 | 2.00 | 6.00 | 3.00 | 3.00 | 8.00 | - | 1.00 |" in block
 
 
+@pytest.mark.thorough
 def test_a_small_shape_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codebook, "has_onnxruntime", lambda: False)
     options = BenchOptions(seconds=0.001, rounds=1, quick=True)

@@ -34,7 +34,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     return json.loads(ran.stdout), folder
 
 
-@pytest.mark.thorough
 def test_accuracy_kept_by_plain_conversion(demo):
     result, _ = demo
     kept = {

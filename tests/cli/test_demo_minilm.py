@@ -10,6 +10,8 @@ import torch
 
 from lutcc.report import tables
 
+pytestmark = pytest.mark.thorough
+
 SENTENCES = ("one", "two", "three", "four")
 VOCABULARY = 60
 

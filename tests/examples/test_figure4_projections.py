@@ -35,6 +35,7 @@ def of(points: list[Any], *families: str) -> list[Any]:
     return [p for p in points if p.family in families]
 
 
+@pytest.mark.thorough
 def test_files_hold_every_point(points: list[Any], folder: Path) -> None:
     result = json.loads((folder / "figure4.json").read_text(encoding="utf-8"))
     assert (result["size"], result["steps"]) == (32, 100)

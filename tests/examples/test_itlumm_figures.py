@@ -23,6 +23,7 @@ def told(exact: Any, networks: Any, rows: Any, **_: Any) -> list[NetworkSpeed]:
     return [NetworkSpeed(n, dict.fromkeys(networks, 1e-6), exact_times) for n in (1, 1024)]
 
 
+@pytest.mark.thorough
 def test_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ROOT / "examples" / "itlumm_figures.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)

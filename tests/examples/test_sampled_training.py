@@ -39,6 +39,7 @@ def distributed() -> ModuleType:
     return load("distributed_sampling")
 
 
+@pytest.mark.thorough
 def test_trains_goes_on_and_reports(example, tmp_path, capsys):
     arguments = ["--quick", "--epochs", "2", "--output", str(tmp_path)]
     page = tmp_path / "page.md"

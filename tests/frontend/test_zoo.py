@@ -78,6 +78,7 @@ class _Block(nn.Module):
         return torch.relu(y + self.short(x))
 
 
+@pytest.mark.thorough
 def test_resnet_18() -> None:
     widths = (4, 8, 8, 16)
     blocks = [

@@ -25,7 +25,6 @@ from lutcc.planning.reasons import why
 from tests.plan.support import CANDIDATES, Made
 
 
-@pytest.mark.thorough
 def test_every_option_is_measured(made: Made):
     assert [layer.name for layer in made.plan.layers] == ["0", "2"]
     assert [layer.shape for layer in made.plan.layers] == ["64 x 64 x 24", "64 x 24 x 10"]

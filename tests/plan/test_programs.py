@@ -82,6 +82,7 @@ def test_plan_compile_run(folder: Path, monkeypatch, capfd):
     assert main(["run", "m.lutcc", "given.npy", "-o", "y.npy", "-q"]) == 1
 
 
+@pytest.mark.thorough
 def test_a_fixed_batch_is_timed_as_it_is(folder: Path, monkeypatch, capfd):
     monkeypatch.setattr("lutcc.planning.api.default_candidates", lambda columns: [])
     words = ["plan", "four.pt2", "-c", "x.npy", "--max-drop", "1%", "-o", "r.toml", "-t", "avx2"]

@@ -28,7 +28,7 @@ from tests.schedules.harness import (
 )
 from tests.schedules.test_dense import dense_module
 
-pytestmark = pytest.mark.one_in(3)
+pytestmark = pytest.mark.one_in(6)
 
 
 def _start(columns: int, dtype: str = "float32") -> tuple[ir.Builder, ir.Value]:

@@ -72,7 +72,6 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return launch(tmp_path_factory.mktemp("workers"), *scenarios)
 
 
-@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", COMPARED)
 def test_no_drift(seen, name):
     for worker in seen:

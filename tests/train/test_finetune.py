@@ -40,6 +40,7 @@ def converted(**options: Any) -> tuple[nn.Sequential, nn.Module, torch.Tensor]:
     return exact, lutcc.convert(exact, {"*": Maddness(ncodebooks=4, **options)}, x), x
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_training_computes_what_is_stored_bit_for_bit(options: dict[str, Any]) -> None:
     """Also after the parameters have moved, and in a compiled artifact."""

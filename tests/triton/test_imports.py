@@ -8,6 +8,7 @@ import sys
 import pytest
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("absent", "modules"),
     [

@@ -147,6 +147,7 @@ def test_gradients(case, dtype, lut):
         assert relative_error(one, other) <= TOLERANCES[dtype]
 
 
+@pytest.mark.thorough
 def test_gradients_of_many_rows_come_in_parts():
     *given, grad = operands((1100, 4, 2, 2, 3), torch.float32)
     wanted, codes = soft_gradients(*given, grad)
