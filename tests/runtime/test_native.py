@@ -79,7 +79,6 @@ def rows(n: int, columns: int, seed: int = 0) -> np.ndarray:
 # Running -------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(2)
 @pytest.mark.parametrize("n", [0, 1, 5, 33])
 def test_example_gives_what_python_gives(native: Native, look_up: Path, n: int) -> None:
     x = rows(n, 64, n)
