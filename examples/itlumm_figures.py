@@ -52,8 +52,7 @@ COPIES, NOISE = 1, 0.2
 #: Of the training behind each layer.
 TRAINING: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1}
 NOISY = ", noisy rows"
-#: Of the classifier, and of whole networks.
-SEEDS, NETWORK_SEEDS = 10, 6
+SEEDS = 10
 WIDE, NARROW = (512, 512, 512), (30, 30, 30)
 CLASSIFIER, NETWORK = (2, 4, 8, 16), (1, 2, 4, 8, 16)
 
@@ -314,7 +313,7 @@ def main(argv: list[str] | None = None) -> list[Point]:
     parser.add_argument("--data", type=Path, help="folder of MNIST's four files")
     parser.add_argument("--output", type=Path, default=Path("out/itlumm"))
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of the classifier")
-    parser.add_argument("--network-seeds", type=int, default=NETWORK_SEEDS)
+    parser.add_argument("--network-seeds", type=int, default=SEEDS)
     parser.add_argument(
         "--jobs", type=int, default=1, help="processes, each with a seed of its own"
     )
