@@ -38,6 +38,7 @@ from rich.console import Console
 from torch import nn
 
 import lutcc
+from lutcc.bench.machine import describe, one_line
 from lutcc.bench.network_speed import NetworkSpeed, network_speeds
 from lutcc.bench.readme import markdown_table, replace_block
 from lutcc.data import ImageSplit, digits
@@ -215,7 +216,8 @@ def main(argv: list[str] | None = None) -> Comparison:
             f"![Accuracy against microseconds a call, a panel for each number of rows]({PICTURE})"
         )
         source = args.docs.read_text(encoding="utf-8")
-        block = replace_block(source, "accuracy-time", f"{block}\n\n{text}")
+        note = f"{args.seeds} seeds, means and their 95 % intervals. {one_line(describe())}."
+        block = replace_block(source, "accuracy-time", f"{block}\n\n{text}\n\n{note}")
         args.docs.write_text(block, encoding="utf-8")
     return comparisons[0]
 

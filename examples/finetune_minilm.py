@@ -8,8 +8,9 @@ not replaced is then computed in int8, and all is compiled. Held-out sentences t
 compiled networks are worth: the cosine of embeddings, and how often the nearest other sentence
 stays the same. They are timed in turns, on one core, beside the exact model in three precisions.
 
-Writes results.json (an interrupted run goes on from it, and from checkpoints), artifacts, and with
-``--docs`` the page's tables (those of other machines stay), its picture and the results beside it.
+Writes results.json (an interrupted run goes on from it, and from checkpoints; one with other
+``--epochs`` adds to it), artifacts, and with ``--docs`` the page's tables (those of other machines
+stay), its picture and the results beside it.
 
 Run: python examples/finetune_minilm.py --docs docs/look-up-networks.md     (hours of one core)
      python examples/finetune_minilm.py --settings 48-192 --lessons 2000 --epochs 1
@@ -181,6 +182,7 @@ def distil(
     converted = judge(with_rest(small.model))
     tell(f"{name}: converted in {seconds:.0f} s, cosine {converted['cosine']}")
     started, batches = time.thread_time(), tokens(encoder, lessons, args.batch_size)
+    steps = args.epochs * len(batches)
     tuned: Any = lutcc.finetune(
         small,
         batches,
@@ -190,7 +192,7 @@ def distil(
         learning_rate=args.learning_rate,
         frozen=["model.embeddings.*"],
         gradients="bfloat16" if has_bfloat16() else "float32",
-        checkpoint=args.output / f"{name}.safetensors",
+        checkpoint=args.output / f"{name}-{steps}.safetensors",
         progress=lambda epoch, epochs, loss: tell(f"{name}: {epoch}/{epochs}, loss {loss:.4f}"),
     )
     trained, path = time.thread_time() - started, args.output / f"{name}.lutcc"
@@ -201,9 +203,8 @@ def distil(
     return {
         "name": name, "converted": converted, "distilled": found,
         "distilled_float32": judge(tuned.model), "convert_s": seconds, "distil_s": trained,
-        "steps": args.epochs * len(batches), "lessons": args.lessons,
-        "batch_size": args.batch_size, "ffn_steps": args.ffn_steps if name == FFN else None,
-        "bytes": path.stat().st_size,
+        "steps": steps, "lessons": args.lessons, "batch_size": args.batch_size,
+        "ffn_steps": args.ffn_steps if name == FFN else None, "bytes": path.stat().st_size,
     }  # fmt: skip
 
 
@@ -309,11 +310,12 @@ def learn(args: argparse.Namespace, file: Path, tell: Callable[[str], None]) -> 
         results = {"rest": REST, "exact": exact_networks(encoder, judge, args), "runs": []}
         save(results, file)
     teacher = Remembered(States(encoder.model, rounded=has_bfloat16()))
-    done = [run["name"] for run in results["runs"]]
+    steps = args.epochs * -(-len(text.calibration) // args.batch_size)
+    done = [run["name"] for run in results["runs"] if run["steps"] == steps]
     for name in [each for each in args.settings if each not in done]:
         given = encoder, text.calibration, teacher, judge, args, tell
         results["runs"].append(distil(name, *given))
-        results["runs"].sort(key=lambda run: [*SETTINGS, FFN].index(run["name"]))
+        results["runs"].sort(key=lambda run: ([*SETTINGS, FFN].index(run["name"]), run["steps"]))
         save(results, file)
     done = [run["name"] for run in results["runs"]] + results.get("untrained", [])
     for name in [each for each in args.untrained if each not in done]:

@@ -10,6 +10,7 @@ wall's, the ``clock`` that they are of.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def _note(results: Results, lent: bool) -> str:
         f"{r['name']} {r['steps']} steps, {r['distil_s']:.0f} s" for r in results["runs"]
     )
     floats = [
-        f"{run['name']} {run['distilled_float32']['cosine']:.3f}"
+        f"{run['name']} {run['steps']} steps, {run['distilled_float32']['cosine']:.3f}"
         for run in results["runs"]
         if "distilled_float32" in run
     ]
@@ -218,11 +219,12 @@ def _points(
         linestyle="-" if joined and not more else "none", color=LIGHT["ink"], label=title + more,
         markerfacecolor="none" if more else LIGHT["ink"],
     )  # fmt: skip
+    names = Counter(run["name"] for *_, run in own)
     for ms, cosine, run in own:
+        steps = f", {run['steps']} steps" if more or names[run["name"]] > 1 else ""
         axes.annotate(
-            f"{run['name']}, {run['steps']} steps" if more else run["name"], (ms, cosine),
-            xytext=(0, 6) if more else (6, -9), textcoords="offset points", fontsize=7,
-            ha="center" if more else "left",
+            run["name"] + steps, (ms, cosine), xytext=(-6, -2) if more else (6, -9),
+            textcoords="offset points", fontsize=7, ha="right" if more else "left",
         )  # fmt: skip
 
 
