@@ -164,6 +164,8 @@ _KINDS = (
     ("attention's projections too", "^", False),
     (FFN, "s", False),
 )
+#: Their names in a log of accuracies.
+METHODS = ("finetuned", "finetuned-attention", "lookup-ffn")
 
 
 def _kind(name: str) -> tuple[str, str, bool]:
@@ -238,7 +240,7 @@ def record(results: Results, log: Path, task: str = "sentences") -> None:
         for precision, found in results["exact"].items()
     ]
     for run in results["runs"]:
-        method = "lookup-ffn" if run["name"] == FFN else "finetuned"
+        method = METHODS[_KINDS.index(_kind(run["name"]))]
         setting = {"codebooks": run["name"]}
         cosine = run["distilled"]["cosine"]
         entries.append((run["name"], method, setting, run["steps"], cosine))
