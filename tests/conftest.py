@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("thorough"):
             left_out.add(item)
-        elif share := item.get_closest_marker("one_in"):
+        elif (share := item.get_closest_marker("one_in")) and not lacking(item):
             cases[item.nodeid.partition("[")[0], share.args[0]].append(item)
     for (_, share), alike in cases.items():
         # By a hash, so that the choice is spread over all parameters, and stays.
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out.update(alike[-(-len(alike) // share) :])
     if left_out:
         config.stash[_left_out] = len(left_out)
-        if "PYTEST_XDIST_WORKER" in os.environ:
+        if hasattr(config, "workeroutput"):  # in a process of several
             config.workeroutput[LEFT_OUT] = len(left_out)  # pyright: ignore
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
@@ -66,20 +66,29 @@ def note_absence(item: pytest.Item, what: str, how: str) -> None:
     item.user_properties.append((ABSENCE, f"{what}: {{}} tests {how}"))
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test whose level this CPU does not have, unless it runs the level's emulation."""
+def lacking(item: pytest.Item, emulated: bool = False) -> str:
+    """Return the level that a test needs and this CPU lacks, or nothing.
+
+    With ``emulated``: where the test runs the level's emulation in its place; without: where it is
+    skipped.
+    """
     from lutcc.runtime import cpu
 
+    levels = cpu.supported_isas()
     for marker in item.iter_markers("isa"):
-        name = str(marker.args[0])
-        if name in cpu.supported_isas():
-            continue
-        what = f"ISA level {name}, which this CPU lacks"
-        if marker.kwargs.get("emulated") and "avx2" in cpu.supported_isas():
-            note_absence(item, what, "emulated")
-            continue
-        note_absence(item, what, "skipped")
-        pytest.skip(f"this CPU has no {name}")
+        stand_in = bool(marker.kwargs.get("emulated")) and "avx2" in levels
+        if str(marker.args[0]) not in levels and stand_in == emulated:
+            return str(marker.args[0])
+    return ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose level this CPU does not have, unless it runs the level's emulation."""
+    if level := lacking(item):
+        note_absence(item, f"ISA level {level}, which this CPU lacks", "skipped")
+        pytest.skip(f"this CPU has no {level}")
+    if level := lacking(item, emulated=True):
+        note_absence(item, f"ISA level {level}, which this CPU lacks", "emulated")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
