@@ -70,6 +70,22 @@ def averaging_error(lut: Array, upcast_every: int) -> float:
     )
 
 
+def bounded(sums: Operation, lut: Array) -> Operation:
+    """Return a ``lut_accumulate`` with the ``bound`` of its table; float32 tables have none.
+
+    Parameters
+    ----------
+    sums
+        The operation.
+    lut
+        (C, K, M), its table.
+    """
+    if lut.dtype == np.float32:
+        return sums
+    every = int(sums.attr("upcast_every"))  # type: ignore[arg-type]
+    return sums.with_attrs(bound=proven_bound(lut, str(sums.attr("accumulate")), every))
+
+
 @dataclass(frozen=True, slots=True)
 class ChooseAccumulate:
     """Prove the largest sum of every constant integer table, and choose how it is summed.
@@ -108,13 +124,10 @@ class ChooseAccumulate:
         if op.opcode != "lut_accumulate":
             return False
         lut = editor.array(op.operands[1])
-        group = op.attr("upcast_every")
-        if lut is None or lut.dtype == np.float32 or not isinstance(group, int):
+        known = op if lut is None else bounded(op, lut)
+        if known == op:
             return False
-        bound = proven_bound(lut, str(op.attr("accumulate")), group)
-        if op.has_attr("bound") and op.attr("bound") == bound:
-            return False
-        editor.emit(op.with_attrs(bound=bound))
+        editor.emit(known)
         return True
 
     def _average(self, editor: Editor, op: Operation) -> bool:

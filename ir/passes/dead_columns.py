@@ -11,6 +11,7 @@ from lutcc.ir.module import Module, Operation, Value
 from lutcc.ir.passes.base import NewConstants, readers_of
 from lutcc.ir.passes.chain_notes import LookupNote, with_dead_columns
 from lutcc.ir.passes.chains import MAPS
+from lutcc.ir.passes.choose_accumulate import bounded
 from lutcc.ir.passes.dead_code import DeadCode
 from lutcc.ir.types import Array
 
@@ -143,7 +144,10 @@ def _narrowed(module: Module, dead: Dead) -> Module:
 
     for op in module.main.body:
         if op == dead.producer:
-            body.append(cut(op, _PRODUCERS[op.opcode]))
+            narrower = cut(op, _PRODUCERS[op.opcode])
+            if op.opcode == "lut_accumulate":
+                narrower = bounded(narrower, made.arrays[str(body[-1].attr("ref"))])
+            body.append(narrower)
         elif op in dead.maps:
             body.append(cut(op, tuple((i, 0) for i in range(1, len(op.operands)))))
         elif op in dead.trees:

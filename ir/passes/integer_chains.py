@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 
 from lutcc.ir.module import Module, Operation
-from lutcc.ir.ops.lut_accumulate import proven_bound
 from lutcc.ir.passes.base import NewConstants
 from lutcc.ir.passes.chain_notes import LookupNote, notes_of
 from lutcc.ir.passes.chains import Chain, constants_of, find_chains
+from lutcc.ir.passes.choose_accumulate import bounded
 from lutcc.ir.passes.dead_code import DeadCode
 from lutcc.ir.types import Array
 
@@ -49,10 +49,8 @@ def _rewritten(op: Operation, chain: Chain, lut: Array, made: NewConstants) -> l
     if op == chain.sums and mapped.mirrored.any():
         flipped = np.where(mapped.mirrored, ~lut, lut)  # 255 - e, or -1 - e
         table = made.make(f"{op.operands[1].name}_mirrored", flipped)
-        attrs = {name: item for name, item in op.attrs if name != "bound"}
-        attrs["bound"] = proven_bound(flipped, "exact", 16)
         operands = (op.operands[0], table.results[0])
-        return [table, Operation(op.opcode, operands, op.results, tuple(attrs.items()))]
+        return [table, bounded(replace(op, operands=operands), flipped)]
     if op in chain.trees:
         tables = mapped.tables[chain.trees.index(op)]
         names = ("sums",) if len(tables) == 1 else ("starts", "widths")

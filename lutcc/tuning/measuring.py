@@ -20,17 +20,6 @@ _POISON = 0xA5
 _KEPT_TASKS, _KEPT_KERNELS, _KEPT_CONSTANTS = 3, 8, 8
 
 
-@dataclass
-class _Loaded:
-    """A task in the measuring process."""
-
-    subject: Subject
-    reference: list[np.ndarray]
-    inputs: list[Any]
-    cold: bool
-    memory: dict[tuple[int, Memory], Any] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class _Kernel:
     """A kernel with its arguments, ready to be timed."""
@@ -47,13 +36,30 @@ class _Kernel:
         )
 
 
+@dataclass
+class _Loaded:
+    """A task in the measuring process.
+
+    Its kernels go when it goes: one that outlived it would work in other memory than the kernels
+    it is compared with later, and where arrays lie can decide which kernel is the faster one.
+    """
+
+    subject: Subject
+    reference: list[np.ndarray]
+    inputs: list[Any]
+    cold: bool
+    memory: dict[tuple[int, Memory], Any] = field(default_factory=dict)
+    kernels: Kept[Path, tuple[_Kernel, tuple[str | None, float]]] = field(
+        default_factory=lambda: Kept(_KEPT_KERNELS)
+    )
+
+
 class Measurer:
     """Runs kernels, judges their results and times them against each other."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._tasks = Kept[Order, _Loaded](_KEPT_TASKS)
-        self._kernels = Kept[Path, tuple[_Kernel, tuple[str | None, float]]](_KEPT_KERNELS)
         self._constants = Kept[str, Any](_KEPT_CONSTANTS)
 
     def load(self, order: Order) -> None:
@@ -78,7 +84,7 @@ class Measurer:
         """Run a kernel once; return how its results are wrong, or None, and the seconds it took."""
         task = self._tasks.used(order)
         assert task is not None, "load comes first"
-        if (known := self._kernels.used(built.library)) is not None:
+        if (known := task.kernels.used(built.library)) is not None:
             return known[1]
         module = self._device.load(built.library)
         arguments = [self._argument(task, i, a) for i, a in enumerate(built.arguments)]
@@ -95,11 +101,13 @@ class Measurer:
         results = [self._device.fetch(arguments[index]) for index in built.outputs]
         wrong = task.subject.compare(results, task.reference)
         kernel = _Kernel(self._device, module, built.symbol, arguments, task.cold)
-        return self._kernels.keep(built.library, (kernel, (wrong, seconds)))[1]
+        return task.kernels.keep(built.library, (kernel, (wrong, seconds)))[1]
 
-    def time(self, libraries: Sequence[Path], plan: Plan) -> Measured:
-        """Time kernels that have been checked; ratios are against the first."""
-        checked = [self._kernels.used(library) for library in libraries]
+    def time(self, order: Order, libraries: Sequence[Path], plan: Plan) -> Measured:
+        """Time kernels of a task that have been checked; ratios are against the first."""
+        task = self._tasks.used(order)
+        assert task is not None, "load comes first"
+        checked = [task.kernels.used(library) for library in libraries]
         kernels = [one[0] for one in checked if one is not None]
         assert len(kernels) == len(libraries), "check comes first"
         start = time.perf_counter()

@@ -275,7 +275,11 @@ class ProcessRunner:
                 self._load(order)
                 self._measurer.call("check", order, one.built, timeout=self._timeout_s)
             measured: Measured = self._measurer.call(
-                "time", [one.built.library for one in ready.values()], plan, timeout=limit
+                "time",
+                order,
+                [one.built.library for one in ready.values()],
+                plan,
+                timeout=limit,
             )
         except ChildFailed as failure:
             survived = self._survived(failure)

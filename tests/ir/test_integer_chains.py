@@ -112,6 +112,32 @@ def test_any_scale_gives_the_same_codes(
     same(module, changed)
 
 
+def narrowed_after_mapping() -> ir.Module:
+    """A table whose largest sum stands in a column that no tree compares."""
+    b = ir.Builder("main")
+    codes = b.param("codes", ir.TensorType((N, 1), "uint8"))
+    lut = b.constant("lut", np.array([[[44, 208], [166, 233]]], np.uint8))
+    sums = b.op("lut_accumulate", codes, lut, upcast_every=4)
+    scale = b.constant("scale", np.array([0.020375, 0.01479814], F32))
+    offset = b.constant("offset", np.array([-0.70373523, -1.2654215], F32))
+    y = b.op("lut_dequantize", sums, scale, offset)
+    dims = b.constant("dims", np.zeros((1, 1), np.int32))
+    values = b.constant("values", np.array([[-0.21879166, -1.245911]], F32))
+    next_codes = b.op("tree_encode", y, dims, values)
+    floats = b.constant("floats", np.ones((1, 2, 3), F32))
+    b.returns(b.op("lut_accumulate", next_codes, floats))
+    return b.module()
+
+
+@pytest.mark.parametrize("attrs", [{}, {"accumulate": "mean", "upcast_every": 4}])
+@pytest.mark.parametrize("falling", [False, True])
+def test_a_second_run_changes_nothing(falling: bool, attrs: dict[str, Any]) -> None:
+    scales = -np.ones(8) if falling else None
+    for module in (narrowed_after_mapping(), two_layers(1, "relu", scales, **attrs)):
+        once = run_pipeline(module)
+        assert run_pipeline(once).canonical() == once.canonical()
+
+
 RISING, TURNING = ("sigmoid", "tanh", "hardsigmoid"), ("gelu", "gelu_tanh", "silu", "hardswish")
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from lutcc.schedules.space import Config, Knob, Space
 from lutcc.tuning.task import Candidate, Task
 from lutcc.tuning.workload import Workload
 
-SIZE = 4096
+SIZE, ROOTS = 4096, 4
 ACTS = (
     "fine", "twice", "slow", "very_slow", "wrong", "nan", "untouched", "raise", "raise_lutcc",
     "build_abort", "build_llvm_error", "build_hang", "build_print", "run_strlen", "run_abort",
@@ -23,9 +24,20 @@ ACTS = (
 _WORK = {"twice": 2, "slow": 40, "very_slow": 20_000, "run_spin": 2**30}
 
 
+def lengthened(x: np.ndarray) -> np.ndarray:
+    """Return ``sqrt(x * x + 1)``, ``ROOTS`` times over, as the kernels compute it."""
+    for _ in range(ROOTS):
+        x = np.sqrt(x * x + np.float32(1))
+    return x
+
+
 @dataclass(frozen=True)
-class Increment:
-    """Adds one to ``SIZE`` floats; ``act`` says what else happens."""
+class Lengthen:
+    """Takes roots of ``SIZE`` floats; ``act`` says what else happens.
+
+    Roots keep the processor busy, so that its time does not hang on where the arrays lie: copying
+    16 KiB took four times as long at some addresses, or after some other loops.
+    """
 
     inputs_raise: bool = False
     reference_exits: bool = False
@@ -39,7 +51,7 @@ class Increment:
         if self.reference_exits:
             print("giving up", file=sys.stderr, flush=True)
             os._exit(7)
-        return [inputs[0] + np.float32(1)]
+        return [lengthened(inputs[0])]
 
     def candidate(
         self, config: Config, isa: str, mcpu: str | None, inputs: Sequence[np.ndarray]
@@ -85,12 +97,18 @@ def build(act: str) -> object:
             step = T.float32(2.0 if act == "wrong" else 1.0)
             if act == "nan":
                 step = T.float32(float("nan"))
+
+            def roots(value: Any) -> Any:
+                for _ in range(ROOTS):
+                    value = T.sqrt(value * value + step)
+                return value
+
             if act == "crash_when_timed":  # that is, on the second call
-                with T.If(y[0] == x[0] + step), T.Then():
+                with T.If(y[0] == roots(x[0])), T.Then():
                     T.evaluate(T.call_extern("int32", "abort"))
             with T.serial(0, _WORK.get(act, 1)), T.serial(0, SIZE) as i:
                 if act != "untouched":
-                    T.buffer_store(y, x[i] + step, [i])
+                    T.buffer_store(y, roots(x[i]), [i])
             if act == "build_llvm_error":  # an instruction that the target lacks
                 bytes64 = T.broadcast(T.int8(1), 64)
                 shuffled = T.call_llvm_pure_intrin(
@@ -109,8 +127,8 @@ def build(act: str) -> object:
     return tvm.tirx.build(tvm.IRModule({"main": function}), target=target)
 
 
-def task(subject: Increment | None = None, *, cache: str = "hot") -> Task:
+def task(subject: Lengthen | None = None, *, cache: str = "hot") -> Task:
     """Return a task whose space is what the kernel may do."""
     space = Space((Knob("act", ACTS),), {"act": "fine"})
-    workload = Workload("stage", "increment", "increment", 0, cache=cache)
-    return Task("increment", workload, space, subject or Increment(), "avx2")
+    workload = Workload("stage", "lengthen", "lengthen", 0, cache=cache)
+    return Task("lengthen", workload, space, subject or Lengthen(), "avx2")

@@ -191,15 +191,15 @@ def test_an_incumbent_that_fails_leaves_no_ratio(runner: LocalRunner, task: Task
 
 
 def test_tasks_that_are_broken_themselves(runner: LocalRunner, task: Task) -> None:
-    raising = runner.open(subjects.task(subjects.Increment(inputs_raise=True)))
+    raising = runner.open(subjects.task(subjects.Lengthen(inputs_raise=True)))
     assert (raising.status, raising.message) == ("compile_error", "ValueError: no inputs today")
-    leaving = runner.open(subjects.task(subjects.Increment(reference_exits=True)))
+    leaving = runner.open(subjects.task(subjects.Lengthen(reference_exits=True)))
     assert (leaving.status, leaving.message) == ("crash", "exit code 7: giving up")
     assert act(runner, task, "fine").status == "ok"
 
 
 def test_a_subject_must_be_importable(runner: LocalRunner) -> None:
-    class Local(subjects.Increment):
+    class Local(subjects.Lengthen):
         pass
 
     with pytest.raises(InputError, match="cannot be sent to the measuring process"):
@@ -228,7 +228,7 @@ def test_a_bare_linker_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     loaded = tvm_ffi().load_module(str(tmp_path / "kernel.so"))
     x, y = np.zeros(subjects.SIZE, np.float32), np.zeros(subjects.SIZE, np.float32)
     loaded["main"](tvm_ffi().from_dlpack(x), tvm_ffi().from_dlpack(y))
-    assert (y == 1).all()
+    np.testing.assert_array_equal(y, subjects.lengthened(x))
     assert [path.name for path in tmp_path.iterdir()] == ["kernel.so"]
 
 
