@@ -155,7 +155,8 @@ class EntryEmitter:
             self.threads = self._useful_threads(tir.BufferLoad(given, [i64(0)]))
         if any(op.opcode == "sampled_conv2d" for op in main.body):
             stack.enter_context(masked_definitions())
-        if any(plan.goes_by_images(function) for function in self.functions.values()):
+        opcodes = {op.opcode for function in self.functions.values() for op in function.body}
+        if opcodes & {"lut_conv2d", "tree_encode"}:
             stack.enter_context(word_definitions())
         for value, (buffer, strides) in zip(main.params, matched_inputs, strict=True):
             self.memory[value.name] = self._declare(value, buffer, strides)

@@ -44,16 +44,31 @@ define <16 x i32> @lutcc_next_long(<16 x i32> %node, <16 x i32> %value, <16 x i3
                                             <16 x i32> splat (i32 1))
   ret <16 x i32> %next
 }
+define <16 x i32> @lutcc_sign_float(<16 x i32> %node, <16 x float> %value, <16 x float> %threshold)
+    alwaysinline {
+  %below = fsub <16 x float> %threshold, %value
+  %bits = bitcast <16 x float> %below to <16 x i32>
+  %next = call <16 x i32> @llvm.fshl.v16i32(<16 x i32> %node, <16 x i32> %bits,
+                                            <16 x i32> splat (i32 1))
+  ret <16 x i32> %next
+}
+define <16 x i32> @lutcc_sign_long(<16 x i32> %node, <16 x i32> %value, <16 x i32> %threshold)
+    alwaysinline {
+  %below = sub <16 x i32> %threshold, %value
+  %next = call <16 x i32> @llvm.fshl.v16i32(<16 x i32> %node, <16 x i32> %below,
+                                            <16 x i32> splat (i32 1))
+  ret <16 x i32> %next
+}
 declare <32 x i16> @llvm.ssub.sat.v32i16(<32 x i16>, <32 x i16>)
 declare <32 x i16> @llvm.fshl.v32i16(<32 x i16>, <32 x i16>, <32 x i16>)
 declare <16 x i32> @llvm.fshl.v16i32(<16 x i32>, <16 x i32>, <16 x i32>)
 """
 
-#: By the type of what is compared, the function and the type of its nodes.
+#: By the type of what is compared, the last part of a function's name and the type of its nodes.
 _FOLLOWING = {
-    "int16x32": ("lutcc_next_word", "int16x32"),
-    "int32x16": ("lutcc_next_long", "int32x16"),
-    "float32x16": ("lutcc_next_float", "int32x16"),
+    "int16x32": ("word", "int16x32"),
+    "int32x16": ("long", "int32x16"),
+    "float32x16": ("float", "int32x16"),
 }
 
 
@@ -65,9 +80,15 @@ def load(address: Any, offset: Any, lanes: int) -> Any:
     return tir.call_extern(kind, f"lutcc_load_{name}", address, offset)
 
 
-def following(node: Any, value: Any, threshold: Any) -> Any:
-    """Return ``2 * node + (value > threshold)`` of 32 int16, or 16 int32 or float32."""
+def following(node: Any, value: Any, threshold: Any, *, signs: bool = False) -> Any:
+    """Return ``2 * node + (value > threshold)`` of 32 int16, or 16 int32 or float32.
+
+    ``signs``: the sign of ``threshold - value`` tells, one instruction less where a word is shifted
+    in at once. For that differences of int32 must not overflow, and no value be NaN; of floats
+    they never round to 0, nor to the other sign.
+    """
     import tvm.tirx as tir
 
-    symbol, kind = _FOLLOWING[str(value.ty.dtype)]
-    return tir.call_extern(kind, symbol, node, value, threshold)
+    name, kind = _FOLLOWING[str(value.ty.dtype)]
+    how = "sign" if signs and name != "word" else "next"
+    return tir.call_extern(kind, f"lutcc_{how}_{name}", node, value, threshold)

@@ -10,6 +10,7 @@ from lutcc.schedules.x86 import edges, linear, lut_accumulate
 from lutcc.schedules.x86.context import Codes, Columns, External, StageContext
 from lutcc.schedules.x86.emit import Expr, View, bind, cast, i64, loop, splat
 from lutcc.schedules.x86.pack import CHUNK, chunk_starts, round_up
+from lutcc.schedules.x86.pack_images import SMALL_SUMS
 from lutcc.schedules.x86.plan import ELEMENTWISE, ENCODERS, Step, plan_steps
 
 
@@ -125,7 +126,7 @@ class BlockEmitter:
         if self.consumers.get(step.result.name) and step.source is not step.result:
             dtype = "int32" if step.result.type.dtype == "int32" else "float32"
             view = self.ctx.scratch.take(Columns.size(self.ctx.block_rows, columns), dtype)
-            target = Columns(view, columns, dtype)
+            target = Columns(view, columns, dtype, dtype == "int32" and _gives_sums(step))
             self.ctx.values[step.result.name] = target
             sinks.append(edges.ColumnsSink(target))
         self._tiles(step, sinks)
@@ -173,6 +174,14 @@ class BlockEmitter:
         codes = self._codes_for(op)
         kind = lut_accumulate.DotTile if codes.dot else lut_accumulate.WidenTile
         return kind(self.ctx, op, codes), self.ctx.configs.accumulate
+
+
+def _gives_sums(step: Step) -> bool:
+    """Whether a step gives the sums of a look-up as they are, and none can reach 2**30."""
+    op = step.producer
+    if op is None or op.opcode != "lut_accumulate" or step.result != op.results[0]:
+        return False
+    return op.operands[1].type.size(0) * 255 < SMALL_SUMS
 
 
 class _LoadTile:

@@ -154,12 +154,13 @@ class Columns:
     """A value in block scratch, 16 rows of a column together: [row group][column][16].
 
     Row groups are an odd number of cache lines apart: at a power of two, the groups of one column
-    would compete for one set of the L1 cache.
+    would compete for one set of the L1 cache. ``sums``: of a look-up, far below 2**30.
     """
 
     view: View
     columns: int
     dtype: str
+    sums: bool = False
 
     @staticmethod
     def size(rows: int, columns: int) -> int:

@@ -167,7 +167,7 @@ def masked_definitions() -> Iterator[None]:
 
 @contextmanager
 def word_definitions() -> Iterator[None]:
-    """Open a body with trees over words, see :meth:`View.load_from`."""
+    """Open a body with trees over words, see :mod:`lutcc.schedules.intrinsics.words`."""
     with builder.attr(i64(0), "pragma_import_llvm", words.LLVM_IR):
         yield
 

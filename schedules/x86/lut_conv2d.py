@@ -42,6 +42,7 @@ from lutcc.schedules.x86.emit import (
     splat,
 )
 from lutcc.schedules.x86.pack import CHUNK, chunk_starts, round_up
+from lutcc.schedules.x86.pack_images import SMALL_SUMS
 from lutcc.schedules.x86.planes import SLACK, Planes, Window
 from lutcc.schedules.x86.tree_encode import store_codes, threshold_lookup
 
@@ -64,6 +65,20 @@ def narrow(ctx: StageContext, op: Operation) -> bool:
     outside = ctx.array(op.operands[4])
     limits = np.abs(outside.astype(np.int64)).max(initial=0)
     return lut_accumulate.uses_dot(ctx.isa, scan_of(op)) and bool(limits < 1 << 15)
+
+
+def by_signs(ctx: StageContext, op: Operation, dtype: str, first: bool) -> bool:
+    """Whether the signs of differences tell what is above a threshold, of planes without NaN.
+
+    Thresholds of sums are packed so that differences do not overflow; the ``first`` layer of a
+    stage may be given any integers.
+    """
+    if not ctx.isa.has_vbmi_vnni or dtype == "int16" or (first and dtype == "int32"):
+        return False
+    numbers = [ctx.array(op.operands[2])[:, 1:], ctx.array(op.operands[4])]
+    if dtype == "float32":
+        return all(bool(np.isfinite(array).all()) for array in numbers)
+    return bool((np.abs(numbers[1].astype(np.int64)) < SMALL_SUMS).all())
 
 
 def bound(ctx: StageContext, op: Operation) -> int:
@@ -212,7 +227,13 @@ class _Encoder:
                 codebooks=count,
             ),
             ctx.blob.add(
-                "image_values", dtype, [ctx.ref(vals)], codebooks=count, width=width, kind=dtype
+                "image_values",
+                dtype,
+                [ctx.ref(vals)],
+                codebooks=count,
+                width=width,
+                kind=dtype,
+                **({"sums": True} if dtype == "int32" and layer.source.ordered else {}),
             ),
             width,
         )
@@ -264,7 +285,7 @@ class _Encoder:
             found = threshold_lookup(self.ctx.isa, table, level, node)
         if table.dtype == "float32":
             value = reinterpret("float32x16", value)
-        return bind(words.following(node, value, found))
+        return bind(words.following(node, value, found, signs=self.layer.source.ordered))
 
     def _store_pair(self, pair: Expr, c: Expr, nodes: list[Expr]) -> None:
         """Store the codes of four codebooks for 32 pixels, four bytes a pixel.

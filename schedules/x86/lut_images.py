@@ -75,7 +75,8 @@ def emit(
         dtype = part.conv.operands[0].type.dtype
         if index and layers[-1].sums.dtype == "int16":
             dtype = "int16"
-        planes = Planes.take(window, dtype, ctx.scratch)
+        ordered = lut_conv2d.by_signs(ctx, part.conv, dtype, first=index == 0)
+        planes = Planes.take(window, dtype, ctx.scratch, ordered)
         after = parts[index + 1].conv if index + 1 < len(parts) else None
         dot = lut_conv2d.lut_accumulate.uses_dot(ctx.isa, lut_conv2d.scan_of(part.conv))
         small = dot and lut_conv2d.bound(ctx, part.conv) < 1 << 15

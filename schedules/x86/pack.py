@@ -29,6 +29,7 @@ from lutcc.schedules.x86.pack_conv2d import (
 )
 from lutcc.schedules.x86.pack_dense import DenseLayout, pack_dense
 from lutcc.schedules.x86.pack_images import (
+    SMALL_SUMS,
     pack_image_offsets,
     pack_image_outside,
     pack_image_values,
@@ -101,11 +102,16 @@ def pack_columns(columns: Array, *, slots: Sequence[int]) -> Array:
     return np.asarray(slots, np.int32)[columns]
 
 
-def pack_tree_values(splitvals: Array, *, codebooks: int) -> Array:
-    """(C, K) in heap order -> (codebooks, max(K, 16)), int32 or float32; missing trees give 0."""
+def pack_tree_values(splitvals: Array, *, codebooks: int, sums: bool = False) -> Array:
+    """(C, K) in heap order -> (codebooks, max(K, 16)), int32 or float32; missing trees give 0.
+
+    ``sums``: what is beyond :data:`SMALL_SUMS` is taken for it.
+    """
     integers = splitvals.dtype == np.int32
     values = np.asarray(splitvals, np.int32 if integers else np.float32)
     never = np.iinfo(np.int32).max if integers else np.inf
+    if sums:
+        values, never = np.clip(values, -SMALL_SUMS, SMALL_SUMS), SMALL_SUMS
     values = _padded(values, max(values.shape[1], 16), 1, never)
     return _padded(values, codebooks, 0, never)
 

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+#: No sum of a look-up is so large; its difference from a threshold that is not larger fits 32 bits.
+SMALL_SUMS = 1 << 30
+
 
 def pack_image_offsets(
     splitdims: Array, *, taps: Sequence[int], plane: int, codebooks: int
@@ -23,16 +26,20 @@ def pack_image_offsets(
     return _padded(offsets.astype(np.int32), codebooks, 0)
 
 
-def pack_image_values(splitvals: Array, *, codebooks: int, width: int, kind: str) -> Array:
+def pack_image_values(
+    splitvals: Array, *, codebooks: int, width: int, kind: str, sums: bool = False
+) -> Array:
     """(B, K) in heap order -> (codebooks, width); what no node compares with is never exceeded.
 
-    In int16, what is beyond its range is taken for the end of it: no sum lies there.
+    In int16, what is beyond its range is taken for the end of it: no sum lies there. ``sums``: the
+    same of int32 and :data:`SMALL_SUMS`. No threshold is -0, from which 0 differs by -0.
     """
     if kind == "float32":
-        wide, never = np.asarray(splitvals, np.float32), np.float32(np.inf)
+        wide, never = np.asarray(splitvals, np.float32) + np.float32(0), np.float32(np.inf)
     else:
         info = np.iinfo(kind)
-        wide, never = np.clip(splitvals, info.min, info.max).astype(kind), info.max
+        least, never = (-SMALL_SUMS, SMALL_SUMS) if sums else (info.min, info.max)
+        wide = np.clip(splitvals, least, never).astype(kind)
     values = np.full((codebooks, width), never, kind)
     values[: len(wide), : wide.shape[1]] = wide
     return values

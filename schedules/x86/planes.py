@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from lutcc.ir.module import Operation
 from lutcc.ir.ops.im2col import output_size
 from lutcc.schedules.x86.context import Scratch
@@ -26,6 +28,7 @@ from lutcc.schedules.x86.emit import (
     i64,
     local,
     loop,
+    select,
     splat,
 )
 from lutcc.schedules.x86.pack import round_up
@@ -113,15 +116,27 @@ class Window:
 
 @dataclass(frozen=True)
 class Planes:
-    """The planes of an image in scratch, as the windows of a convolution read them."""
+    """The planes of an image in scratch, as the windows of a convolution read them.
+
+    Attributes
+    ----------
+    window
+        What reads them.
+    view
+        [channel][:attr:`Window.plane`].
+    ordered
+        No number is NaN: -infinity, which is above nothing either, stands in its place.
+    """
 
     window: Window
     view: View
+    ordered: bool = False
 
     @classmethod
-    def take(cls, window: Window, dtype: str, scratch: Scratch) -> Planes:
+    def take(cls, window: Window, dtype: str, scratch: Scratch, ordered: bool = False) -> Planes:
         """Assign room for an image."""
-        return cls(window, scratch.take(window.channels * window.plane + SLACK, dtype))
+        view = scratch.take(window.channels * window.plane + SLACK, dtype)
+        return cls(window, view, ordered)
 
     @property
     def dtype(self) -> str:
@@ -148,6 +163,9 @@ class Planes:
         kind, lanes = str(value.ty.dtype).split("x")
         if kind != self.dtype:
             value = cast(f"{self.dtype}x{lanes}", value)
+        if self.ordered and self.dtype == "float32":
+            least = splat(-np.inf, "float32", int(lanes))
+            value = bind(select(value > least, value, least))
         row = bind(y + top)
         line = (row % sh) * sw * self.window.phase + row // i64(sh) * self.window.pitch
         target = self.view.at(bind(channel * self.window.plane + line))

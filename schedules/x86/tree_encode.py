@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lutcc.ir.module import Operation
+from lutcc.schedules.intrinsics import words
 from lutcc.schedules.intrinsics.x86 import VPERMI2PS_512, VPERMPS_256, VPERMPS_512
 from lutcc.schedules.x86.context import Codes, Columns, External, Row, StageContext
 from lutcc.schedules.x86.edges import load_chunks, load_singles
@@ -87,11 +88,14 @@ def encode_codebook(
     depth: int,
     entries: int,
     starts: View | None = None,
+    *,
+    signs: bool = False,
 ) -> Expr:
     """Return the codes of 16 rows for one codebook as int32x16.
 
     ``columns`` holds transposed columns, ``slots`` the column of each level. With ``starts``, the
-    thresholds are widths of intervals that begin there.
+    thresholds are widths of intervals that begin there. ``signs``: differences do not overflow, so
+    that their signs are the answers.
     """
     node = splat(1, "int32")
     for level in range(depth):
@@ -102,6 +106,9 @@ def encode_codebook(
         if starts is not None:
             moved = value - threshold_lookup(isa, starts, level, node)
             value, threshold = (reinterpret("uint32x16", v) for v in (moved, threshold))
+        elif signs:
+            node = bind(words.following(node, value, threshold, signs=True))
+            continue
         above = value > threshold
         double = bind(node + node)
         node = bind(select(above, double + splat(1, "int32"), double))
@@ -223,14 +230,15 @@ def store_codes(codes: Codes, group: Expr, codebook: Expr, parts: Sequence[Expr]
 
 
 def _tables(
-    ctx: StageContext, op: Operation, slots: Sequence[int], codebooks: int
+    ctx: StageContext, op: Operation, slots: Sequence[int], codebooks: int, sums: bool = False
 ) -> tuple[View, View, View | None]:
     """Return columns and thresholds of the nodes, and where intervals begin, if they are such."""
     dims, *starts, vals = (ctx.ref(value) for value in op.operands[1:])
     dtype = "int32" if op.operands[2].type.dtype == "int32" else "float32"
+    clipped = {"sums": True} if sums else {}
     return (
         ctx.blob.add("tree_slots", "int32", [dims], slots=list(slots), codebooks=codebooks),
-        ctx.blob.add("tree_values", dtype, [vals], codebooks=codebooks),
+        ctx.blob.add("tree_values", dtype, [vals], codebooks=codebooks, **clipped),
         ctx.blob.add("tree_starts", dtype, starts, codebooks=codebooks) if starts else None,
     )
 
@@ -243,7 +251,8 @@ def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
     depth = splitdims.shape[1]
     columns = loaded_columns(ctx, source, splitdims)
     slots = columns.used.slots if columns else list(range(source.columns))
-    dims, vals, starts = _tables(ctx, op, slots, target.codebooks)
+    signs = ctx.isa.has_vbmi_vnni and columns is None and source.sums and len(op.operands) == 3
+    dims, vals, starts = _tables(ctx, op, slots, target.codebooks, signs)
     width = max(entries, 16)
     step = 4 if target.dot else 1
     with loop(ctx.groups) as group:
@@ -258,6 +267,7 @@ def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
                     depth,
                     entries,
                     starts and starts.at((c * step + j) * width),
+                    signs=signs,
                 )
                 for j in range(step)
             ]

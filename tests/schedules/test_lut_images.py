@@ -119,6 +119,55 @@ def test_channels_last_in_and_integers_in_and_out(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("most", [2**31 - 1, 60])
+def test_any_integers_in(most: int, isa: str) -> None:
+    """Differences of what a layer is given may overflow."""
+    rng, least = np.random.default_rng(0), -most - 1
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((ir.Sym("n"), 6, 6, 2), "int32"))
+    constants = [
+        b.constant("d", rng.integers(0, 18, (5, 4)).astype(np.int32)),
+        b.constant("v", rng.integers(least, most, (5, 16)).astype(np.int32)),
+        b.constant("t", rng.integers(0, 256, (5, 16, 3)).astype(np.uint8)),
+        b.constant("o", np.array([least, most], np.int32)),
+    ]
+    b.returns(b.op("lut_conv2d", x, *constants, kernel=(3, 3), padding=(1, 1)))
+    module = b.module()
+    values = rng.integers(least, most, (3, 6, 6, 2)).astype(np.int32)
+    _, call = built(module, isa)
+    np.testing.assert_array_equal(call(values)[0], ir.interpret(module, [values])[0])
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("infinite", [False, True])
+def test_floats_that_are_no_numbers_or_equal_to_thresholds(infinite: bool, isa: str) -> None:
+    rng = np.random.default_rng(0)
+    special = np.array([np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 3.4e38], np.float32)
+    usual = special if infinite else special[4:]  # of thresholds
+    vals = np.where(
+        rng.random((5, 16)) < 0.5, rng.choice(usual, (5, 16)), rng.normal(size=(5, 16))
+    ).astype(np.float32)
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((ir.Sym("n"), 2, 9, 9), "float32"))
+    pixels = b.op("im2col", x, kernel=(1, 1))
+    moved = b.op("reshape", pixels, shape=(ir.Sym("n"), 9, 9, 2))
+    constants = [
+        b.constant("d", rng.integers(0, 18, (5, 4)).astype(np.int32)),
+        b.constant("v", vals),
+        b.constant("t", rng.integers(0, 256, (5, 16, 3)).astype(np.uint8)),
+        b.constant("o", np.array([0.0, 1.0], np.float32)),
+    ]
+    b.returns(b.op("lut_conv2d", moved, *constants, kernel=(3, 3), padding=(1, 1)))
+    module = b.module()
+    shape = (3, 2, 9, 9)
+    values = rng.normal(size=shape).astype(np.float32)
+    values = np.where(rng.random(shape) < 0.3, rng.choice(special, shape), values)
+    values = np.where(rng.random(shape) < 0.3, rng.choice(vals.ravel(), shape), values)
+    _, call = built(run_pipeline(module), isa)
+    np.testing.assert_array_equal(call(values)[0], ir.interpret(module, [values])[0])
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
 @pytest.mark.parametrize("channels", [1, 16, 21])
 def test_max_pool2d_keeps_nan_and_the_first_of_equal_numbers(channels: int, isa: str) -> None:
     rng = np.random.default_rng(channels)
