@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lutcc.runtime.cpu import Host
-from lutcc.runtime.explain_lookups import LookupRow, lookup_lines
-
-
-@dataclass(frozen=True, slots=True)
-class VariantChoice:
-    """One ISA variant of an artifact and what was decided about it."""
-
-    isa: str
-    file: str
-    features: tuple[str, ...]
-    missing: tuple[str, ...]
-    chosen: bool
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class KernelNote:
-    """One kernel of the chosen variant: its stage, ops, configuration and where that came from."""
-
-    stage: str
-    ops: tuple[str, ...]
-    config: Any
-    source: str
+from lutcc.runtime import cpu
+from lutcc.runtime.explain_kernels import KernelNote, kernel_notes
+from lutcc.runtime.explain_lookups import LookupRow, lookup_lines, lookup_rows
+from lutcc.runtime.signature import bounds_from, open_sizes
+from lutcc.runtime.stored_model import StoredModel
+from lutcc.runtime.variants import VariantChoice, Variants
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +26,7 @@ class Explanation:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     open_sizes: tuple[str, ...]
-    host: Host
+    host: cpu.Host
     variants: tuple[VariantChoice, ...]
     kernels: tuple[KernelNote, ...]
     tables: tuple[dict[str, Any], ...]
@@ -55,6 +38,48 @@ class Explanation:
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     lookups: tuple[LookupRow, ...] = ()
+
+    @classmethod
+    def of(
+        cls, model: StoredModel, variants: Variants, *, threads: int, parallel_from_rows: int | None
+    ) -> Explanation:
+        """Return what there is to say of a model on this processor.
+
+        Parameters
+        ----------
+        model
+            The files.
+        variants
+            Those of the model, of which at most one runs.
+        threads
+            How many a large enough call uses.
+        parallel_from_rows
+            Which call is large enough; None where that is not known.
+        """
+        manifest = model.manifest
+        chosen = variants.find()
+        program = None if chosen is None else chosen.program
+        return cls(
+            kind=manifest.kind,
+            inputs=tuple(map(str, manifest.inputs)),
+            outputs=tuple(map(str, manifest.outputs)),
+            open_sizes=open_sizes(manifest.inputs, bounds_from(manifest.extra)),
+            host=cpu.host(),
+            variants=variants.choices(),
+            kernels=() if chosen is None else kernel_notes(chosen, manifest.extra),
+            tables=tuple(
+                {"name": n, "dtype": str(a.dtype), "shape": list(a.shape), "bytes": a.nbytes}
+                for n, a in model.constants().items()
+            ),
+            packed_bytes=None if program is None else program["blob_nbytes"],
+            workspace=None if program is None else dict(program["workspace"]),
+            work_per_row=dict(manifest.work_per_row),
+            threads=threads,
+            parallel_from_rows=parallel_from_rows,
+            versions={"lutcc": manifest.lutcc_version, **manifest.versions},
+            notes=_notes(manifest.extra),
+            lookups=lookup_rows(manifest.extra),
+        )
 
     @property
     def chosen(self) -> VariantChoice | None:
@@ -144,3 +169,9 @@ def _bytes(count: int) -> str:
     if count < 10_000:
         return f"{count} bytes"
     return f"{count / 1e3:,.1f} kB" if count < 10_000_000 else f"{count / 1e6:,.1f} MB"
+
+
+def _notes(extra: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the import and the tuning logs had to say; ``extra`` may hold anything."""
+    lists = [extra.get(name) for name in ("notes", "tuning_notes")]
+    return tuple(str(note) for notes in lists if isinstance(notes, list) for note in notes)
