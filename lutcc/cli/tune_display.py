@@ -15,7 +15,7 @@ from rich.table import Table
 from lutcc.cli.console import Console
 from lutcc.schedules.space import Config
 from lutcc.tuning.names import changed_knobs, duration, full_names, gain
-from lutcc.tuning.session import Event, Progress, Summary
+from lutcc.tuning.progress import Event, Progress, Summary
 
 #: Seconds between two plain lines.
 QUIET_SECONDS = 5.0

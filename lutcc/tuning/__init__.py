@@ -6,15 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
-    "EFFORTS": "session",
-    "Event": "session",
+    "EFFORTS": "options",
+    "Event": "progress",
     "LogFile": "logfile",
     "OpSpec": "oplist",
-    "Progress": "session",
+    "Progress": "progress",
     "Record": "records",
     "Session": "session",
-    "SessionOptions": "session",
-    "Summary": "session",
+    "SessionOptions": "options",
+    "Summary": "progress",
     "Task": "task",
     "Workload": "workload",
     "read_ops": "oplist",
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from lutcc.tuning.logfile import LogFile as LogFile
     from lutcc.tuning.oplist import OpSpec as OpSpec
     from lutcc.tuning.oplist import read_ops as read_ops
+    from lutcc.tuning.options import EFFORTS as EFFORTS
+    from lutcc.tuning.options import SessionOptions as SessionOptions
+    from lutcc.tuning.progress import Event as Event
+    from lutcc.tuning.progress import Progress as Progress
+    from lutcc.tuning.progress import Summary as Summary
     from lutcc.tuning.records import Record as Record
-    from lutcc.tuning.session import EFFORTS as EFFORTS
-    from lutcc.tuning.session import Event as Event
-    from lutcc.tuning.session import Progress as Progress
     from lutcc.tuning.session import Session as Session
-    from lutcc.tuning.session import SessionOptions as SessionOptions
-    from lutcc.tuning.session import Summary as Summary
     from lutcc.tuning.task import Task as Task
     from lutcc.tuning.workload import Workload as Workload
 

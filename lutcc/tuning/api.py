@@ -12,11 +12,13 @@ from lutcc.errors import InputError, TargetError
 from lutcc.ir.module import Module
 from lutcc.tuning.logfile import LogFile, path_for
 from lutcc.tuning.oplist import OpSpec
+from lutcc.tuning.options import EFFORTS, SessionOptions
+from lutcc.tuning.progress import Event, Summary
 from lutcc.tuning.records import Place, Record
 from lutcc.tuning.relax_tasks import kernel_tasks, model_tasks
 from lutcc.tuning.runner import Runner, make_runner
 from lutcc.tuning.search import SEARCHES
-from lutcc.tuning.session import EFFORTS, Event, Session, SessionOptions, Summary
+from lutcc.tuning.session import Session
 from lutcc.tuning.task import Task
 
 #: Batch sizes that a model with an open batch is tuned at.

@@ -5,21 +5,19 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 from lutcc.bench.machine import versions
-from lutcc.errors import InputError
 from lutcc.schedules.space import Config, config_id
-from lutcc.tuning.logfile import LogFile, best
+from lutcc.tuning.history import History
+from lutcc.tuning.logfile import LogFile
+from lutcc.tuning.options import SessionOptions
+from lutcc.tuning.progress import Event, Progress, Summary
 from lutcc.tuning.records import Outcome, Phase, Place, Record
-from lutcc.tuning.runner import Runner
-from lutcc.tuning.search import Search, make_search
+from lutcc.tuning.runner import Runner, noisy
+from lutcc.tuning.search import make_search
 from lutcc.tuning.task import Task
 
-#: Trials per kernel of each ``--effort``.
-EFFORTS = {"none": 0, "quick": 16, "full": 128}
 #: Every kernel gets this many trials, however small its share (if its space has them).
 LEAST_TRIALS = 4
 #: Trials of one kernel before the next has its turn: changing kernels costs a build.
@@ -32,141 +30,6 @@ BATCH = 4
 FINALISTS = 3
 #: About what that takes for a kernel.
 FINAL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """What a session may spend.
-
-    Attributes
-    ----------
-    trials
-        Trials per kernel on average; the sum is shared out by each kernel's part of the model's
-        time. Trials that the log has already count.
-    budget_s
-        Seconds of wall time after which no new trial starts, or None.
-    seed
-        Of the search and of the data.
-    resume
-        Go on from what the log knows of the same workloads on the same processor.
-    search
-        ``metaschedule`` (evolutionary search with an XGBoost cost model), ``random`` or
-        ``exhaustive``.
-    transfer
-        Let records of other workloads and processors seed the search.
-    """
-
-    trials: int = 64
-    budget_s: float | None = None
-    seed: int = 0
-    resume: bool = True
-    search: str = "metaschedule"
-    transfer: bool = True
-
-    def __post_init__(self) -> None:
-        if self.trials < 0:
-            raise InputError(f"trials is {self.trials}", where="tune", fix="use 0 or more")
-        if self.budget_s is not None and self.budget_s <= 0:
-            raise InputError(f"the budget is {self.budget_s} s", where="tune", fix="use more")
-
-
-@dataclass
-class Progress:
-    """One kernel's way through a session; what a progress display reads.
-
-    Attributes
-    ----------
-    task
-        The kernel.
-    wanted, tried
-        Trials it is to get, and has had (those of earlier sessions among them).
-    best, relative
-        Best config so far, and its time over the default's.
-    default_s
-        Median seconds of the default config.
-    failures, trials
-        Failed trials and all trials of this session.
-    tuned
-        Whether the final measurement confirmed a config that is faster than the default.
-    """
-
-    task: Task
-    wanted: int = 0
-    tried: int = 0
-    best: Config = field(default_factory=dict)
-    relative: float = 1.0
-    default_s: float = 0.0
-    failures: int = 0
-    trials: int = 0
-    exhausted: bool = False
-    tuned: bool = False
-    broken: str = ""
-    search: Search | None = None
-    told: dict[str, float | None] = field(default_factory=dict)
-
-    @property
-    def share_s(self) -> float:
-        """Seconds of one run of the model that this kernel takes as it is now."""
-        return self.task.calls * self.default_s * self.relative
-
-    @property
-    def open(self) -> bool:
-        """Whether it is to get more trials."""
-        return not (self.broken or self.exhausted) and self.tried < self.wanted
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened; ``kind`` is ``task``, ``trial``, ``final`` or ``warning``."""
-
-    kind: str
-    progress: Progress | None = None
-    record: Record | None = None
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a session did.
-
-    Attributes
-    ----------
-    session, place, log
-        Its id, the processor, the log file.
-    kernels
-        Every kernel's progress.
-    trials, failures, seconds
-        Of this session.
-    interrupted
-        It was stopped by Ctrl-C; everything measured is in the log.
-    warnings
-        E.g. that the machine was noisy.
-    """
-
-    session: str
-    place: Place
-    log: Path
-    kernels: tuple[Progress, ...]
-    trials: int
-    failures: int
-    seconds: float
-    interrupted: bool
-    warnings: tuple[str, ...]
-
-    def speedup(self) -> float | None:
-        """Return the time of the model before over after, or None if nothing was measured.
-
-        Kernels count by their share; runs (batch sizes, models) are averaged geometrically.
-        """
-        from statistics import geometric_mean
-
-        ratios = []
-        for run in {p.task.run for p in self.kernels}:
-            group = [p for p in self.kernels if p.task.run == run and p.default_s]
-            if group:
-                before = sum(p.task.calls * p.default_s for p in group)
-                ratios.append(before / sum(p.share_s for p in group))
-        return geometric_mean(ratios) if ratios else None
 
 
 class Session:
@@ -199,11 +62,14 @@ class Session:
         related: Iterable[Record] = (),
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        self.runner, self.log, self.options, self.place = runner, log, options, place
+        self.runner, self.options, self.place = runner, options, place
         self.on_event = on_event
-        self.related = list(related)
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.kernels = [Progress(task, best=dict(task.space.default)) for task in tasks]
+        self._by_workload = {p.task.workload.id: p for p in self.kernels}
+        self.history = History(
+            log, self.id, self._by_workload, related=related, resume=options.resume
+        )
         self.warnings: list[str] = []
         self._versions = versions()
         self._outcomes: list[Outcome] = []
@@ -219,7 +85,7 @@ class Session:
             self._deadline = start + self.options.budget_s - finals
         interrupted = False
         try:
-            self._learn_history()
+            self.history.read()
             for progress in self.kernels:
                 self._open(progress)
             self._share_out()
@@ -230,11 +96,11 @@ class Session:
             interrupted = True
         for progress in self.kernels:
             if progress.search is not None:
-                self._conclude(progress)
+                progress.conclude(self.history.best(progress.task.workload.id))
         return Summary(
             session=self.id,
             place=self.place,
-            log=self.log.path,
+            log=self.history.log.path,
             kernels=tuple(self.kernels),
             trials=sum(p.trials for p in self.kernels),
             failures=sum(p.failures for p in self.kernels),
@@ -245,42 +111,6 @@ class Session:
 
     def _out_of_time(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline
-
-    # -- what is known already -------------------------------------------------------------
-
-    def _learn_history(self) -> None:
-        """Take in the log: results of these workloads on this processor; others are related."""
-        self._by_workload = {p.task.workload.id: p for p in self.kernels}
-        self._history: dict[str, list[Record]] = {key: [] for key in self._by_workload}
-        self._confirmed: dict[str, list[Config]] = {}
-        earlier: list[Record] = []
-        for record in self.log.read():
-            mine = self._by_workload.get(record.workload.id)
-            if mine is None:
-                self.related.append(record)
-                continue
-            earlier.append(record)
-            if self.options.resume:
-                self._history[record.workload.id].append(record)
-        for key, record in best(earlier).items():
-            self._confirmed[key] = [record.config]
-        self._seen = self._size()
-
-    def _size(self) -> int:
-        return self.log.path.stat().st_size if self.log.path.exists() else 0
-
-    def _hear_from_others(self) -> None:
-        """Take in what another session on the same log has appended meanwhile."""
-        if self._size() == self._seen:
-            return
-        for record in self.log.read():
-            mine = self._by_workload.get(record.workload.id)
-            if mine is None or record.session == self.id or not self.options.resume:
-                continue
-            if record.config in mine.task.space and record.config_id not in mine.told:
-                self._history[record.workload.id].append(record)
-                self._tell(mine, record.config, record.relative)
-        self._seen = self._size()
 
     # -- one kernel ------------------------------------------------------------------------
 
@@ -299,11 +129,10 @@ class Session:
             )
             return
         progress.default_s = outcome.timing.median
-        history = self._history[task.workload.id]
         known: dict[str, tuple[Config, float | None]] = {
             config_id(task.space.default): (task.space.default, 1.0)
         }
-        for record in history:
+        for record in self.history.of(task.workload.id):
             if record.config in task.space and record.phase != "default":
                 known[record.config_id] = (record.config, record.relative)
         progress.search = make_search(
@@ -311,10 +140,10 @@ class Session:
             task,
             seed=self.options.seed,
             known=list(known.values()),
-            related=self.related if self.options.transfer else (),
+            related=self.history.related if self.options.transfer else (),
         )
         for config, relative in known.values():
-            self._note(progress, config, relative)
+            progress.note(config, relative)
         self.on_event(Event("task", progress))
 
     def _share_out(self) -> None:
@@ -348,6 +177,14 @@ class Session:
             if not self._measure(progress, configs):
                 return
 
+    def _hear_from_others(self) -> None:
+        """Take in what another session on the same log has appended meanwhile."""
+        for record in self.history.news():
+            mine = self._by_workload[record.workload.id]
+            if record.config in mine.task.space and record.config_id not in mine.told:
+                self.history.add(record)
+                mine.tell(record.config, record.relative)
+
     def _measure(self, progress: Progress, configs: Sequence[Config]) -> bool:
         """Measure configs; False if the time is up."""
         task = progress.task
@@ -362,7 +199,7 @@ class Session:
                 if relative < progress.relative:
                     relative = self._confirmed_relative(task, config, outcome.ratio, progress)
             self._append(progress, config, outcome, relative, "search")
-            self._tell(progress, config, relative)
+            progress.tell(config, relative)
         return True
 
     def _confirmed_relative(
@@ -376,52 +213,29 @@ class Session:
             return ratio  # that was against the default already, and by far
         return self.runner.final(task, [task.space.default, config])[1].ratio
 
-    def _tell(self, progress: Progress, config: Config, relative: float | None) -> None:
-        if progress.search is not None:
-            progress.search.tell(config, None if relative is None else 1.0 / relative)
-        self._note(progress, config, relative)
-
-    def _note(self, progress: Progress, config: Config, relative: float | None) -> None:
-        """Count a result, and make it the incumbent if it is the best."""
-        key = config_id(config)
-        progress.tried += key not in progress.told
-        progress.told[key] = relative
-        if relative is not None and relative < progress.relative:
-            progress.best, progress.relative = config, relative
-
     def _finals(self) -> None:
         """Measure the best of each kernel once more beside the default: luck does not last."""
         for progress in self.kernels:
             task = progress.task
             if progress.broken or not progress.trials:
                 continue
-            ranked = sorted(
-                (relative, key) for key, relative in progress.told.items() if relative is not None
-            )
-            by_id = {config_id(c): c for c in self._configs(progress)}
-            default = config_id(task.space.default)
-            finalists = [by_id[k] for _, k in ranked if k in by_id and k != default][:FINALISTS]
-            for config in self._confirmed.get(task.workload.id, []):  # none is dropped unmeasured
-                if config in task.space and config not in (task.space.default, *finalists):
-                    finalists.append(config)
+            finalists = self._finalists(progress)
             outcomes = self.runner.final(task, [task.space.default, *finalists])
             for config, outcome in zip((task.space.default, *finalists), outcomes, strict=True):
                 self._append(progress, config, outcome, outcome.ratio, "final")
-            self._conclude(progress)
+            progress.conclude(self.history.best(task.workload.id))
             self.on_event(Event("final", progress))
 
-    def _conclude(self, progress: Progress) -> None:
-        """Take for best what a compiler that reads the log will take."""
-        key = progress.task.workload.id
-        chosen = best(self._history[key]).get(key)
-        progress.best, progress.relative = progress.task.space.default, 1.0
-        if chosen is not None and chosen.relative is not None and chosen.relative < 1.0:
-            progress.best, progress.relative = chosen.config, chosen.relative
-        progress.tuned = progress.relative < 1.0
-
-    def _configs(self, progress: Progress) -> list[Config]:
-        records = self._history[progress.task.workload.id]
-        return [r.config for r in records if r.config in progress.task.space]
+    def _finalists(self, progress: Progress) -> list[Config]:
+        task, workload = progress.task, progress.task.workload.id
+        by_id = {record.config_id: record.config for record in self.history.of(workload)}
+        by_id = {key: config for key, config in by_id.items() if config in task.space}
+        default = config_id(task.space.default)
+        found = [by_id[key] for key in progress.ranked() if key in by_id and key != default]
+        found, confirmed = found[:FINALISTS], self.history.confirmed(workload)
+        if confirmed is not None and confirmed in task.space:  # it is not dropped unmeasured
+            found += [confirmed] if confirmed not in (task.space.default, *found) else []
+        return found
 
     # -- the log ---------------------------------------------------------------------------
 
@@ -445,8 +259,7 @@ class Session:
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=self._versions,
         )
-        self.log.append(record)
-        self._history[progress.task.workload.id].append(record)
+        self.history.append(record)
         if phase == "search":
             progress.trials += 1
             progress.failures += outcome.status != "ok"
@@ -455,8 +268,6 @@ class Session:
         self._check_noise()
 
     def _check_noise(self) -> None:
-        from lutcc.tuning.runner import noisy
-
         if len(self._outcomes) % 16 == 0:
             warning = noisy(self._outcomes[-16:])
             if warning and warning not in self.warnings:

@@ -12,8 +12,10 @@ import pytest
 from lutcc.errors import InputError
 from lutcc.schedules.space import Config, Knob, Space, config_id
 from lutcc.tuning.logfile import LogFile, best
+from lutcc.tuning.options import SessionOptions
+from lutcc.tuning.progress import Event
 from lutcc.tuning.records import Outcome, Place, Timing
-from lutcc.tuning.session import LEAST_TRIALS, Event, Session, SessionOptions
+from lutcc.tuning.session import LEAST_TRIALS, Session
 from lutcc.tuning.task import Task
 from lutcc.tuning.workload import Workload
 
