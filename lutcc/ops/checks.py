@@ -36,3 +36,17 @@ def dtype(op: str, name: str, tensor: torch.Tensor, dtypes: Sequence[torch.dtype
         f"{name} must be {listed}, got {tensor.dtype}",
         f"{name}.to({listed})",
     )
+
+
+def check_bias(op: str, bias: torch.Tensor | None, outputs: int, of: torch.dtype) -> None:
+    """Raise InputError unless bias is None or (outputs,) of this dtype or float32."""
+    if bias is None:
+        return
+    wider = (torch.float32,) if of in (torch.float16, torch.bfloat16) else ()
+    dtype(op, "bias", bias, (of, *wider))
+    require(
+        bias.ndim == 1 and bias.shape[0] == outputs,
+        op,
+        f"bias must be ({outputs},), got {tuple(bias.shape)}",
+        "pass one number per output",
+    )

@@ -1,29 +1,24 @@
-"""Linear layers whose weights are indices into codebooks, and their gradients."""
+"""Linear layers whose weights are indices into codebooks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from lutcc.errors import InputError
-from lutcc.ir.codebooks import TABLE_LIMIT
-from lutcc.ir.ops.codebook_matmul import MAX_INT8_COLUMNS, is_permutation
-from lutcc.ops.arithmetic import floats, quantize_rows, wide
-from lutcc.ops.checks import dtype as check_dtype
-from lutcc.ops.checks import require
-from lutcc.ops.codebook_tables import Stored, check_devices, check_stored
-from lutcc.ops.kernels import as_array, run
-from lutcc.ops.library import cast_to, define, is_recorded, launcher, once, saves_nothing
-from lutcc.ops.sampled_products import check_bias
+from lutcc.ir.ops.codebook_matmul import MAX_INT8_COLUMNS
+from lutcc.ops.arithmetic import wide
+from lutcc.ops.checks import check_bias, require
+from lutcc.ops.codebook_matmul_backward import codebook_matmul_backward
+from lutcc.ops.codebook_products import check_operands, check_order, product, stored_weights
+from lutcc.ops.codebook_tables import check_devices
+from lutcc.ops.kernels import run
+from lutcc.ops.library import cast_to, define, is_recorded, launcher
 
 _OP = "codebook_matmul"
 COMPUTE = ("float32", "bfloat16", "int8")
-
-_EXACT_COLUMNS = (1 << 24) // (127 * TABLE_LIMIT)
-"""Columns of integers whose sum of products float32 holds exactly, in any order."""
 
 
 def codebook_matmul(
@@ -104,7 +99,7 @@ def _check(
     segment_size: int = 0,
     compute: str = "float32",
 ) -> None:
-    _check_operands(_OP, x, indices, codebooks, scales, order, bits, segment_size)
+    check_operands(_OP, x, indices, codebooks, scales, order, bits, segment_size)
     check_bias(_OP, bias, indices.shape[0], x.dtype)
     check_devices(_OP, x, bias=bias)
     require(
@@ -121,59 +116,7 @@ def _check(
     )
 
 
-def _check_operands(
-    op: str,
-    x: torch.Tensor,
-    indices: torch.Tensor,
-    codebooks: torch.Tensor,
-    scales: torch.Tensor,
-    order: torch.Tensor | None,
-    bits: int,
-    segment_size: int,
-) -> None:
-    floats(op, "x", x)
-    require(
-        x.ndim >= 1 and x.shape[-1] >= 1,
-        op,
-        f"x needs a last dimension of at least 1, got shape {tuple(x.shape)}",
-        "pass rows with columns",
-    )
-    stored = _stored(x, indices, codebooks, scales, bits, segment_size)
-    check_stored(op, stored, beside=x)
-    if order is None:
-        return
-    check_dtype(op, "order", order, (torch.int32,))
-    require(
-        order.ndim == 1 and order.shape[0] == indices.shape[0],
-        op,
-        f"order must be ({indices.shape[0]},), got {tuple(order.shape)}",
-        "pass one output per row of indices, or None",
-    )
-    check_devices(op, x, order=order)
-
-
-def _stored(
-    x: torch.Tensor,
-    indices: torch.Tensor,
-    codebooks: torch.Tensor,
-    scales: torch.Tensor,
-    bits: int,
-    segment_size: int,
-) -> Stored:
-    return Stored(indices, codebooks, scales, bits, x.shape[-1], segment_size, wide(x.dtype))
-
-
-def _fake(
-    x: torch.Tensor,
-    indices: torch.Tensor,
-    codebooks: torch.Tensor,
-    scales: torch.Tensor,
-    order: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    bits: int,
-    segment_size: int = 0,
-    compute: str = "float32",
-) -> torch.Tensor:
+def _fake(x: torch.Tensor, indices: torch.Tensor, *rest: Any) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], indices.shape[0]))
 
 
@@ -188,12 +131,12 @@ def _cpu(
     segment_size: int = 0,
     compute: str = "float32",
 ) -> torch.Tensor:
-    stored = _stored(x, indices, codebooks, scales, bits, segment_size)
+    stored = stored_weights(x, indices, codebooks, scales, bits, segment_size)
     rows = x.reshape(-1, x.shape[-1])
 
     def torch_way() -> torch.Tensor:
-        _check_order(_OP, order)
-        return _product(rows.to(stored.dtype), stored, order, bias, compute)
+        check_order(_OP, order)
+        return product(rows.to(stored.dtype), stored, order, bias, compute)
 
     if is_recorded() or x.dtype is torch.float64:
         y = torch_way()
@@ -230,67 +173,6 @@ def _kept_as(
     return kept if bias is None else {**kept, 4: "float32"}
 
 
-def _check_order(op: str, order: torch.Tensor | None) -> None:
-    if order is not None and order.is_cpu and not is_permutation(as_array(order)):
-        raise InputError(
-            "order is not a permutation of the rows",
-            where=f"torch.ops.lutcc.{op}",
-            fix="pass the order that the weights were fitted with",
-        )
-
-
-def _product(
-    x: torch.Tensor,
-    stored: Stored,
-    order: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    compute: str,
-) -> torch.Tensor:
-    """Return (N, M) float32, or float64 for float64; x is in that dtype."""
-    rows = len(stored.indices)
-    out = x.new_empty((len(x), rows))
-    bias = x.new_zeros((rows,)) if bias is None else bias
-    multiply = _integers(x) if compute == "int8" else _floats(x, compute)
-    for piece in stored.pieces():
-        y = multiply(stored, piece).add_(bias[piece])
-        if order is None:
-            out[:, piece] = y
-        else:
-            out[:, order[piece].long()] = y.to(out.dtype)
-    return out
-
-
-def _floats(x: torch.Tensor, compute: str) -> Callable[[Stored, slice], torch.Tensor]:
-    """Return what multiplies with some rows of a matrix, in x's dtype."""
-
-    def rounded(t: torch.Tensor) -> torch.Tensor:
-        return t.to(torch.bfloat16).to(t.dtype) if compute == "bfloat16" else t
-
-    rows = rounded(x)
-    return lambda stored, piece: rows @ rounded(stored.weights(piece)).t()
-
-
-def _integers(x: torch.Tensor) -> Callable[[Stored, slice], torch.Tensor]:
-    """Return what multiplies with some rows of a matrix, both as integers: float32."""
-    q, unit = quantize_rows(x.to(torch.float32), 127)
-
-    def multiply(stored: Stored, piece: slice) -> torch.Tensor:
-        integers, units = quantize_rows(stored.tables(piece).to(torch.float32), TABLE_LIMIT)
-        sums = _integer_sums(q, integers.gather(1, stored.places(piece)))
-        return sums.to(torch.float32).mul_(unit * units.t())
-
-    return multiply
-
-
-def _integer_sums(q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return (N, M) int32: the product of integers, which float32 holds piece by piece."""
-    sums = q.new_zeros((len(q), len(weights)), dtype=torch.int32)
-    for start in range(0, q.shape[1], _EXACT_COLUMNS):
-        piece = slice(start, start + _EXACT_COLUMNS)
-        sums += (q[:, piece] @ weights[:, piece].t()).to(torch.int32)
-    return sums
-
-
 def _cuda(
     x: torch.Tensor,
     indices: torch.Tensor,
@@ -304,8 +186,8 @@ def _cuda(
 ) -> torch.Tensor:
     rows = x.reshape(-1, x.shape[-1])
     if x.dtype is torch.float64:
-        stored = _stored(x, indices, codebooks, scales, bits, segment_size)
-        y = _product(rows, stored, order, bias, compute)
+        stored = stored_weights(x, indices, codebooks, scales, bits, segment_size)
+        y = product(rows, stored, order, bias, compute)
     else:
         y = launcher(_OP)(
             rows, indices, codebooks, scales, order, bias, bits, segment_size, compute
@@ -325,7 +207,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     for_x, for_codebooks, for_scales, for_bias = (ctx.needs_input_grad[i] for i in (0, 2, 3, 5))
     dx = dcodebooks = dscales = dbias = None
     if for_x or for_codebooks or for_scales:
-        dx, dcodebooks, dscales = torch.ops.lutcc.codebook_matmul_backward(
+        dx, dcodebooks, dscales = codebook_matmul_backward(
             grad,
             x,
             indices,
@@ -333,8 +215,8 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             scales,
             order,
             *ctx.sizes,
-            for_x,
-            for_codebooks or for_scales,
+            for_x=for_x,
+            for_tables=for_codebooks or for_scales,
         )
     if for_bias:
         sums = grad.flatten(0, -2).sum(0, dtype=wide(grad.dtype)) if grad.ndim > 1 else grad
@@ -374,98 +256,4 @@ define(
     cuda=_cuda,
     autocast=_autocast,
     recorded=_recorded,
-)
-
-
-def _grad_check(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    indices: torch.Tensor,
-    codebooks: torch.Tensor,
-    scales: torch.Tensor,
-    order: torch.Tensor | None,
-    bits: int,
-    segment_size: int,
-    for_x: bool,
-    for_tables: bool,
-) -> None:
-    op = "codebook_matmul_backward"
-    _check_operands(op, x, indices, codebooks, scales, order, bits, segment_size)
-    shape = (*x.shape[:-1], indices.shape[0])
-    require(
-        grad.dtype is x.dtype and tuple(grad.shape) == shape,
-        op,
-        f"grad must be {x.dtype} of shape {shape}, got {grad.dtype} of shape {tuple(grad.shape)}",
-        "pass the gradient of codebook_matmul's result",
-    )
-    check_devices(op, x, grad=grad)
-
-
-def _grad_fake(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    indices: torch.Tensor,
-    codebooks: torch.Tensor,
-    scales: torch.Tensor,
-    order: torch.Tensor | None,
-    bits: int,
-    segment_size: int,
-    for_x: bool,
-    for_tables: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return (
-        x.new_empty(x.shape if for_x else (0,)),
-        codebooks.new_empty(codebooks.shape if for_tables else (0,)),
-        scales.new_empty(scales.shape if for_tables else (0,)),
-    )
-
-
-def _grad_run(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    indices: torch.Tensor,
-    codebooks: torch.Tensor,
-    scales: torch.Tensor,
-    order: torch.Tensor | None,
-    bits: int,
-    segment_size: int,
-    for_x: bool,
-    for_tables: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    _check_order("codebook_matmul_backward", order)
-    stored = _stored(x, indices, codebooks, scales, bits, segment_size)
-    rows = x.reshape(-1, x.shape[-1]).to(stored.dtype)
-    grads = grad.reshape(-1, grad.shape[-1]).to(stored.dtype)
-    dx = rows.new_zeros(rows.shape if for_x else (0,))
-    dcodebooks, dscales = (
-        rows.new_zeros(t.shape if for_tables else (0,)) for t in (codebooks, scales)
-    )
-    for piece in stored.pieces():
-        part = grads[:, piece] if order is None else grads[:, order[piece].long()]
-        if for_x:
-            dx.addmm_(part, stored.weights(piece))
-        if for_tables:
-            stored.add_gradients(piece, part.t() @ rows, dcodebooks, dscales)
-    return (
-        dx.to(x.dtype).reshape(x.shape if for_x else (0,)),
-        dcodebooks.to(codebooks.dtype),
-        dscales.to(scales.dtype),
-    )
-
-
-def _grad_cuda(grad: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    way = _grad_run if grad.dtype is torch.float64 else launcher("codebook_matmul_backward")
-    return way(grad, *rest)
-
-
-define(
-    "codebook_matmul_backward(Tensor grad, Tensor x, Tensor indices, Tensor codebooks, "
-    "Tensor scales, Tensor? order, int bits, int segment_size, bool for_x, bool for_tables) "
-    "-> (Tensor, Tensor, Tensor)",
-    check=_grad_check,
-    cpu=_grad_run,
-    fake=_grad_fake,
-    backward=once,
-    setup=saves_nothing,
-    cuda=_grad_cuda,
 )

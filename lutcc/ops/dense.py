@@ -10,11 +10,10 @@ import torch
 
 from lutcc.ir.ops.codebook_matmul import MAX_INT8_COLUMNS
 from lutcc.ops.arithmetic import FLOATS, floats, quantize_rows, wide
-from lutcc.ops.checks import matrix, require
+from lutcc.ops.checks import check_bias, matrix, require
 from lutcc.ops.codebook_tables import check_devices
 from lutcc.ops.kernels import run
 from lutcc.ops.library import cast_to, define, is_recorded
-from lutcc.ops.sampled_products import check_bias
 
 _OP = "dense"
 COMPUTE = ("float32", "bfloat16", "int8")

@@ -9,10 +9,10 @@ import torch
 
 from lutcc.errors import suggest
 from lutcc.ir import sampling
-from lutcc.ops.checks import require
+from lutcc.ops.checks import check_bias, require
 from lutcc.ops.library import cast_to, define
 from lutcc.ops.sampled_pairs import product
-from lutcc.ops.sampled_products import bias_grad, check_bias, weight_grad_like
+from lutcc.ops.sampled_products import bias_grad, weight_grad_like
 from lutcc.ops.sampled_scores import check_product, pairs_of
 
 SCALINGS = ("both", "none")

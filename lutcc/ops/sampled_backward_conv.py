@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from lutcc.ops.arithmetic import floats
-from lutcc.ops.checks import require
+from lutcc.ops.checks import check_bias, require
 from lutcc.ops.library import cast_to, define, once, saves_nothing
 from lutcc.ops.sampled_backward import check_rule, sample
 from lutcc.ops.sampled_channels import check_convolution, output_sizes, window_weights
 from lutcc.ops.sampled_conv_parts import Channels, check_channels, convolve, gradients
 from lutcc.ops.sampled_convolutions import check_grad
 from lutcc.ops.sampled_pairs import check_range, check_sample, taken
-from lutcc.ops.sampled_products import bias_grad, check_bias
+from lutcc.ops.sampled_products import bias_grad
 
 _OP = "sampled_backward_conv2d"
 _GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"

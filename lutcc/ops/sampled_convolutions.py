@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from lutcc.ops.checks import require
+from lutcc.ops.checks import check_bias, require
 from lutcc.ops.kernels import Plan, input_plan
 from lutcc.ops.library import cast_to, define, once, saves_nothing
 from lutcc.ops.sampled_channels import check_convolution, output_sizes
 from lutcc.ops.sampled_choice import Product, choose
 from lutcc.ops.sampled_conv_parts import Channels, check_channels, convolve, gradients
 from lutcc.ops.sampled_pairs import check_sample
-from lutcc.ops.sampled_products import bias_grad, check_backward, check_bias
+from lutcc.ops.sampled_products import bias_grad, check_backward
 
 _OP = "sampled_conv2d"
 

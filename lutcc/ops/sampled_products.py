@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from lutcc.ops.arithmetic import floats
-from lutcc.ops.checks import dtype as check_dtype
-from lutcc.ops.checks import require
+from lutcc.ops.checks import check_bias, require
 from lutcc.ops.kernels import Plan, input_plan
 from lutcc.ops.library import cast_to, define, once, saves_nothing
 from lutcc.ops.sampled_choice import Product, choose
@@ -17,20 +16,6 @@ from lutcc.ops.sampled_scores import check_product, pairs_of
 
 _OP = "sampled_matmul"
 BACKWARDS = ("sampled", "unscaled", "exact")
-
-
-def check_bias(op: str, bias: torch.Tensor | None, outputs: int, dtype: torch.dtype) -> None:
-    """Raise InputError unless bias is None or (outputs,) of this dtype or float32."""
-    if bias is None:
-        return
-    wider = (torch.float32,) if dtype in (torch.float16, torch.bfloat16) else ()
-    check_dtype(op, "bias", bias, (dtype, *wider))
-    require(
-        bias.ndim == 1 and bias.shape[0] == outputs,
-        op,
-        f"bias must be ({outputs},), got {tuple(bias.shape)}",
-        "pass one number per output",
-    )
 
 
 def check_backward(op: str, backward: str) -> None:
