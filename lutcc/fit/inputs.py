@@ -105,3 +105,8 @@ def to_float32(X: np.ndarray, name: str) -> np.ndarray:
 def code_frequencies(codes: np.ndarray, nprototypes: int) -> np.ndarray:
     """Return (C, K): the share of the rows that carry each code."""
     return np.stack([np.bincount(column, minlength=nprototypes) for column in codes.T]) / len(codes)
+
+
+def exact_product(X: np.ndarray, weights: np.ndarray | None, shift: np.ndarray) -> np.ndarray:
+    """Return X (N, D) times B (D, M), or X where B is None for the identity, plus shift (M,)."""
+    return (X if weights is None else X @ weights) + shift

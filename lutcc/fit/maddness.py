@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from lutcc.fit.inputs import (
     as_rows,
     as_weights,
     code_frequencies,
+    exact_product,
     not_finite,
     product_metric,
     to_float32,
@@ -24,6 +26,7 @@ from lutcc.fit.inputs import (
 from lutcc.fit.nearest import fit_centroids
 from lutcc.fit.options import check_maddness_options
 from lutcc.fit.partition import contiguous_partition, opq_partition, r2_partition
+from lutcc.fit.partition_choice import choose_partition
 from lutcc.fit.prototypes import bucket_means, choose_lambda, normal_equations
 from lutcc.fit.table_learning import Objective, learn_tables
 from lutcc.fit.tables import averaging_bias, quantize_tables
@@ -70,7 +73,8 @@ class Maddness(BaseEstimator):
         "contiguous": neighbouring columns, lengths that differ by at most one. "r2": columns that
         are correlated, by hierarchical clustering, cut into shares of like standard deviation;
         "opq": an order of columns that is close to the rotation of OPQ. Either costs nothing at run
-        time. ITLUMM, section 2.1.
+        time. ITLUMM, section 2.1. "auto": the one of these whose product, behind what
+        ``lut_activation`` names, errs least on held-out rows; it is then fitted on all rows.
     prototypes
         "ridge": ITLUMM eq. 2, jointly over all codebooks. "kmeans": the mean of each bucket in its
         own subspace.
@@ -112,6 +116,8 @@ class Maddness(BaseEstimator):
         Nearest: (K, D) float32; (C, K) float32; (D,) int32; C + 1 ints.
     prototypes_
         (C, K, D) float32.
+    partition_used_
+        The partition, which "auto" has chosen.
     lut_, scale_, offset_
         (C, K, M) uint8 or float32; (M,) float32; (M,) float32. The product is ``scale_ * sum +
         offset_``; the bias, the table offsets and the averaging bias are folded into ``offset_``.
@@ -218,6 +224,11 @@ class Maddness(BaseEstimator):
             self.__dict__.pop(name, None)
         self.options_ = options
         random = check_random_state(self.random_state)
+        self.partition_used_ = self.partition
+        if self.partition == "auto":  # its draws are its own: the fit is that of the one it takes
+            self.partition_used_ = choose_partition(
+                self, X, weights, shift, wanted, copy.deepcopy(random)
+            )
         parts = self._partition(X, random)
         codes = self._fit_encoder(X, parts, weights, random)
         base = bucket_means(wanted, codes, parts, self.nprototypes, tree=self.encoder == "tree")
@@ -238,9 +249,9 @@ class Maddness(BaseEstimator):
 
     def _partition(self, X: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, ...]:
         """Return the columns of each codebook."""
-        if self.partition == "opq":
+        if self.partition_used_ == "opq":
             return opq_partition(X, self.ncodebooks, self.nprototypes, random)
-        if self.partition == "r2":
+        if self.partition_used_ == "r2":
             return r2_partition(X, self.ncodebooks, random)
         return contiguous_partition(X.shape[1], self.ncodebooks)
 
@@ -254,7 +265,7 @@ class Maddness(BaseEstimator):
         random: np.random.RandomState,
     ) -> np.ndarray:
         """Return the tables of eq. 3."""
-        exact = (X if weights is None else X @ weights) + shift
+        exact = exact_product(X, weights, shift)
         given = self.ridge_lambda_ if self.ridge_lambda == "auto" else float(self.ridge_lambda)
         return learn_tables(
             anchor,
@@ -410,7 +421,7 @@ class Maddness(BaseEstimator):
         products = self.predict(A).astype(np.float64)
         X = self._rows(A, reset=False).astype(np.float64)
         weights, shift = as_weights(B, bias, X.shape[1])
-        exact = (X if weights is None else X @ weights) + shift
+        exact = exact_product(X, weights, shift)
         if exact.shape != products.shape:
             raise InputError(
                 f"B has {exact.shape[1]} columns, but the fitted tables have {products.shape[1]}",

@@ -11,6 +11,7 @@ import numpy as np
 from lutcc.errors import InputError, suggest
 
 ENCODERS = ("tree", "nearest")
+#: Of which "auto" takes one.
 PARTITIONS = ("contiguous", "opq", "r2")
 PROTOTYPES = ("ridge", "kmeans")
 LUT_OBJECTIVES = ("ridge", "mse", "kld")
@@ -78,7 +79,7 @@ def check_lambda(name: str, value: Any) -> None:
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "encoder": ENCODERS,
-    "partition": PARTITIONS,
+    "partition": (*PARTITIONS, "auto"),
     "prototypes": PROTOTYPES,
     "lut_objective": LUT_OBJECTIVES,
     "lut_activation": LUT_ACTIVATIONS,

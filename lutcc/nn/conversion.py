@@ -284,14 +284,18 @@ def _convert_product(
 ) -> tuple[MaddnessLookup, LayerReport]:
     started = time.perf_counter()
     rows, weights, bias, build = CONVERTERS[type(layer)](layer, inputs, config)
-    options, note = config.estimator_options(), ""
+    options, notes = config.estimator_options(), list[str]()
     if config.ncodebooks > rows.shape[1]:
         options["ncodebooks"] = rows.shape[1]
-        note = f"ncodebooks lowered from {config.ncodebooks} to the layer's {rows.shape[1]} columns"
+        notes.append(
+            f"ncodebooks lowered from {config.ncodebooks} to the layer's {rows.shape[1]} columns"
+        )
     wanted = (
         None if exact_inputs is None else CONVERTERS[type(layer)](layer, exact_inputs, config)[0]
     )
     estimator = Maddness(**options).fit(rows, weights, bias, exact=wanted)
+    if config.partition == "auto":
+        notes.append(f"partition {estimator.partition_used_}")
     replacement = build(estimator)
     error, norm = 0.0, 0.0
     for first in range(0, len(rows), 4096):
@@ -311,7 +315,7 @@ def _convert_product(
         table_bytes=replacement.table_bytes(),
         weight_bytes=weight_bytes(layer),
         seconds=time.perf_counter() - started,
-        note=note,
+        note="; ".join(notes),
     )
     parameter = next(layer.parameters())
     return replacement.to(parameter.device), report

@@ -142,6 +142,12 @@ def test_report_states_size_and_error() -> None:
     assert "lowered" in str(report_of(converted))
 
 
+def test_report_names_the_partition_that_auto_took() -> None:
+    recipe = {"*": Exact(), "0": Maddness(ncodebooks=3, nprototypes=4, partition="auto")}
+    first = report_of(convert(mlp(), recipe, rows()[:60])).layers[0]
+    assert first.note.removeprefix("partition ") in ("contiguous", "opq", "r2")
+
+
 CALIBRATIONS: dict[str, Any] = {
     "array": lambda x: x.numpy(),
     "float64 array": lambda x: x.double().numpy(),
