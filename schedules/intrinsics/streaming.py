@@ -53,6 +53,10 @@ define <8 x float> @lutcc_rounded_256(<8 x float> %v) alwaysinline {
   %same = call <8 x float> asm "", "=x,0"(<8 x float> %v)
   ret <8 x float> %same
 }
+define <16 x float> @lutcc_rounded_512(<16 x float> %v) alwaysinline {
+  %same = call <16 x float> asm "", "=v,0"(<16 x float> %v)
+  ret <16 x float> %same
+}
 define <8 x i32> @lutcc_pin_int32x8(<8 x i32> %v) alwaysinline {
   %same = call <8 x i32> asm sideeffect "", "=x,0"(<8 x i32> %v)
   ret <8 x i32> %same
@@ -136,13 +140,16 @@ def pin(vector: Any, kind: str, lanes: int) -> Any:
     return tir.call_extern(f"{kind}x{lanes}", f"lutcc_pin_{kind}x{lanes}", vector)
 
 
-def rounded(vector: Any, lanes: int) -> Any:
+def rounded(vector: Any, lanes: int, *, wide: bool = False) -> Any:
     """Return a float32 vector of 4, 8 or 16 lanes that LLVM takes for unknown.
 
-    LLVM fuses a product and the sum that takes it, which then is not rounded in between.
+    LLVM fuses a product and the sum that takes it, which then is not rounded in between. ``wide``:
+    16 lanes are one register.
     """
     import tvm.tirx as tir
 
+    if lanes == 16 and wide:
+        return tir.call_extern("float32x16", "lutcc_rounded_512", vector)
     if lanes == 8:
         return tir.call_extern("float32x8", "lutcc_rounded_256", vector)
     if lanes < 8:

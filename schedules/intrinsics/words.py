@@ -59,6 +59,14 @@ define <16 x i32> @lutcc_sign_long(<16 x i32> %node, <16 x i32> %value, <16 x i3
                                             <16 x i32> splat (i32 1))
   ret <16 x i32> %next
 }
+define <16 x i16> @lutcc_narrow(<16 x i32> %v) alwaysinline {
+  %low = call <16 x i32> @llvm.smin.v16i32(<16 x i32> %v, <16 x i32> splat (i32 32767))
+  %held = call <16 x i32> @llvm.smax.v16i32(<16 x i32> %low, <16 x i32> splat (i32 -32768))
+  %words = trunc <16 x i32> %held to <16 x i16>
+  ret <16 x i16> %words
+}
+declare <16 x i32> @llvm.smin.v16i32(<16 x i32>, <16 x i32>)
+declare <16 x i32> @llvm.smax.v16i32(<16 x i32>, <16 x i32>)
 declare <32 x i16> @llvm.ssub.sat.v32i16(<32 x i16>, <32 x i16>)
 declare <32 x i16> @llvm.fshl.v32i16(<32 x i16>, <32 x i16>, <32 x i16>)
 declare <16 x i32> @llvm.fshl.v16i32(<16 x i32>, <16 x i32>, <16 x i32>)
@@ -92,3 +100,10 @@ def following(node: Any, value: Any, threshold: Any, *, signs: bool = False) -> 
     name, kind = _FOLLOWING[str(value.ty.dtype)]
     how = "sign" if signs and name != "word" else "next"
     return tir.call_extern(kind, f"lutcc_{how}_{name}", node, value, threshold)
+
+
+def narrow(value: Any) -> Any:
+    """Return 16 int32 as int16, saturated (``vpmovsdw``)."""
+    import tvm.tirx as tir
+
+    return tir.call_extern("int16x16", "lutcc_narrow", value)

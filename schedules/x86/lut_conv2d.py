@@ -103,6 +103,8 @@ class Layer:
         Of a block of pixels.
     tile_r, tile_m
         Register tile of the scan: groups of rows, columns.
+    thresholds
+        (codebooks, 32) int16, where they are found for each image.
     """
 
     op: Operation
@@ -112,10 +114,16 @@ class Layer:
     codes: Codes
     tile_r: int
     tile_m: int
+    thresholds: View | None = None
 
     @classmethod
-    def take(cls, ctx: StageContext, op: Operation, source: Planes, dtype: str) -> Layer:
-        """Assign room for the results of a convolution and its codes."""
+    def take(
+        cls, ctx: StageContext, op: Operation, source: Planes, dtype: str, *, pairs: bool
+    ) -> Layer:
+        """Assign room for the results of a convolution and its codes.
+
+        ``pairs``: 32 pixels may be taken together.
+        """
         window, scan = source.window, scan_of(op)
         codebooks = op.operands[3].type.size(0)
         layout = lut_accumulate.code_layout(ctx, scan, codebooks, source.view)
@@ -123,7 +131,7 @@ class Layer:
         groups = -(-window.outputs // layout.rows)
         tile_r, tile_m = 1, tile.tile_m
         if layout.dot:
-            choices = (4, 2) if source.dtype == "int16" else (4, 3, 2)
+            choices = (4, 2) if pairs else (4, 3, 2)
             tile_r = min(choices, key=lambda r: (round_up(groups, r), -r))
             tile_m = 8 if tile_r == 2 else 4
         groups = round_up(groups, tile_r)
@@ -214,7 +222,17 @@ class _Encoder:
         _, dims, vals, _, _ = layer.op.operands
         window, dtype = layer.window, layer.source.dtype
         width = max(layer.op.operands[2].type.size(1), 32 if dtype == "int16" else 16)
-        count = layer.codes.codebooks
+        count, values = layer.codes.codebooks, layer.thresholds
+        if values is None:
+            values = ctx.blob.add(
+                "image_values",
+                dtype,
+                [ctx.ref(vals)],
+                codebooks=count,
+                width=width,
+                kind=dtype,
+                **({"sums": True} if dtype == "int32" and layer.source.ordered else {}),
+            )
         return cls(
             ctx,
             layer,
@@ -226,15 +244,7 @@ class _Encoder:
                 plane=window.plane,
                 codebooks=count,
             ),
-            ctx.blob.add(
-                "image_values",
-                dtype,
-                [ctx.ref(vals)],
-                codebooks=count,
-                width=width,
-                kind=dtype,
-                **({"sums": True} if dtype == "int32" and layer.source.ordered else {}),
-            ),
+            values,
             width,
         )
 

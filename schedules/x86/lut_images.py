@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from lutcc.ir.module import Function, Operation
-from lutcc.schedules.x86 import conv2d, lut_conv2d, plane_conv2d
+from lutcc.schedules.x86 import conv2d, lut_conv2d, plane_conv2d, plane_windows
 from lutcc.schedules.x86.config import DenseConfig
 from lutcc.schedules.x86.context import Constant, StageContext
 from lutcc.schedules.x86.data_movement import emit_im2col
@@ -24,6 +24,7 @@ from lutcc.schedules.x86.emit import (
     View,
     bind,
     both,
+    branch,
     cast,
     i64,
     local,
@@ -39,6 +40,7 @@ from lutcc.schedules.x86.images import Geometry
 from lutcc.schedules.x86.lut_conv2d import Layer
 from lutcc.schedules.x86.pack import CHUNK, chunk_starts
 from lutcc.schedules.x86.plane_conv2d import PlaneConvolution
+from lutcc.schedules.x86.plane_windows import Windows
 from lutcc.schedules.x86.planes import SLACK, Planes, Window
 from lutcc.schedules.x86.row_passes import ELEMENTWISE
 
@@ -69,6 +71,7 @@ def emit(
 ) -> None:
     """Emit images ``begin .. end - 1`` of a stage, row-major, channels last, in and out."""
     parts = _parts(function)
+    lead = _Lead.take(ctx, function, parts[0].conv)
     layers: list[Layer] = []
     for index, part in enumerate(parts):
         window = Window.of(part.conv)
@@ -81,7 +84,9 @@ def emit(
         dot = lut_conv2d.lut_accumulate.uses_dot(ctx.isa, lut_conv2d.scan_of(part.conv))
         small = dot and lut_conv2d.bound(ctx, part.conv) < 1 << 15
         small = small and (after is None or lut_conv2d.narrow(ctx, after))
-        layers.append(Layer.take(ctx, part.conv, planes, "int16" if small else "int32"))
+        pairs = dtype == "int16" or (index == 0 and lead.windows is not None)
+        sums = "int16" if small else "int32"
+        layers.append(Layer.take(ctx, part.conv, planes, sums, pairs=pairs))
         refs = [ctx.ref(part.conv.operands[4])]
         outside = ctx.blob.add("image_outside", dtype, refs, kind=dtype)
         planes.clear(outside)
@@ -91,13 +96,13 @@ def emit(
         channels = parts[-1].conv.results[0].type.size(1)
         whole = Window(height, width, channels, (1, 1), (1, 1), (0, 0), (1, 1))
         pooled = Planes.take(whole, last.sums.dtype, ctx.scratch)
-    lead = _Lead.take(ctx, function)
     size = math.prod(function.params[0].type.sizes(1))
     with loop(end - begin) as number:
         image = bind(begin + number)
-        lead.emit(ctx, source.at(bind(image * size)), layers[0].source)
+        lead.emit(ctx, source.at(bind(image * size)), layers[0])
         for index, layer in enumerate(layers):
-            layer.emit(ctx)
+            if index:
+                layer.emit(ctx)
             if index + 1 < len(layers):
                 _pass_on(layer, parts[index].pool, layers[index + 1].source)
         result = _Result(last.sums, last.plane, last.window.pitch, *last.window.out)
@@ -112,7 +117,7 @@ def emit(
 
 @dataclass(frozen=True)
 class _Lead:
-    """What leads from an image to the first planes.
+    """What leads from an image to the sums of the first look-ups.
 
     Attributes
     ----------
@@ -126,6 +131,8 @@ class _Lead:
         Of the convolution.
     planar
         The convolution, where it goes from the image to the planes.
+    windows
+        Its sums in 16 bits, where trees may compare those.
     """
 
     pixels: Operation | None
@@ -135,17 +142,20 @@ class _Lead:
     config: DenseConfig | None
     shared: conv2d.Shared | None
     planar: PlaneConvolution | None = None
+    windows: Windows | None = None
 
     @classmethod
-    def take(cls, ctx: StageContext, function: Function) -> _Lead:
+    def take(cls, ctx: StageContext, function: Function, trees: Operation) -> _Lead:
         """Assign room for what comes before the first planes."""
         by_opcode = {op.opcode: op for op in function.body}
         pixels, conv = by_opcode.get("im2col"), by_opcode.get("conv2d")
         config, shared, numbers, results = None, None, 0, 0
         if conv is not None and plane_conv2d.applies(conv):
             planar = PlaneConvolution.take(ctx, conv, pixels is not None)
-            none = ctx.scratch.take(0, "float32")
-            return cls(pixels, conv, none, none, None, None, planar)
+            none, windows = ctx.scratch.take(0, "float32"), None
+            if plane_windows.applies(ctx, conv, trees):
+                windows = Windows.take(ctx, planar, trees)
+            return cls(pixels, conv, none, none, None, None, planar, windows)
         if conv is not None:
             numbers = math.prod(conv.operands[0].type.sizes(1)) if pixels is not None else 0
             results = Geometry.of(conv).pixels * Geometry.of(conv).outputs
@@ -156,10 +166,26 @@ class _Lead:
             pixels, conv, image, ctx.scratch.take(results + SLACK, "float32"), config, shared
         )
 
-    def emit(self, ctx: StageContext, image: View, planes: Planes) -> None:
+    def emit(self, ctx: StageContext, image: View, layer: Layer) -> None:
+        """Emit all from an image to the sums of the first layer."""
+        if self.windows is None:
+            self._fill(ctx, image, layer.source)
+            layer.emit(ctx)
+            return
+        assert self.planar is not None
+        unit, windows = self.planar.read(image), self.windows
+        with branch(windows.find(unit)) as (narrow, wide):
+            with narrow:
+                windows.emit()
+                replace(layer, source=windows.planes, thresholds=windows.thresholds).emit(ctx)
+            with wide:
+                self.planar.emit(unit, layer.source)
+                layer.emit(ctx)
+
+    def _fill(self, ctx: StageContext, image: View, planes: Planes) -> None:
         """Turn an image into planes."""
         if self.planar is not None:
-            self.planar.emit(image, planes)
+            self.planar.emit(self.planar.read(image), planes)
             return
         if self.conv is None:
             (_read if self.pixels is None else _read_planes)(planes, image)

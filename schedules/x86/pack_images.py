@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+#: What is known of a node or of a channel whose sums are compared in a window of 16 bits.
+WINDOW_ROWS = ("unit", "bias", "level", "reach", "middle", "outside")
+_NO_NODE = np.array([1, 0, np.inf, 0, 0, 0], np.float32)
+
 #: No sum of a look-up is so large; its difference from a threshold that is not larger fits 32 bits.
 SMALL_SUMS = 1 << 30
 
@@ -48,6 +52,92 @@ def pack_image_values(
 def pack_image_outside(outside: Array, *, kind: str) -> Array:
     """(C,) -> the same in the type of the planes."""
     return np.asarray(outside, kind)
+
+
+def pack_window_nodes(
+    splitdims: Array,
+    splitvals: Array,
+    weight: Array,
+    units: Array,
+    bias: Array,
+    outside: Array,
+    *,
+    taps: int,
+    codebooks: int,
+    relu: bool,
+) -> Array:
+    """Nodes (B, K) in heap order -> (codebooks, ceil(K/16), 6, 16) float32 of their channels.
+
+    The rows are :data:`WINDOW_ROWS`; nodes that are not there have the level infinity. ``relu``:
+    what is above a level below 0 is above -infinity, before the relu.
+    """
+    table = _channel_rows(splitdims, splitvals, weight, units, bias, outside, taps, relu)
+    width = -(-splitvals.shape[1] // 16) * 16
+    found = np.tile(_NO_NODE[:, None], (codebooks, 1, width))
+    channels, levels = _nodes(splitdims, splitvals, taps, relu)
+    nodes = table[:, channels].copy()
+    nodes[WINDOW_ROWS.index("level")] = levels
+    found[: len(levels), :, 1 : splitvals.shape[1]] = nodes.transpose(1, 0, 2)[:, :, 1:]
+    split = found.reshape(codebooks, len(WINDOW_ROWS), width // 16, 16)
+    return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
+
+
+def pack_window_channels(
+    splitdims: Array,
+    splitvals: Array,
+    weight: Array,
+    units: Array,
+    bias: Array,
+    outside: Array,
+    *,
+    taps: int,
+    relu: bool,
+) -> Array:
+    """Channels (C,) -> (ceil(C/16), 6, 16) float32; their level is what is outside."""
+    table = _channel_rows(splitdims, splitvals, weight, units, bias, outside, taps, relu)
+    used = np.isin(np.arange(len(units)), _nodes(splitdims, splitvals, taps, relu)[0][:, 1:])
+    table[:, ~used] = _NO_NODE[:, None]
+    found = np.tile(_NO_NODE[:, None], (1, -(-len(units) // 16) * 16))
+    found[:, : len(units)] = table
+    split = found.reshape(len(WINDOW_ROWS), -1, 16)
+    return np.ascontiguousarray(split.transpose(1, 0, 2))
+
+
+def _nodes(splitdims: Array, splitvals: Array, taps: int, relu: bool) -> tuple[Array, Array]:
+    """Return the channel and the level (B, K) of each node."""
+    entries = splitvals.shape[1]
+    level = np.zeros(entries, np.intp)
+    for depth in range(splitdims.shape[1]):
+        level[2**depth : 2 ** (depth + 1)] = depth
+    levels = splitvals.astype(np.float32) + np.float32(0)
+    if relu:
+        levels = np.where(levels < 0, np.float32(-np.inf), levels)
+    return splitdims[:, level] // taps, levels
+
+
+def _channel_rows(
+    splitdims: Array,
+    splitvals: Array,
+    weight: Array,
+    units: Array,
+    bias: Array,
+    outside: Array,
+    taps: int,
+    relu: bool,
+) -> Array:
+    """Return :data:`WINDOW_ROWS` of each channel; middles are of the levels that are finite."""
+    channels, levels = _nodes(splitdims, splitvals, taps, relu)
+    finite = np.isfinite(levels)
+    finite[:, 0] = False
+    least, most = np.full(len(units), np.inf), np.full(len(units), -np.inf)
+    np.minimum.at(least, channels[finite], levels[finite])
+    np.maximum.at(most, channels[finite], levels[finite])
+    with np.errstate(invalid="ignore"):
+        middle = np.where(least <= most, (least + most) / 2, 0)
+    reach = 128 * np.abs(weight.astype(np.int64)).reshape(len(units), -1).sum(axis=1)
+    rows = {"unit": units, "bias": bias, "level": outside, "reach": reach}
+    rows |= {"middle": middle, "outside": outside}
+    return np.stack([np.asarray(rows[name], np.float32) for name in WINDOW_ROWS])
 
 
 def _padded(array: Array, length: int, fill: int) -> Array:

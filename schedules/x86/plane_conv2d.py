@@ -15,6 +15,7 @@ instructions, and planes of float32 137 kB of stores.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lutcc.ir.module import Operation
@@ -146,20 +147,38 @@ class PlaneConvolution:
         """Words from one plane to the next."""
         return self.shape.padded[0] * self.shape.out_width
 
-    def emit(self, image: View, target: Planes) -> None:
-        """Emit the convolution of one image, whose pixels become channels of ``target``."""
+    def read(self, image: View) -> Expr:
+        """Emit what turns an image into integers; return what each of them stands for."""
         scale = quantiser_of(peak_of(image, self.shape.image_numbers))
         with loop(self.shape.height) as y:
             self._read(image, y, scale)
             self._combine(bind(y + self.shape.padding[0]))
+        return scale.unit
+
+    def emit(self, unit: Expr, target: Planes) -> None:
+        """Emit the products of an image, whose pixels become channels of ``target`` (float32)."""
         with loop(-(-self.shape.outputs // LANES)) as k:
-            factor = splat(scale.unit) * self.units.load(k * LANES, LANES)
+            factor = splat(unit) * self.units.load(k * LANES, LANES)
             self.factors.store(k * LANES, factor, LANES)
+        self.products(target, self.shifts, self._finished)
+
+    def products(
+        self, target: Planes, starts: View | None, finish: Callable[[Expr, Expr], Expr]
+    ) -> None:
+        """Emit the products of an image.
+
+        Parameters
+        ----------
+        target
+            Takes what ``finish`` makes of an output's number and 16 sums.
+        starts
+            What the sums of each output begin with, int32; None: with 0.
+        """
         whole, left = divmod(self.shape.outputs, self.tile)
         with loop(whole) as t:
-            self._outputs(bind(t * self.tile), self.tile, target)
+            self._outputs(bind(t * self.tile), self.tile, target, starts, finish)
         if left:
-            self._outputs(i64(whole * self.tile), left, target)
+            self._outputs(i64(whole * self.tile), left, target, starts, finish)
 
     # The image ------------------------------------------------------------------------------
 
@@ -235,29 +254,44 @@ class PlaneConvolution:
 
     # The products ---------------------------------------------------------------------------
 
-    def _outputs(self, first: Expr, count: int, target: Planes) -> None:
+    def _finished(self, output: Expr, sums: Expr) -> Expr:
+        """Return the results of 16 pixels."""
+        wide = self.isa.has_avx512 and not self.isa.emulated
+        factor, bias = splat(self.factors.load(output)), splat(self.bias.load(output))
+        result = self.scaled(cast("float32x16", bind(sums)), factor, bias, wide=wide)
+        return bind(activated(str(self.op.attr("activation")), result))
+
+    @staticmethod
+    def scaled(sums: Expr, factor: Expr, bias: Expr, *, wide: bool) -> Expr:
+        """Return ``sums * factor + bias``, rounded twice, of float32x16."""
+        return bind(bind(streaming.rounded(sums * factor, LANES, wide=wide)) + bias)
+
+    def _outputs(
+        self,
+        first: Expr,
+        count: int,
+        target: Planes,
+        starts: View | None,
+        finish: Callable[[Expr, Expr], Expr],
+    ) -> None:
         """Compute all pixels of some outputs."""
         shape = self.shape
         with loop(shape.out_height) as y, loop(-(-shape.out_width // LANES)) as block:
             x = bind(minimum(block * LANES, i64(max(shape.out_width - LANES, 0))))
-            for k, sums in enumerate(self._sums(first, count, y, x)):
+            for k, sums in enumerate(self._sums(first, count, y, x, starts)):
                 output = bind(first + k)
-                if self.shifts is not None:
-                    sums = sums + splat(self.shifts.load(output), lanes=LANES)
-                factor = splat(self.factors.load(output))
-                scaled = streaming.rounded(cast("float32x16", bind(sums)) * factor, LANES)
-                result = bind(bind(scaled) + splat(self.bias.load(output)))
-                result = activated(str(self.op.attr("activation")), result)
-                target.put(output, y, x, bind(result), min(LANES, shape.out_width))
+                value = finish(output, sums)
+                target.put(output, y, x, bind(value), min(LANES, shape.out_width))
 
-    def _sums(self, first: Expr, count: int, y: Expr, x: Expr) -> list[Expr]:
+    def _sums(self, first: Expr, count: int, y: Expr, x: Expr, starts: View | None) -> list[Expr]:
         """Return the sums (int32x16) of some outputs for 16 pixels of a row."""
         shape = self.shape
         lanes, rows = self.isa.vector_bytes // 4, shape.kernel[0]
         parts = LANES // lanes
         acc = registers(count * parts, "int32", lanes)
         for slot in range(count * parts):
-            acc.set(slot, splat(0, "int32", lanes))
+            begin = 0 if starts is None else starts.load(first + slot // parts)
+            acc.set(slot, splat(begin, "int32", lanes))
         start = bind(y * (shape.stride[0] * shape.out_width) + x)
         table = self.weights.at(bind(first * (self.count * rows)))
         with loop(self.count) as word:
