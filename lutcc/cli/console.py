@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
+from rich.markup import escape
 
 
 class _Out(RichConsole):
@@ -26,8 +27,8 @@ class Console:
     def __init__(self, *, json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
         self.json, self.quiet, self.verbose = json, quiet, verbose
         wide = None if sys.stdout.isatty() else 160  # a file or a pipe has no width of its own
-        self._out = _Out(highlight=False, width=wide)
-        self._err = RichConsole(stderr=True, highlight=False)
+        self._out = _Out(highlight=False, emoji=False, width=wide)  # models:x: is no emoji
+        self._err = RichConsole(stderr=True, highlight=False, emoji=False)
 
     @property
     def on_terminal(self) -> bool:
@@ -82,7 +83,7 @@ class Console:
         if self.quiet:
             yield
         elif self._err.is_terminal:
-            with self._err.status(message, spinner="dots"):
+            with self._err.status(escape(message), spinner="dots"):
                 yield
         else:
             self.progress(message)

@@ -89,11 +89,14 @@ def program_typical(
     least, most = inputs.limits[batch] if isinstance(batch, str) else (batch, batch)
     total = min((len(named[name]) for name in by_row), default=least)
     if total < least or (rows is not None and not least <= rows <= (most or rows)):
-        wanted = f"{least}" if least == most else f"{least} to {most or 'any number of'}"
+        wanted = f"{least}" if least == most else f"{least} {f'to {most}' if most else 'or more'}"
+        opened = least <= 1 and most is None
         raise InputError(
             f"the program takes {wanted} rows at a time, not {total if rows is None else rows}",
             where=text if rows is None else "--rows",
-            fix="export it with an open batch: dynamic_shapes={'x': {0: torch.export.Dim('n')}}",
+            fix="pass at least one row, better some hundred"
+            if opened
+            else "export it with an open batch: dynamic_shapes={'x': {0: torch.export.Dim('n')}}",
         )
     if len(by_row) == len(named) and least <= 1 and most is None:
         return named

@@ -303,7 +303,7 @@ def _export(args: argparse.Namespace, console: Console) -> int:
     from lutcc.tuning.logtools import COLUMNS, best_configs, read_all, table_row
 
     records = read_all(_paths(args), _Reporter(console))
-    path = output_file(args.output) if args.output else None
+    path = output_file(args.output, folder=False) if args.output else None
     if args.format == "best":
         data: list[dict[str, Any]] = best_configs(records)
         lines = ",\n ".join(json.dumps(entry) for entry in data)

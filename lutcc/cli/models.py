@@ -234,7 +234,11 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise InputError(f"cannot be read: {error}", where=str(path)) from error
+        raise InputError(
+            f"cannot be read: {error}",
+            where=str(path),
+            fix="write it with safetensors.torch.save_file(model.state_dict(), path)",
+        ) from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

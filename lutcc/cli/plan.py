@@ -80,10 +80,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lutcc.planning.api import read_max_drop
 
     budget = read_max_drop(args.max_drop)
-    output = output_file(args.output)
+    output = output_file(args.output, folder=False)
     if output.suffix == ".json":
         raise UsageError("recipes are written as TOML", where="--output", fix="name a .toml file")
-    picture = output_file(args.png or str(output.with_suffix(".png")), "--png")
+    picture = output_file(args.png or str(output.with_suffix(".png")), "--png", folder=False)
     labels = None if args.labels is None else read_array(args.labels, "--labels", ndim=1)
     import lutcc
     from lutcc.planning.figure import draw

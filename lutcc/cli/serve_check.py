@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Load, call, report."""
     artifact_file(args.artifact)
     _check_numbers(args)
-    output = output_file(args.output) if args.output else None
+    output = output_file(args.output, folder=False) if args.output else None
     rows = ROWS if args.rows is None else rows_of(args.rows)
     from lutcc.runtime import cpu, load
     from lutcc.runtime.signature import bounds_from

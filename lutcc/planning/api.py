@@ -160,7 +160,7 @@ def plan(
                 configs,
                 skipping,
                 lambda what, done=done, name=layer.name: told(
-                    done, len(layers), f"{name or 'the model'}: {what}"
+                    done, len(layers), f"{f'layer {name}' if name else 'the model'}: {what}"
                 ),
             )
         )

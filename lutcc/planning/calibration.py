@@ -186,7 +186,7 @@ def _cut(parts: list[Part], shuffled: bool) -> list[Part]:
     if None in sizes or total < _PIECES:
         of = f"{total} rows" if None not in sizes else "inputs that differ in dimension 0"
         raise InputError(
-            f"{len(parts)} batches with {of} cannot be cut into parts to fit, choose and check",
+            f"{of} cannot be cut into parts to fit, choose and check",
             where="plan(calibration)",
             fix=f"pass at least {_PIECES} rows, better some hundred; or at least 4 batches",
         )

@@ -76,7 +76,7 @@ class Judge:
         flat = [t for outputs in self._exact.values() for out in outputs for t in out]
         if not flat or not all(bool(torch.isfinite(t).all()) for t in flat):
             raise InputError(
-                "the model's output is NaN or infinite on the calibration data"
+                f"the model's output is NaN or infinite on the calibration data{_spoilt(model)}"
                 if flat
                 else "the model returns no floating-point tensor",
                 where="plan",
@@ -178,6 +178,19 @@ class Judge:
 def expected_drop(measure: str, damage: float) -> float:
     """Return the drop that damages which add up to so much should give."""
     return damage**0.5 if measure == "error" else damage
+
+
+def _spoilt(model: torch.nn.Module) -> str:
+    """Return which of a model's weights are no numbers, as the end of a sentence."""
+    names = [
+        name
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and not bool(torch.isfinite(value).all())
+    ]
+    more = ", ..." if len(names) > 3 else ""
+    return f": so is its weight {', '.join(names[:3])}{more}" if names else ""
 
 
 def _flat(outputs: list[list[torch.Tensor]]) -> list[torch.Tensor]:

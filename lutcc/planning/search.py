@@ -14,7 +14,7 @@ from lutcc.planning.calibration import Calibration
 from lutcc.planning.chains import Joint
 from lutcc.planning.drop import Drop, Judge
 from lutcc.planning.estimates import Estimates, Timed, configs_of
-from lutcc.planning.options import EXACT, Option
+from lutcc.planning.options import EXACT, Option, cheaper
 from lutcc.planning.speed import Speed
 
 TimeWhole: TypeAlias = Callable[[dict[str, recipes.Config], torch.nn.Module], Speed | None]
@@ -181,13 +181,16 @@ class Search(Estimates):
     def _anchors_within(
         self, max_drop: float, limit: float, progress: Callable[[str], None]
     ) -> list[_Tried]:
-        """Return recipes of one config that were timed faster than all found, and may be taken."""
+        """Return recipes of one config that were timed faster than all found, and may be taken.
+
+        Layers where it is no faster than the exact one, and so was not measured, stay exact.
+        """
         least = min(timed.seconds for timed in self.timed.values())
         more = []
         for config, seconds in self.everywhere_seconds.items():
             chosen = [
-                next((o for o in options if o.config == config and not o.problem), options[0])
-                for options in self.found
+                options[_place(config, alone, self.objective)]
+                for options, alone in zip(self.found, self.alone, strict=True)
             ]
             if seconds >= least or not all(o.measured for o in chosen):
                 continue
@@ -197,3 +200,10 @@ class Search(Estimates):
             if tried.drop.drop <= max_drop and self._time(tried, progress) is not None:
                 more.append(tried)
         return more
+
+
+def _place(config: recipes.Config, options: Sequence[Option], objective: str) -> int:
+    """Return which option has a config; the exact one, where there is none or it does not pay."""
+    place = next((i for i, o in enumerate(options) if o.config == config and not o.problem), 0)
+    option = options[place]
+    return place if option.measured or cheaper(option, options[0], objective) else 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,6 +24,8 @@ SECONDS, ROUNDS = 0.003, 40
 TOTAL, LEAST_ROUNDS = 6.0, 5
 #: Longer calls are made once a turn, without one to warm up.
 SLOW = 0.01
+#: Shorter calls are made several times between two looks at the clock.
+SHORT = 3e-5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,22 +80,41 @@ def compiled(module: torch.nn.Module, batch: Batch, target: str) -> Artifact:
 
 
 def time_in_turns(given: Mapping[str, tuple[Artifact, Batch]]) -> dict[str, Speed]:
-    """Time artifacts in turns, each on the arrays of its batch: some seconds in all."""
-    calls, once = {}, {}
+    """Time artifacts in turns, each on the arrays of its batch: some seconds in all.
+
+    Where no call has a second thread, seconds are those of the processor: what others had of a
+    machine that is shared does not count.
+    """
+    alone = all(artifact.num_threads == 1 for artifact, _ in given.values())
+    clock = time.thread_time_ns if alone else time.perf_counter_ns
+    calls, once, repeats = {}, {}, {}
+    start = time.perf_counter_ns(), clock()
     for name, (artifact, (args, kwargs)) in given.items():
         values = [kwargs[spec.name] for spec in artifact.inputs] if kwargs else args
         arrays = [v.detach().cpu().contiguous().numpy() for v in values if _tensor(v)]
         call = partial(artifact, *arrays)
-        once[name] = min(burst(call, 0.0, warmup=1, least=1)) * 1e-9
+        once[name] = min(burst(call, 0.0, warmup=1, least=1, clock=clock)) * 1e-9
         slow = once[name] > SLOW
-        calls[name] = partial(burst, call, warmup=0 if slow else 2, least=1 if slow else 3)
-    turns = sum(max(SECONDS, time if time > SLOW else 5 * time) for time in once.values())
+        repeats[name] = math.ceil(SHORT / max(once[name], 1e-7))
+        several = partial(_repeated, call, repeats[name])
+        calls[name] = partial(
+            burst, several, warmup=0 if slow else 2, least=1 if slow else 3, clock=clock
+        )
+    turns = sum(max(SECONDS, t if t > SLOW else 5 * t) for t in once.values())
+    turns *= (time.perf_counter_ns() - start[0]) / max(clock() - start[1], 1)  # others' share
     rounds = round(min(max(TOTAL / turns, LEAST_ROUNDS), ROUNDS))
     times = interleave(calls, seconds=SECONDS, rounds=rounds)
     return {
-        name: Speed(times[name].best, sum(a.nbytes for a in artifact.constants().values()))
+        name: Speed(
+            times[name].best / repeats[name], sum(a.nbytes for a in artifact.constants().values())
+        )
         for name, (artifact, _) in given.items()
     }
+
+
+def _repeated(call: Callable[[], object], count: int) -> None:
+    for _ in range(count):
+        call()
 
 
 def _tensor(value: Any) -> bool:

@@ -46,7 +46,7 @@ class TrainingDisplay:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False, emoji=False)
         self._tasks: dict[str, TaskID] = {}
         self._last = 0.0
         self._bars: Bars | None = None

@@ -44,11 +44,18 @@ def test_version(lutcc_command):
     assert lutcc_command("--version").out == f"lutcc {lutcc.__version__}\n"
 
 
+def test_the_package_is_the_command_too():
+    command = [sys.executable, "-m", "lutcc", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.startswith("lutcc ")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (LutccError("went wrong", where="here", fix="do that"), 1, "here: went wrong\nTo mend it"),
         (UsageError("not so"), 2, "lutcc: not so"),
+        (UsageError("no model", where="nets:x:boom:"), 2, "lutcc: nets:x:boom:: no model"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (FileNotFoundError(2, "No such file or directory", "f"), 1, "f: No such file"),
     ],

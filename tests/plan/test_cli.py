@@ -37,7 +37,7 @@ def test_plan_then_convert(folder: Path, monkeypatch, capfd):
     words += ["--measure", "error", "--rows", "16", "-o", "r.toml"]
     assert main(words) == 0
     out, err = capfd.readouterr()
-    assert "[1/1] 0" in err
+    assert "[1/1] layer 0" in err
     assert "16 x 12 x 9" in out
     assert "relative error of the output: " in out
     assert "the prediction is" in out
@@ -71,6 +71,8 @@ def test_plan_then_convert(folder: Path, monkeypatch, capfd):
         (["-c", "x.npy", "--max-drop", "1%", "-t", "z80"], 1, "no target 'z80'"),
         (["-c", "x.npy", "--max-drop", "1%", "-o", "no/r.toml"], 2, "cannot be written"),
         (["-c", "x.npy", "--max-drop", "1%", "-o", "r.json"], 2, "written as TOML"),
+        (["-c", "x.npy", "--max-drop", "1%", "-o", "."], 2, "is a folder"),
+        (["-c", "x.npy", "--max-drop", "1%", "--png", "."], 2, "is a folder"),
         (["-c", "x.npy"], 2, "--max-drop"),
     ],
 )

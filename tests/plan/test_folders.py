@@ -81,7 +81,7 @@ def test_sentences_become_a_recipe_that_compile_takes(
         (None, SIX, 2, "no file"),
         (b"one\n" * 20, ["--length", "13"], 2, "the model has 12 positions, not 13"),
         (b"one\n" * 20, ["-w", "w.safetensors"], 2, "a folder has its own weights"),
-        (b"one\n" * 3, SIX, 1, "with 3 rows cannot be cut"),
+        (b"one\n" * 3, SIX, 1, "3 rows cannot be cut"),
     ],
 )
 def test_mistakes_are_told(bert: Path, tmp_path: Path, capfd, content, words, code, message):

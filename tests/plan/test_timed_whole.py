@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, cast
 
 import pytest
@@ -91,6 +92,22 @@ def test_a_recipe_of_one_config_is_taken_where_it_was_timed_faster(monkeypatch):
     assert [o.config for o in made.chosen] == [HALF] * LAYERS
     assert made.drop.drop <= 0.01
     assert made.predicted(made.chosen).seconds == 205e-6
+
+
+def test_a_recipe_of_one_config_leaves_out_layers_where_it_does_not_pay(monkeypatch):
+    """Its effect was not measured there: such layers stay exact."""
+
+    def everywhere(config: recipes.Config, names: list[str]) -> float:
+        return 100e-6 if config == INT8 else cast(float, alone(config, names))
+
+    def time_whole(recipe: dict[str, recipes.Config], model: torch.nn.Module) -> Speed:
+        return Speed(90e-6 if [*recipe.values()][-1] == EXACT else 200e-6, BYTES)
+
+    made = search_of(monkeypatch, 1.0, everywhere, time_whole=time_whole)
+    last = made.alone[-1]
+    last[2] = dataclasses.replace(last[2], seconds=10e-6, skipped="not faster", damage=0.0)
+    made.run(1.0, lambda what: None)
+    assert [o.config for o in made.chosen] == [*[INT8] * (LAYERS - 1), EXACT]
 
 
 def test_searches_end(monkeypatch):
