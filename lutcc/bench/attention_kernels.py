@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from lutcc import ir
-from lutcc.bench.kernel_rows import Row, compiled, in_place, levels, measured
+from lutcc.bench.kernel_rows import compiled, in_place, levels, measured
 from lutcc.bench.limits import limit_loop, product_limit
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import Row
 
 HEADS, COLUMNS = 12, 32
 

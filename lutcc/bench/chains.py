@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from lutcc.bench.baselines import ONEDNN, PRECISIONS, runs_here, write_chain
 from lutcc.bench.chains_report import FLOATS, OWN, TWO_CORES
 from lutcc.bench.compare import Comparison, Subject
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import OnRow, collected
 from lutcc.bench.timing import Timing
 from lutcc.runtime import cpu
 
@@ -59,7 +60,7 @@ _ROWS = 2048
 
 def bench_chains(
     options: BenchOptions,
-    on_row: Callable[[dict[str, Any]], None] | None = None,
+    on_row: OnRow = None,
 ) -> list[dict[str, Any]]:
     """Measure a network at several batch sizes.
 
@@ -70,12 +71,7 @@ def bench_chains(
         (seconds): ``lutcc look-ups``, the same with floats between layers, and on two cores where
         there are two, ``lutcc int8``, ``lutcc bfloat16``, and torch's by precision.
     """
-    rows = []
-    for row in itertools.chain(_rows(options), image_rows(options)):
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
-    return rows
+    return collected(itertools.chain(_rows(options), image_rows(options)), on_row)
 
 
 def _rows(options: BenchOptions) -> Iterator[dict[str, Any]]:

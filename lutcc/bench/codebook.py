@@ -23,6 +23,7 @@ from lutcc.bench.baselines import ONEDNN, PRECISIONS, runs_here, write_chain
 from lutcc.bench.codebook_kernels import matmul_module, random_codebooks
 from lutcc.bench.compare import Comparison, Subject
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import OnRow, collected
 from lutcc.bench.timing import Timing
 from lutcc.runtime import cpu
 
@@ -66,7 +67,7 @@ def has_onnxruntime() -> bool:
 
 def bench_codebook(
     options: BenchOptions,
-    on_row: Callable[[dict[str, Any]], None] | None = None,
+    on_row: OnRow = None,
     shapes: Sequence[Shape] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure every shape of :data:`SHAPES`, or the given ones.
@@ -79,12 +80,7 @@ def bench_codebook(
         indices stay in the last cache, None where there is one core; ``onnxruntime``, whether it
         was there.
     """
-    rows = []
-    for row in _rows(options, shapes or (QUICK_SHAPES if options.quick else SHAPES)):
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
-    return rows
+    return collected(_rows(options, shapes or (QUICK_SHAPES if options.quick else SHAPES)), on_row)
 
 
 def _rows(options: BenchOptions, shapes: Sequence[Shape]) -> Iterator[dict[str, Any]]:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from lutcc import ir
-from lutcc.bench.kernel_rows import Row, compiled, in_place, levels, measured
-from lutcc.bench.limits import limit_loop, memcpy, product_limit, read_loop
+from lutcc.bench.kernel_rows import compiled, in_place, levels, measured, product_bound
+from lutcc.bench.limits import memcpy, read_loop
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import Row
 from lutcc.ir.codebooks import pack_indices
 
 N = ir.Sym("n")
@@ -58,20 +59,11 @@ def bench_codebook_matmul(options: BenchOptions) -> list[Row]:
                 artifact = compiled(matmul_module(weights, size, bits, compute), isa)
                 for n in (1, 128):
                     x = rng.normal(size=(n, size)).astype(np.float32)
-                    given: dict[str, Any] = {"unit": "GB/s of indices"}
-                    work = float(weights["indices"].nbytes)
-                    if n == 1:
-                        read, nbytes = read_loop(isa, weights["indices"].nbytes)
-                        given |= {"limit": read, "limit_work": nbytes, "limit_name": "reads"}
-                    else:
-                        mix = product_limit(isa)
-                        loop, flops = limit_loop(mix.name)
-                        work, given["unit"] = 2.0 * n * size * size, "GFLOP/s"
-                        given |= {"limit": loop, "limit_work": flops, "limit_name": mix.name}
+                    nbytes = weights["indices"].nbytes
+                    bound = product_bound(isa, n, (size, size), nbytes, "indices")
                     workload = f"N={n} {size}x{size} {bits} bits {compute}"
                     call = in_place(artifact, x)
-                    name = "codebook_matmul"
-                    rows.append(measured(options, name, workload, isa, call, work, **given))
+                    rows.append(measured(options, "codebook_matmul", workload, isa, call, **bound))
     return rows
 
 

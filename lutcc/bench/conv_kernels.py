@@ -7,9 +7,10 @@ import numpy as np
 
 from lutcc import ir
 from lutcc.bench.dense_kernels import COMPUTE
-from lutcc.bench.kernel_rows import Row, compiled, in_place, levels, measured, one_op
+from lutcc.bench.kernel_rows import compiled, in_place, levels, measured, one_op
 from lutcc.bench.limits import limit_loop, product_limit, scan_limit
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import Row
 from lutcc.ir.arithmetic import quantize_rows
 
 

@@ -9,7 +9,7 @@ is the time to read the weights once, which no product of one row can beat.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lutcc.bench.baselines import ONEDNN, ONEDNN_CAST, PRECISIONS, runs_here, wr
 from lutcc.bench.compare import Comparison, Subject
 from lutcc.bench.dense_kernels import COMPUTE, dense_module
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import OnRow, collected
 from lutcc.runtime import cpu
 
 
@@ -55,7 +56,7 @@ KINDS = (
 
 def bench_dense(
     options: BenchOptions,
-    on_row: Callable[[dict[str, Any]], None] | None = None,
+    on_row: OnRow = None,
     shapes: Sequence[Shape] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure every shape of :data:`SHAPES`, or the given ones.
@@ -67,12 +68,7 @@ def bench_dense(
         candidates: ``lutcc int8`` and so on, ``lutcc bfloat16 in/out``, ``read int8`` and so on for
         one row of x, and torch's by precision.
     """
-    rows = []
-    for row in _rows(options, shapes or (QUICK_SHAPES if options.quick else SHAPES)):
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
-    return rows
+    return collected(_rows(options, shapes or (QUICK_SHAPES if options.quick else SHAPES)), on_row)
 
 
 def _rows(options: BenchOptions, shapes: Sequence[Shape]) -> Iterator[dict[str, Any]]:

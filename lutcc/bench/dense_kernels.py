@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import ml_dtypes
 import numpy as np
 
 from lutcc import ir
-from lutcc.bench.kernel_rows import Row, compiled, in_place, levels, measured
-from lutcc.bench.limits import limit_loop, product_limit, read_loop
+from lutcc.bench.kernel_rows import compiled, in_place, levels, measured, product_bound
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import Row
 from lutcc.ir.arithmetic import quantize_rows
 
 COMPUTE = ("float32", "bfloat16", "int8")
@@ -51,21 +49,12 @@ def bench_dense(options: BenchOptions) -> list[Row]:
     for isa in levels(options):
         for compute in COMPUTE:
             module = dense_module(rng, size, size, compute)
-            weight_bytes = module.constants["weight"].nbytes
+            nbytes = module.constants["weight"].nbytes
             artifact = compiled(module, isa)
             for n in (1, 128):
                 x = rng.normal(size=(n, size)).astype(np.float32)
-                given: dict[str, Any] = {"unit": "GB/s of weights"}
-                work = float(weight_bytes)
-                if n == 1:
-                    read, nbytes = read_loop(isa, weight_bytes)
-                    given |= {"limit": read, "limit_work": nbytes, "limit_name": "reads"}
-                else:
-                    mix = product_limit(isa)
-                    loop, flops = limit_loop(mix.name)
-                    work, given["unit"] = 2.0 * n * size * size, "GFLOP/s"
-                    given |= {"limit": loop, "limit_work": flops, "limit_name": mix.name}
+                bound = product_bound(isa, n, (size, size), nbytes, "weights")
                 call = in_place(artifact, x)
                 workload = f"N={n} {size}x{size} {compute}"
-                rows.append(measured(options, "dense", workload, isa, call, work, **given))
+                rows.append(measured(options, "dense", workload, isa, call, **bound))
     return rows

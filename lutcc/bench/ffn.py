@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ import numpy as np
 from lutcc.bench.baselines import ONEDNN, PRECISIONS, runs_here, write_chain
 from lutcc.bench.compare import Comparison, Subject
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import OnRow, collected
 from lutcc.bench.timing import Timing
 from lutcc.runtime import cpu
 
@@ -119,7 +120,7 @@ def dense_block(d: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def bench_ffn(
     options: BenchOptions,
-    on_row: Callable[[dict[str, Any]], None] | None = None,
+    on_row: OnRow = None,
     shapes: Sequence[Shape] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure every shape of :data:`SHAPES`, or the given ones, at every batch.
@@ -132,14 +133,9 @@ def bench_ffn(
         at the largest batches ``two_cores`` (time on one core over time on two); whether the CPU
         multiplies bfloat16 (``bf16_native``), without which torch's bfloat16 is slow.
     """
-    rows = []
     chosen = shapes or (SHAPES[:1] if options.quick else SHAPES)
     batches = (*BATCHES, LARGE_BATCH) if options.full else BATCHES
-    for row in _rows(options, chosen, QUICK_BATCHES if options.quick else batches):
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
-    return rows
+    return collected(_rows(options, chosen, QUICK_BATCHES if options.quick else batches), on_row)
 
 
 def _rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from lutcc import ir
+from lutcc.bench.limits import limit_loop, product_limit, read_loop
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import Row
 from lutcc.bench.timing import burst, interleave
 from lutcc.runtime import cpu
-
-Row = dict[str, Any]
 
 
 def levels(options: BenchOptions) -> list[str]:
@@ -57,6 +58,32 @@ def measured(
         row["limit"] = limit_work / times["limit"].best / 1e9
         row["share"] = row["rate"] / row["limit"]
     return row
+
+
+def product_bound(
+    isa: str, rows: int, weights: tuple[int, int], nbytes: int, what: str
+) -> dict[str, Any]:
+    """Return what :func:`measured` takes of a product: work, unit, and what bounds it.
+
+    One row is bounded by reading the weights, of ``nbytes``, many by multiply-adds in registers.
+
+    Parameters
+    ----------
+    isa
+        Level of the bound.
+    rows, weights
+        Rows of x; outputs and columns.
+    nbytes, what
+        Bytes of the weights as they are stored, and what these are called.
+    """
+    if rows == 1:
+        loop, read = read_loop(isa, nbytes)
+        bound = {"limit": loop, "limit_work": read, "limit_name": "reads"}
+        return {"work": float(nbytes), "unit": f"GB/s of {what}", **bound}
+    name = product_limit(isa).name
+    loop, flops = limit_loop(name)
+    bound = {"limit": loop, "limit_work": flops, "limit_name": name}
+    return {"work": 2.0 * rows * math.prod(weights), "unit": "GFLOP/s", **bound}
 
 
 def compiled(module: ir.Module, isa: str) -> Any:

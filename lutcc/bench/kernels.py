@@ -20,9 +20,10 @@ from lutcc.bench.codebook_kernels import (
 )
 from lutcc.bench.conv_kernels import bench_conv2d, bench_lut_conv2d
 from lutcc.bench.dense_kernels import bench_dense
-from lutcc.bench.kernel_rows import Row, compiled, in_place, levels, measured, one_op
+from lutcc.bench.kernel_rows import compiled, in_place, levels, measured, one_op
 from lutcc.bench.limits import MIXES, limit_loop, memcpy, product_limit, read_loop, scan_limit
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import Row
 from lutcc.bench.sampled_kernels import bench_sampled_conv2d, bench_sampled_matmul
 from lutcc.ir.types import numpy_dtype
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 from lutcc.bench.baselines import PRECISIONS, write_chain
 from lutcc.bench.compare import Comparison
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import OnRow, collected
 from lutcc.bench.timing import Timing
 
 if TYPE_CHECKING:
@@ -50,16 +51,9 @@ def random_lookup_layer(D: int, M: int, C: int, *, K: int = 16, seed: int = 0) -
     return b.module()
 
 
-def bench_layers(
-    options: BenchOptions, on_row: Callable[[dict[str, Any]], None] | None = None
-) -> list[dict[str, Any]]:
+def bench_layers(options: BenchOptions, on_row: OnRow = None) -> list[dict[str, Any]]:
     """Measure every shape of :data:`SHAPES`; a row per batch size: all times and the ratios."""
-    rows = []
-    for row in _rows(options):
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
-    return rows
+    return collected(_rows(options), on_row)
 
 
 def _rows(options: BenchOptions) -> Iterator[dict[str, Any]]:

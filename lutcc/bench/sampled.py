@@ -21,6 +21,7 @@ from lutcc.bench.baselines import ONEDNN, PRECISIONS, runs_here, write_chain
 from lutcc.bench.compare import Comparison, Subject
 from lutcc.bench.ffn import FAMILIES, family_of
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import OnRow, collected
 from lutcc.bench.timing import Timing
 from lutcc.runtime import cpu
 
@@ -155,7 +156,7 @@ def _multiplies_bfloat16() -> bool:
 
 def bench_sampled(
     options: BenchOptions,
-    on_row: Callable[[dict[str, Any]], None] | None = None,
+    on_row: OnRow = None,
     shapes: Sequence[Shape] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure every shape of :data:`SHAPES`, or the given ones.
@@ -167,12 +168,7 @@ def bench_sampled(
         ``verdicts``, for each type and ratio (see :func:`verdict`); whether the CPU multiplies
         bfloat16 (``bf16_native``) and whether torch's dense bfloat16 was timed (``bf16_timed``).
     """
-    rows = []
-    for row in _rows(options, shapes or (QUICK_SHAPES if options.quick else SHAPES)):
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
-    return rows
+    return collected(_rows(options, shapes or (QUICK_SHAPES if options.quick else SHAPES)), on_row)
 
 
 def _rows(options: BenchOptions, shapes: Sequence[Shape]) -> Iterator[dict[str, Any]]:

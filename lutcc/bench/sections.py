@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from lutcc.bench.options import BenchOptions
+from lutcc.bench.rows import Row
 from lutcc.bench.timing import burst, interleave
 from lutcc.errors import UsageError, suggest
 from lutcc.runtime import cpu
 
-Row = dict[str, Any]
 COPIES = {"256 KiB": 2**18, "4 MiB": 2**22, "256 MiB": 2**28}
 
 
