@@ -13,6 +13,7 @@ import numpy as np
 
 from lutcc.bench.machine import one_line
 from lutcc.bench.replay import BATCH, Run, Table, replay
+from lutcc.report.figure_style import plain_figure
 from lutcc.tuning.records import Record
 from lutcc.tuning.search import TINY
 
@@ -282,13 +283,11 @@ def _row(*cells: str) -> str:
 
 def plot(path: Path, result: Mapping[str, Any]) -> None:
     """Draw a panel for each workload, and one over all."""
-    from matplotlib.figure import Figure
-
     workloads = result["workloads"]
     columns = min(4, len(workloads) + 1)
     count = len(workloads) + 1
     lines = math.ceil(count / columns)
-    figure = Figure(figsize=(4.2 * columns, 3.1 * lines + 0.6), layout="constrained")
+    figure = plain_figure(4.2 * columns, 3.1 * lines + 0.6)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     _panel(panels[0], f"all {len(workloads)} workloads", result["summary"], None)
     for panel, (name, about) in zip(panels[1:], workloads.items(), strict=False):

@@ -72,17 +72,32 @@ def open_figure(width: float, height: float) -> Iterator[Any]:
     DependencyError
         Without matplotlib.
     """
+    with _matplotlib().rc_context(_STYLE):
+        yield plain_figure(width, height)
+
+
+def plain_figure(width: float, height: float) -> Any:
+    """Return a figure of so many inches, as matplotlib makes it.
+
+    Raises
+    ------
+    DependencyError
+        Without matplotlib.
+    """
+    return _matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def _matplotlib() -> Any:
     try:
         import matplotlib
-        from matplotlib.figure import Figure
+        import matplotlib.figure
     except ImportError as error:
         raise DependencyError(
             "matplotlib, which draws the figures, is not installed",
             where="report",
             fix="pip install lutcc[report]",
         ) from error
-    with matplotlib.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
-        yield Figure(figsize=(width, height), layout="constrained")
+    return matplotlib
 
 
 def to_svg(figure: Any, salt: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lutcc.bench.machine import one_line
-from lutcc.errors import DependencyError
+from lutcc.report.figure_style import plain_figure
 from lutcc.report.tables import pretty
 
 _DENSE = {
@@ -27,14 +27,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     DependencyError
         Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError(
-            "matplotlib is not installed", where=str(path), fix="pip install lutcc[report]"
-        ) from error
     batches = list(result["models"][0]["times"])
-    figure = Figure(figsize=(4.6 * len(batches), 5.6), layout="constrained")
+    figure = plain_figure(4.6 * len(batches), 5.6)
     panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
     for panel, batch in zip(panels, batches, strict=True):
         _panel(panel, result, batch)

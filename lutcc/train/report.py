@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lutcc.errors import DependencyError
+from lutcc.report.figure_style import plain_figure
 from lutcc.train.losses import curve
 
 _COLOURS = ("#1f2933", "#0f766e", "#2563eb", "#b45309", "#7c3aed", "#be185d")
@@ -88,13 +88,7 @@ def picture(rows: Sequence[Row], records: Sequence[dict[str, Any]], path: str | 
     DependencyError
         Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError(
-            "matplotlib is missing", where="train.report", fix='pip install "lutcc[examples]"'
-        ) from error
-    figure = Figure(figsize=(13, 4.0), layout="constrained")
+    figure = plain_figure(13, 4.0)
     curves, gaps, trade = figure.subplots(1, 3)
     for axes in (curves, gaps, trade):
         axes.grid(color=_GRID, linewidth=0.6)
