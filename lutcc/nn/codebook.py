@@ -13,7 +13,7 @@ from lutcc.codebook_weights import CodebookWeights, Footprint
 from lutcc.errors import InputError
 from lutcc.ir.codebooks import BITS, SEGMENT_MULTIPLE, packed_columns
 from lutcc.lookup_options import check_count, check_name
-from lutcc.nn.constants import RoundedParameters
+from lutcc.nn.constants import RoundedParameters, without_casts
 
 COMPUTE = ("float32", "bfloat16", "int8")
 
@@ -255,18 +255,9 @@ class CodebookLayer(RoundedParameters):
             setattr(self, name, tensor)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        # A cast would lose bits of what is stored in 16 of another kind; moves are made.
-        present = [getattr(self, name) for name in _KEPT]
-        kept = [tensor for tensor in present if tensor is not None]
-        kept += [tensor.grad for tensor in kept if tensor.grad is not None]
-
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            result = fn(tensor)
-            if result.dtype is tensor.dtype or not any(tensor is other for other in kept):
-                return result
-            return tensor.to(result.device)
-
-        return super()._apply(moved, recurse)
+        # A cast would lose bits of what is stored in 16 of another kind.
+        kept = [getattr(self, name) for name in _KEPT]
+        return super()._apply(without_casts(fn, kept), recurse)
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

@@ -1,8 +1,8 @@
-"""Rounded copies of parameters, as a compiled model stores them, kept in eval mode."""
+"""Parameters as a compiled model stores them: rounded copies in eval mode; what no cast changes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -85,3 +85,22 @@ class RoundedParameters(torch.nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         if self._rounded and not self.training:
             self.refresh_rounded()
+
+
+def without_casts(
+    fn: Callable[[torch.Tensor], torch.Tensor], kept: Sequence[torch.Tensor | None]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what moves tensors as ``fn`` does, but leaves these, and their gradients, their dtype.
+
+    For ``torch.nn.Module._apply``.
+    """
+    present = [tensor for tensor in kept if tensor is not None]
+    present += [tensor.grad for tensor in present if tensor.grad is not None]
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        result = fn(tensor)
+        if result.dtype is tensor.dtype or not any(tensor is other for other in present):
+            return result
+        return tensor.to(result.device)
+
+    return moved

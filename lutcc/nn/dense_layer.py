@@ -11,6 +11,7 @@ import lutcc.ops  # noqa: F401  registers torch.ops.lutcc
 from lutcc.errors import InputError
 from lutcc.lookup_options import check_name
 from lutcc.nn.codebook import COMPUTE
+from lutcc.nn.constants import without_casts
 from lutcc.ops.arithmetic import quantize_rows
 from lutcc.ops.dense import LIMIT
 
@@ -74,17 +75,8 @@ class DenseLayer(torch.nn.Module):
         return bias.double() if x.dtype is torch.float64 else bias.float()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        # a cast would lose bits of what goes with the integers; moves are made
-        kept = [t for t in (self.scales,) if t is not None]
-        kept += [t.grad for t in kept if t.grad is not None]
-
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            result = fn(tensor)
-            if result.dtype is tensor.dtype or not any(tensor is other for other in kept):
-                return result
-            return tensor.to(result.device)
-
-        return super()._apply(moved, recurse)
+        # a cast would lose bits of what goes with the integers
+        return super()._apply(without_casts(fn, [self.scales]), recurse)
 
 
 def finite(weight: torch.Tensor, where: str) -> torch.Tensor:

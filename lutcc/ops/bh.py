@@ -8,6 +8,7 @@ import torch
 
 from lutcc.ir.ops.hadamard import padded_size
 from lutcc.ops.arithmetic import floats
+from lutcc.ops.block_diagonal import check_blocks
 from lutcc.ops.checks import require
 from lutcc.ops.library import cast_to, define, once, saves_nothing
 
@@ -58,20 +59,7 @@ def bh_stage(
 
 def _check(x: torch.Tensor, blocks: torch.Tensor, scale: float, columns: int | None = None) -> None:
     del scale
-    floats(_OP, "x", x)
-    floats(_OP, "blocks", blocks)
-    require(
-        blocks.dtype is x.dtype or (x.dtype, blocks.dtype) == (torch.float32, torch.bfloat16),
-        _OP,
-        f"x is {x.dtype}, but blocks are {blocks.dtype}",
-        f"blocks.to({x.dtype})",
-    )
-    require(
-        blocks.ndim == 3 and all(size >= 1 for size in blocks.shape),
-        _OP,
-        f"blocks must be (groups, rows, columns), none of them 0, got {tuple(blocks.shape)}",
-        "pass one matrix per group: blocks[None] for a single one",
-    )
+    check_blocks(_OP, x, blocks)
     groups, height, width = blocks.shape
     require(
         x.ndim >= 1 and x.shape[-1] >= 1 and padded_size(int(x.shape[-1])) == groups * height,

@@ -53,21 +53,26 @@ def block_diagonal_matmul(
 _OP = "block_diagonal_matmul"
 
 
-def _check(x: torch.Tensor, blocks: torch.Tensor, columns: int | None = None) -> None:
-    floats(_OP, "x", x)
-    floats(_OP, "blocks", blocks)
+def check_blocks(op: str, x: torch.Tensor, blocks: torch.Tensor) -> None:
+    """Raise InputError unless x and blocks are of dtypes that go together, and blocks three-dim."""
+    floats(op, "x", x)
+    floats(op, "blocks", blocks)
     require(
         blocks.dtype is x.dtype or (x.dtype, blocks.dtype) == (torch.float32, torch.bfloat16),
-        _OP,
+        op,
         f"x is {x.dtype}, but blocks are {blocks.dtype}",
         f"blocks.to({x.dtype})",
     )
     require(
         blocks.ndim == 3 and all(size >= 1 for size in blocks.shape),
-        _OP,
+        op,
         f"blocks must be (groups, rows, columns), none of them 0, got {tuple(blocks.shape)}",
         "pass one matrix per group: blocks[None] for a single one",
     )
+
+
+def _check(x: torch.Tensor, blocks: torch.Tensor, columns: int | None = None) -> None:
+    check_blocks(_OP, x, blocks)
     groups, height, width = blocks.shape
     require(
         x.ndim >= 1 and x.shape[-1] == groups * height,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lutcc.errors import ArtifactError, InputError
+from lutcc.errors import ArtifactError
+from lutcc.train.settings import check_same
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -79,7 +80,7 @@ def load(
             f"is no checkpoint: {error}", where=str(path), fix="delete it to begin anew"
         ) from error
     if settings is not None:
-        _check_settings(path, made_with, json.loads(json.dumps(settings)))
+        check_same("the checkpoint", made_with, settings, path)
     values = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     try:
         model.load_state_dict(values)
@@ -97,14 +98,3 @@ def load(
                 )  # as Adam's fused form has it
                 optimizer.state[parameter] = {"step": done, **moved}
     return step
-
-
-def _check_settings(path: str | Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    if changed:
-        pairs = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
-        raise InputError(
-            f"the checkpoint was made with other settings: {pairs}",
-            where=str(path),
-            fix="use the same settings, or another output folder",
-        )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lutcc.errors import InputError, LogError
+from lutcc.train.settings import check_same
 
 _TEXTS = ("run", "method", "task", "split")
 _COUNTS = ("seed", "step", "macs", "exact_macs", "bytes", "dense_bytes")
@@ -215,7 +216,7 @@ class RunLog:
         found = [record for record in self.read() if record.run == run] if self._there() else []
         for record in found:
             if settings is not None and record.settings is not None:
-                _compare(self.path, run, record.settings, json.loads(json.dumps(settings)))
+                check_same(f"run {run!r}", record.settings, settings, self.path)
         return any(record.final for record in found)
 
     def forget(self, run: str) -> None:
@@ -253,14 +254,3 @@ class RunLog:
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 yield number, line
-
-
-def _compare(path: Path, run: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    if changed:
-        pairs = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
-        raise InputError(
-            f"run {run!r} was made with other settings: {pairs}",
-            where=str(path),
-            fix="use the same settings, or another output folder",
-        )
