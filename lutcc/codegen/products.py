@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lutcc.errors import CompileError
 from lutcc.ir.module import Function, Operation
@@ -20,8 +20,12 @@ from lutcc.schedules.x86 import (
 )
 from lutcc.schedules.x86.config import AttentionConfig, DenseConfig, FixedConfig, ProductConfig
 from lutcc.schedules.x86.context import Scratch
-from lutcc.schedules.x86.emit import Expr, i64
+from lutcc.schedules.x86.emit import i64
 from lutcc.schedules.x86.isa import Isa
+
+if TYPE_CHECKING:
+    from lutcc.codegen.threads import Threads
+    from lutcc.codegen.values import Values
 
 Config: TypeAlias = ProductConfig | DenseConfig | AttentionConfig | FixedConfig
 SCHEDULES: Mapping[str, Any] = {
@@ -93,20 +97,33 @@ class Products:
             most = max(most, scratch.used)
         return most
 
-    def emit(
-        self,
-        op: Operation,
-        operands: list[Any],
-        target: Any,
-        rows: Expr,
-        shared: Scratch,
-        thread_loop: Callable[[], Any],
-        private: Callable[[Expr], Scratch],
-    ) -> None:
-        """Emit a product."""
+    def emit(self, op: Operation, values: Values, threads: Threads, shared: Scratch) -> None:
+        """Emit a product.
+
+        Parameters
+        ----------
+        op
+            The product.
+        values, threads
+            Of the entry function.
+        shared
+            What threads have in common, :meth:`shared_bytes` of it.
+        """
         schedule, config = SCHEDULES[op.opcode], self.config(op)
+        strided = STRIDED[op.opcode]
+        operands: list[Any] = []
+        for index, value in enumerate(op.operands):
+            if index in PACKED.get(op.opcode, ()):
+                operands.append(values.constant(value))
+            elif op.opcode in TENSORS:
+                operands.append(values.tensor(value))
+            else:
+                see = values.external if index in strided else values.view
+                operands.append(see(value))
+        target = (values.external if strided else values.view)(op.results[0])
+        rows = values.rows(op.operands[0])
         taken = schedule.take_shared(op, self.isa, config, shared)
-        schedule.emit(op, config, operands, target, rows, taken, thread_loop, private)
+        schedule.emit(op, config, operands, target, rows, taken, threads.loop, threads.scratch)
 
 
 def product_name(op: Operation) -> str:
