@@ -125,15 +125,13 @@ def _channel_rows(
     taps: int,
     relu: bool,
 ) -> Array:
-    """Return :data:`WINDOW_ROWS` of each channel; middles are of the levels that are finite."""
+    """Return :data:`WINDOW_ROWS` of each channel; levels that none reaches move no median."""
     channels, levels = _nodes(splitdims, splitvals, taps, relu)
-    finite = np.isfinite(levels)
-    finite[:, 0] = False
-    least, most = np.full(len(units), np.inf), np.full(len(units), -np.inf)
-    np.minimum.at(least, channels[finite], levels[finite])
-    np.maximum.at(most, channels[finite], levels[finite])
-    with np.errstate(invalid="ignore"):
-        middle = np.where(least <= most, (least + most) / 2, 0)
+    compared = np.isfinite(levels)
+    compared[:, 0] = False
+    middle = np.zeros(len(units), np.float32)
+    for channel in np.unique(channels[compared]):
+        middle[channel] = np.median(levels[compared & (channels == channel)])
     reach = 128 * np.abs(weight.astype(np.int64)).reshape(len(units), -1).sum(axis=1)
     rows = {"unit": units, "bias": bias, "level": outside, "reach": reach}
     rows |= {"middle": middle, "outside": outside}
