@@ -26,6 +26,8 @@ from lutcc.schedules.x86.emit import (
     both,
     branch,
     cast,
+    const,
+    equal,
     i64,
     local,
     loop,
@@ -89,7 +91,10 @@ def emit(
         layers.append(Layer.take(ctx, part.conv, planes, sums, pairs=pairs))
         refs = [ctx.ref(part.conv.operands[4])]
         outside = ctx.blob.add("image_outside", dtype, refs, kind=dtype)
-        planes.clear(outside)
+        if index == 0 and lead.windows is not None:
+            lead = replace(lead, padding=_Padding(planes, outside))
+        else:
+            planes.clear(outside)
     last, pooled = layers[-1], None
     if parts[-1].pool is not None:
         height, width = Window.of(parts[-1].pool).out
@@ -115,6 +120,21 @@ def emit(
         _write(ctx, result, outputs, parts[-1].finish, there)
 
 
+class _Padding:
+    """What is outside an image in planes that few images need: written when the first one does."""
+
+    def __init__(self, planes: Planes, outside: View) -> None:
+        self._planes, self._outside = planes, outside
+        self._missing = local(1, "int32")
+        self._missing.store(0, const(1, "int32"))
+
+    def write(self) -> None:
+        """Emit it, unless it is there."""
+        with when(equal(self._missing.load(0), const(1, "int32"))):
+            self._planes.clear(self._outside)
+            self._missing.store(0, const(0, "int32"))
+
+
 @dataclass(frozen=True)
 class _Lead:
     """What leads from an image to the sums of the first look-ups.
@@ -133,6 +153,8 @@ class _Lead:
         The convolution, where it goes from the image to the planes.
     windows
         Its sums in 16 bits, where trees may compare those.
+    padding
+        With ``windows``: of the planes for images that do not fit them.
     """
 
     pixels: Operation | None
@@ -143,6 +165,7 @@ class _Lead:
     shared: conv2d.Shared | None
     planar: PlaneConvolution | None = None
     windows: Windows | None = None
+    padding: _Padding | None = None
 
     @classmethod
     def take(cls, ctx: StageContext, function: Function, trees: Operation) -> _Lead:
@@ -173,12 +196,14 @@ class _Lead:
             layer.emit(ctx)
             return
         assert self.planar is not None
+        assert self.padding is not None
         unit, windows = self.planar.read(image), self.windows
         with branch(windows.find(unit)) as (narrow, wide):
             with narrow:
                 windows.emit()
                 replace(layer, source=windows.planes, thresholds=windows.thresholds).emit(ctx)
             with wide:
+                self.padding.write()
                 self.planar.emit(unit, layer.source)
                 layer.emit(ctx)
 
