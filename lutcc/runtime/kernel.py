@@ -22,6 +22,8 @@ from lutcc.runtime.signature import TensorSpec
 
 #: In place of an argument that is not given.
 _NOTHING = object()
+#: Shapes of inputs that the short way remembers.
+_KNOWN_SHAPES = 256
 #: A thread is worth waking for this much work.
 SECONDS_PER_THREAD = 15e-6
 
@@ -273,13 +275,15 @@ class LookupKernel:
         results = allocate(self.outputs, sizes, torch)
         rows = next(iter(sizes.values()), self._static_rows)
         if rows and all(size for t in results for size in t.shape):
-            self.launch(rows, tensors, results if torch is not None else _taken(results))
+            taken = results if torch is not None else _taken(results, self.outputs)
+            self.launch(rows, tensors, taken)
         return results[0] if len(results) == 1 else tuple(results)
 
 
-def _taken(results: Sequence[np.ndarray]) -> list[Any]:
+def _taken(results: Sequence[np.ndarray], specs: Sequence[TensorSpec]) -> list[Any]:
     """Return arrays as the entry function takes them."""
-    return [bfloat16.to_tensor(r) if bfloat16.is_bfloat16(r) else r for r in results]
+    pairs = zip(results, specs, strict=True)
+    return [bfloat16.to_tensor(r) if spec.dtype == "bfloat16" else r for r, spec in pairs]
 
 
 def allocate(
@@ -297,29 +301,30 @@ def allocate(
 def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
     """Return the function behind ``artifact(...)``: a short way for the usual call.
 
-    The short way is for one contiguous, writable, aligned matrix of the exact type, one result, and
-    one thread, or few enough rows for one. It only ever decides that a call is fine; whatever it is
-    not sure of goes to :meth:`LookupKernel.checked_call`, which explains. Everything it touches is
-    a local of this closure: attribute look-ups would cost as much as the rest, and where weights
-    come from memory so does the code that is called: the long way then takes a tenth of the time of
-    reading 32 MB.
+    The short way is for one contiguous, writable, aligned array of the exact type, rows or images
+    of one size, one result, and one thread, or few enough rows for one. It only ever decides that a
+    call is fine; whatever it is not sure of goes to :meth:`LookupKernel.checked_call`, which
+    explains. Everything it touches is a local of this closure: attribute look-ups would cost as
+    much as the rest, and where weights come from memory so does the code that is called: the long
+    way then takes a tenth of the time of reading 32 MB.
     """
     checked = kernel.checked_call
     if len(kernel.inputs) != 1 or len(kernel.outputs) != 1:
         return checked
     source, target = kernel.inputs[0], kernel.outputs[0]
+    tail, tail_out = source.shape[1:], target.shape[1:]
     fits = (
-        len(source.shape) == len(target.shape) == 2
+        len(tail) > 0
+        and len(tail_out) > 0
         and source.shape[0] == target.shape[0]
         and (isinstance(source.shape[0], int) or source.shape[0][1] == 1)
-        and all(isinstance(d, int) and d > 0 for d in (source.shape[1], target.shape[1]))
+        and all(isinstance(d, int) and d > 0 for d in (*tail, *tail_out))
     )
     if not fits:
         return checked
-    columns: Any = source.shape[1]
-    columns_out: Any = target.shape[1]
     dtype, dtype_out = source.numpy_dtype(), target.numpy_dtype()
-    strided, from_dlpack = source.dtype in STRIDED_DTYPES, ffi.tvm_ffi().from_dlpack
+    rank, from_dlpack = len(source.shape), ffi.tvm_ffi().from_dlpack
+    strided = rank == 2 and source.dtype in STRIDED_DTYPES
     mask, first, alone, threads_in_force = (
         dtype.itemsize - 1,
         source.shape[0],
@@ -330,7 +335,8 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
     half_in, half_out = (spec.dtype == "bfloat16" for spec in (source, target))
     to_tensor = bfloat16.to_tensor
     ndarray, empty = np.ndarray, np.empty
-    large = -(-ffi.LARGE // max(columns_out * dtype_out.itemsize, 1))
+    sizes_out = target.resolve({symbol: 1 for symbol in target.symbols})[1:]
+    large = -(-ffi.LARGE // max(math.prod(sizes_out) * dtype_out.itemsize, 1))
     function, blob = kernel.serial, kernel.blob_tensor
     pop, push, workspace, failed = (
         kernel.spaces.pop,
@@ -339,6 +345,18 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
         kernel.failed,
     )
     torch_type = torch_dtype = torch_dtype_out = torch_strided = None
+
+    shapes: dict[tuple[int, ...], tuple[int, tuple[int, ...]]] = {}
+    known = shapes.get
+
+    def learn_shape(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]] | None:
+        """Return the rows of an input of this shape and the result's shape, if that is right."""
+        if len(shape) != rank or shape[1:] != tail or not least <= shape[0] <= most:
+            return None
+        if len(shapes) >= _KNOWN_SHAPES:
+            shapes.clear()
+        shapes[tuple(shape)] = found = int(shape[0]), (int(shape[0]), *sizes_out)
+        return found
 
     def learn_torch() -> None:
         nonlocal torch_type, torch_dtype, torch_dtype_out, torch_strided
@@ -355,12 +373,10 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
         if kind is ndarray and not more:
             if x.dtype is not dtype and x.dtype != dtype:
                 return checked(x)
-            try:
-                rows, width = x.shape
-            except ValueError:
+            found = known(x.shape) or learn_shape(x.shape)
+            if found is None:
                 return checked(x)
-            if width != columns or not least <= rows <= most:
-                return checked(x)
+            rows, shape_out = found
             if rows > alone and threads_in_force() > 1:
                 return checked(x)
             flags = x.flags
@@ -374,9 +390,9 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
             if half_in:
                 x = to_tensor(x)
             if rows < large:
-                out = empty((rows, columns_out), dtype_out)
+                out = empty(shape_out, dtype_out)
             else:
-                out = ffi.empty_array((rows, columns_out), dtype_out)
+                out = ffi.empty_array(shape_out, dtype_out)
             taken = to_tensor(out) if half_out else out
         elif kind is torch_type and not more:
             if (
@@ -386,17 +402,17 @@ def _fast_call(kernel: LookupKernel) -> Callable[..., Any]:
                 or x.requires_grad
                 or x.is_neg()
                 or x.data_ptr() & mask
-                or x.ndim != 2
             ):
                 return checked(x)
-            rows, width = x.shape
-            if width != columns or not least <= rows <= most:
+            found = known(x.shape) or learn_shape(x.shape)
+            if found is None:
                 return checked(x)
+            rows, shape_out = found
             if rows > alone and threads_in_force() > 1:
                 return checked(x)
             if not x.is_contiguous() and (not strided or 0 in x.stride()):
                 return checked(x)
-            taken = out = x.new_empty((rows, columns_out), dtype=torch_dtype_out)
+            taken = out = x.new_empty(shape_out, dtype=torch_dtype_out)
         else:
             if torch_type is None:
                 learn_torch()

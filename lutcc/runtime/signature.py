@@ -115,31 +115,29 @@ def bind(
     InputError
         With the argument's name, what was expected and what was given.
     """
-    want = ", ".join(map(dim_text, spec.shape))
-    where = f"argument {spec.name!r}"
     if len(shape) != len(spec.shape):
         raise InputError(
-            f"expected {len(spec.shape)} dimensions ({want}), got {len(shape)} "
+            f"expected {len(spec.shape)} dimensions ({_wanted(spec)}), got {len(shape)} "
             f"(shape {tuple(shape)})",
-            where=where,
+            where=f"argument {spec.name!r}",
             fix=_rank_fix(spec, shape),
         )
     for axis, (dim, size) in enumerate(zip(spec.shape, shape, strict=True)):
         if isinstance(dim, int):
             if size != dim:
                 raise InputError(
-                    f"expected shape ({want}), got {tuple(shape)}: dimension {axis} "
+                    f"expected shape ({_wanted(spec)}), got {tuple(shape)}: dimension {axis} "
                     f"must be {dim}, not {size}",
-                    where=where,
+                    where=f"argument {spec.name!r}",
                     fix=f"pass a tensor whose dimension {axis} has {dim} elements",
                 )
             continue
         symbol, factor = dim
         if size % factor:
             raise InputError(
-                f"expected shape ({want}), got {tuple(shape)}: dimension {axis} must be a "
+                f"expected shape ({_wanted(spec)}), got {tuple(shape)}: dimension {axis} must be a "
                 f"multiple of {factor}",
-                where=where,
+                where=f"argument {spec.name!r}",
                 fix=f"pad or cut dimension {axis} to a multiple of {factor}",
             )
         count = size // factor
@@ -147,10 +145,14 @@ def bind(
             raise InputError(
                 f"its {symbol} is {count} (shape {tuple(shape)}), but argument "
                 f"{owner[symbol]!r} has {symbol} = {sizes[symbol]}",
-                where=where,
+                where=f"argument {spec.name!r}",
                 fix=f"pass tensors that agree on {symbol}",
             )
         owner.setdefault(symbol, spec.name)
+
+
+def _wanted(spec: TensorSpec) -> str:
+    return ", ".join(map(dim_text, spec.shape))
 
 
 def _rank_fix(spec: TensorSpec, shape: Sequence[int]) -> str:
