@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from lutcc.ops.checks import dtype as check_dtype
+from lutcc.ops.checks import require
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -17,6 +18,17 @@ _ELEMENTS = 1 << 17
 def floats(op: str, name: str, tensor: torch.Tensor) -> None:
     """Raise InputError unless ``tensor`` is of a floating-point dtype."""
     check_dtype(op, name, tensor, FLOATS)
+
+
+def float_rows(op: str, name: str, tensor: torch.Tensor) -> None:
+    """Raise InputError unless ``tensor`` has a floating-point dtype and rows of some columns."""
+    floats(op, name, tensor)
+    require(
+        tensor.ndim >= 1 and tensor.shape[-1] >= 1,
+        op,
+        f"{name} needs a last dimension of at least 1, got shape {tuple(tensor.shape)}",
+        "pass rows with columns",
+    )
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -53,3 +65,29 @@ def quantize_rows(x: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tens
     inverse, unit = whole / largest, largest / whole
     usable = largest.isfinite() & inverse.isfinite()
     return torch.where(usable, (x * inverse).round_(), torch.zeros_like(x)), unit
+
+
+def integer_product(q: torch.Tensor, weights: torch.Tensor, limit: int) -> torch.Tensor:
+    """Return (N, M) int32: the product of integers in float32, which holds it piece by piece.
+
+    Parameters
+    ----------
+    q
+        (N, K) float32, integers in -127 .. 127.
+    weights
+        (M, K) float32, integers in -limit .. limit.
+    limit
+        Of the weights.
+
+    Examples
+    --------
+    >>> integer_product(torch.full((1, 2000), 127.0), torch.full((1, 2000), 127.0), 127).tolist()
+    [[32258000]]
+    """
+    # so many columns, whose sums of products float32 holds exactly, in any order
+    exact = (1 << 24) // (127 * limit)
+    sums = q.new_zeros((len(q), len(weights)), dtype=torch.int32)
+    for start in range(0, q.shape[1], exact):
+        piece = slice(start, start + exact)
+        sums += (q[:, piece] @ weights[:, piece].t()).to(torch.int32)
+    return sums

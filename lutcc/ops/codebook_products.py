@@ -9,14 +9,11 @@ import torch
 from lutcc.errors import InputError
 from lutcc.ir.codebooks import TABLE_LIMIT
 from lutcc.ir.ops.codebook_matmul import is_permutation
-from lutcc.ops.arithmetic import floats, quantize_rows, wide
+from lutcc.ops.arithmetic import float_rows, integer_product, quantize_rows, wide
 from lutcc.ops.checks import dtype as check_dtype
 from lutcc.ops.checks import require
 from lutcc.ops.codebook_tables import Stored, check_devices, check_stored
 from lutcc.ops.kernels import as_array
-
-_EXACT_COLUMNS = (1 << 24) // (127 * TABLE_LIMIT)
-"""Columns of integers whose sum of products float32 holds exactly, in any order."""
 
 
 def check_operands(
@@ -30,13 +27,7 @@ def check_operands(
     segment_size: int,
 ) -> None:
     """Raise InputError unless x, the weights and the order of their rows fit one another."""
-    floats(op, "x", x)
-    require(
-        x.ndim >= 1 and x.shape[-1] >= 1,
-        op,
-        f"x needs a last dimension of at least 1, got shape {tuple(x.shape)}",
-        "pass rows with columns",
-    )
+    float_rows(op, "x", x)
     stored = stored_weights(x, indices, codebooks, scales, bits, segment_size)
     check_stored(op, stored, beside=x)
     if order is None:
@@ -110,16 +101,7 @@ def _integers(x: torch.Tensor) -> Callable[[Stored, slice], torch.Tensor]:
 
     def multiply(stored: Stored, piece: slice) -> torch.Tensor:
         integers, units = quantize_rows(stored.tables(piece).to(torch.float32), TABLE_LIMIT)
-        sums = _integer_sums(q, integers.gather(1, stored.places(piece)))
+        sums = integer_product(q, integers.gather(1, stored.places(piece)), TABLE_LIMIT)
         return sums.to(torch.float32).mul_(unit * units.t())
 
     return multiply
-
-
-def _integer_sums(q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return (N, M) int32: the product of integers, which float32 holds piece by piece."""
-    sums = q.new_zeros((len(q), len(weights)), dtype=torch.int32)
-    for start in range(0, q.shape[1], _EXACT_COLUMNS):
-        piece = slice(start, start + _EXACT_COLUMNS)
-        sums += (q[:, piece] @ weights[:, piece].t()).to(torch.int32)
-    return sums

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lutcc.ir.ops.codebook_matmul import MAX_INT8_COLUMNS
-from lutcc.ops.arithmetic import FLOATS, floats, quantize_rows, wide
+from lutcc.ops.arithmetic import FLOATS, floats, integer_product, quantize_rows, wide
 from lutcc.ops.checks import check_bias, matrix, require
 from lutcc.ops.codebook_tables import check_devices
 from lutcc.ops.kernels import run
@@ -19,9 +19,6 @@ _OP = "dense"
 COMPUTE = ("float32", "bfloat16", "int8")
 LIMIT = 127
 """Integers are in -127 .. 127."""
-
-_EXACT_COLUMNS = (1 << 24) // LIMIT**2
-"""Columns of integers whose sum of products float32 holds exactly, in any order."""
 
 
 def dense(
@@ -202,7 +199,7 @@ def _torch(
             integers, own = quantize_rows(weight.float(), LIMIT)
             factor = own[:, 0] if units is None else own[:, 0] * units.float()
         assert factor is not None
-        y = _integer_sums(q, integers).float() * (unit * factor.float())
+        y = integer_product(q, integers, LIMIT).float() * (unit * factor.float())
     else:
         w = weight.to(dtype)
         if compute == "bfloat16":
@@ -212,15 +209,6 @@ def _torch(
     if bias is not None:
         y = y + bias.to(y.dtype)
     return y.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
-
-
-def _integer_sums(q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return (N, M) int32: the product of integers, which float32 holds piece by piece."""
-    sums = q.new_zeros((len(q), len(weights)), dtype=torch.int32)
-    for start in range(0, q.shape[1], _EXACT_COLUMNS):
-        piece = slice(start, start + _EXACT_COLUMNS)
-        sums += (q[:, piece] @ weights[:, piece].t()).to(torch.int32)
-    return sums
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from lutcc.ir.ops.hadamard import padded_size
-from lutcc.ops.arithmetic import floats, row_chunks, wide
-from lutcc.ops.checks import require
+from lutcc.ops.arithmetic import float_rows, row_chunks, wide
 from lutcc.ops.kernels import run
 from lutcc.ops.library import define, is_recorded
 
@@ -50,14 +49,7 @@ def hadamard(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
 
 def _check(x: torch.Tensor, scale: float = 1.0) -> None:
     del scale
-    op = "hadamard"
-    floats(op, "x", x)
-    require(
-        x.ndim >= 1 and x.shape[-1] >= 1,
-        op,
-        f"x needs a last dimension of at least 1, got shape {tuple(x.shape)}",
-        "pass rows with columns",
-    )
+    float_rows("hadamard", "x", x)
 
 
 def _fake(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
