@@ -8,6 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lutcc
+from lutcc import ir
+from lutcc.codegen.targets import parse_targets
+from lutcc.compiler import compile_module
 from lutcc.errors import BackendError, InputError
 from lutcc.runtime import Artifact
 
@@ -210,3 +214,52 @@ def test_any_strides(make_artifact, scale: np.ndarray, data: st.DataObject) -> N
 
 
 _ONE: dict[str, Artifact] = {}
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An artifact of images (n, 6, 5, 3) -> (n, 3, 5, 3): the larger of two rows."""
+    b = ir.Builder("main")
+    x = b.param("x", ir.TensorType((ir.Sym("n"), 6, 5, 3), "float32"))
+    y = b.op("max_pool2d", x, kernel=(2, 1), stride=(2, 1))
+    b.returns(b.op("reshape", y, shape=(ir.Sym("n"), 3, 5, 3)))
+    path = tmp_path_factory.mktemp("images") / "pooled.lutcc"
+    compile_module(b.module(), parse_targets("host")).save(path)
+    return lutcc.load(path)
+
+
+def test_images_of_any_layout(pooled: Artifact) -> None:
+    big = np.random.default_rng(0).normal(size=(9, 12, 10, 6)).astype(np.float32)
+    readonly = big[:, :6, :5, :3].copy()
+    readonly.flags.writeable = False
+    views = {
+        "contiguous": big[:, :6, :5, :3].copy(),
+        "cut out": big[::2, 1:7, 2:7, ::2],
+        "channels first": np.ascontiguousarray(big[:, :3, :6, :5]).transpose(0, 2, 3, 1),
+        "backwards": big[::-1, 5::-1, :5, :3],
+        "read-only": readonly,
+        "none": big[:0, :6, :5, :3],
+        "one": big[4:5, :6, :5, :3],
+    }
+    for name, x in views.items():
+        want = x.reshape(len(x), 3, 2, 5, 3).max(axis=2)
+        np.testing.assert_array_equal(pooled(x), want, err_msg=name)
+        if name != "read-only" and name != "backwards":
+            given = torch.from_numpy(x)
+            np.testing.assert_array_equal(pooled(given).numpy(), want, err_msg=name)
+
+
+def test_more_numbers_of_images_than_are_remembered(pooled: Artifact) -> None:
+    x = np.random.default_rng(0).normal(size=(600, 6, 5, 3)).astype(np.float32)
+    want = x.reshape(600, 3, 2, 5, 3).max(axis=2)
+    for n in (*range(1, 600, 2), 1, 3, 599):
+        np.testing.assert_array_equal(pooled(x[:n]), want[:n])
+
+
+@pytest.mark.parametrize("shape", [(), (6, 5, 3), (2, 6, 5, 4), (2, 90), (1, 2, 6, 5, 3), (2, 6)])
+def test_images_of_a_wrong_shape_are_refused(pooled: Artifact, shape: tuple[int, ...]) -> None:
+    for _ in range(2):  # it is not remembered
+        with pytest.raises(InputError, match="expected"):
+            pooled(np.zeros(shape, np.float32))
+        with pytest.raises(InputError, match="expected"):
+            pooled(torch.zeros(shape))
