@@ -98,7 +98,11 @@ class Layer:
     source
         The planes that it reads.
     sums
-        (M, :attr:`plane`) its results, int16 or int32.
+        (M, :attr:`plane`) its results, int16 or int32, with numbers between the rows that are none.
+    plane
+        Numbers from one plane of results to the next.
+    into
+        The planes of the next layer, where ``sums`` lie in them.
     codes
         Of a block of pixels.
     tile_r, tile_m
@@ -111,18 +115,28 @@ class Layer:
     window: Window
     source: Planes
     sums: View
+    plane: int
     codes: Codes
     tile_r: int
     tile_m: int
+    into: Planes | None = None
     thresholds: View | None = None
 
     @classmethod
     def take(
-        cls, ctx: StageContext, op: Operation, source: Planes, dtype: str, *, pairs: bool
+        cls,
+        ctx: StageContext,
+        op: Operation,
+        source: Planes,
+        dtype: str,
+        *,
+        pairs: bool,
+        into: Planes | None,
     ) -> Layer:
         """Assign room for the results of a convolution and its codes.
 
-        ``pairs``: 32 pixels may be taken together.
+        ``pairs``: 32 pixels may be taken together; ``into``: planes that take the results as they
+        are, if these lie there as the scan writes them.
         """
         window, scan = source.window, scan_of(op)
         codebooks = op.operands[3].type.size(0)
@@ -138,19 +152,17 @@ class Layer:
         block = min(groups, round_up(max(_BLOCK_PIXELS // layout.rows, 1), tile_r))
         view = ctx.scratch.take(layout.codebooks * block * layout.rows, "uint8")
         codes = Codes(view, layout.codebooks, layout.rows, layout.dot, layout.entries)
-        outputs = max(op.results[0].type.size(1), CHUNK)
-        sums = ctx.scratch.take(outputs * groups * layout.rows + SLACK, dtype)
-        return cls(op, window, source, sums, codes, tile_r, tile_m)
+        outputs, pixels = op.results[0].type.size(1), groups * layout.rows
+        if into is not None and outputs >= CHUNK and into.takes(window, pixels, dtype):
+            sums = into.view.at(into.window.place(*into.window.padding))
+            return cls(op, window, source, sums, into.window.plane, codes, tile_r, tile_m, into)
+        sums = ctx.scratch.take(max(outputs, CHUNK) * pixels + SLACK, dtype)
+        return cls(op, window, source, sums, pixels, codes, tile_r, tile_m)
 
     @property
     def groups(self) -> int:
         """Groups of rows of the scan, whole tiles."""
         return round_up(-(-self.window.outputs // self.codes.rows), self.tile_r)
-
-    @property
-    def plane(self) -> int:
-        """Numbers from one plane of results to the next."""
-        return self.groups * self.codes.rows
 
     def emit(self, ctx: StageContext) -> None:
         """Emit the convolution of one image."""

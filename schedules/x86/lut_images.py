@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from lutcc.ir.module import Function, Operation
-from lutcc.schedules.x86 import conv2d, lut_conv2d, plane_conv2d, plane_windows
-from lutcc.schedules.x86.config import DenseConfig
-from lutcc.schedules.x86.context import Constant, StageContext
-from lutcc.schedules.x86.data_movement import emit_im2col
+from lutcc.schedules.x86 import lut_conv2d
+from lutcc.schedules.x86.context import StageContext
 from lutcc.schedules.x86.edges import store_partial
 from lutcc.schedules.x86.emit import (
     LANES,
@@ -24,10 +21,7 @@ from lutcc.schedules.x86.emit import (
     View,
     bind,
     both,
-    branch,
     cast,
-    const,
-    equal,
     i64,
     local,
     loop,
@@ -38,12 +32,10 @@ from lutcc.schedules.x86.emit import (
     transpose16,
     when,
 )
-from lutcc.schedules.x86.images import Geometry
+from lutcc.schedules.x86.image_lead import Lead, Padding
 from lutcc.schedules.x86.lut_conv2d import Layer
 from lutcc.schedules.x86.pack import CHUNK, chunk_starts
-from lutcc.schedules.x86.plane_conv2d import PlaneConvolution
-from lutcc.schedules.x86.plane_windows import Windows
-from lutcc.schedules.x86.planes import SLACK, Planes, Window
+from lutcc.schedules.x86.planes import Planes, Window
 from lutcc.schedules.x86.row_passes import ELEMENTWISE
 
 
@@ -68,33 +60,44 @@ def _parts(function: Function) -> list[_Part]:
     return parts
 
 
+def _types(ctx: StageContext, parts: Sequence[_Part]) -> list[tuple[str, str]]:
+    """Return the types of the planes that each convolution reads, and of its sums."""
+    types: list[tuple[str, str]] = []
+    for index, part in enumerate(parts):
+        dtype = part.conv.operands[0].type.dtype
+        if index and types[-1][1] == "int16":
+            dtype = "int16"
+        after = parts[index + 1].conv if index + 1 < len(parts) else None
+        dot = lut_conv2d.lut_accumulate.uses_dot(ctx.isa, lut_conv2d.scan_of(part.conv))
+        small = dot and lut_conv2d.bound(ctx, part.conv) < 1 << 15
+        small = small and (after is None or lut_conv2d.narrow(ctx, after))
+        types.append((dtype, "int16" if small else "int32"))
+    return types
+
+
 def emit(
     ctx: StageContext, function: Function, source: View, target: View, begin: Expr, end: Expr
 ) -> None:
     """Emit images ``begin .. end - 1`` of a stage, row-major, channels last, in and out."""
     parts = _parts(function)
-    lead = _Lead.take(ctx, function, parts[0].conv)
-    layers: list[Layer] = []
-    for index, part in enumerate(parts):
-        window = Window.of(part.conv)
-        dtype = part.conv.operands[0].type.dtype
-        if index and layers[-1].sums.dtype == "int16":
-            dtype = "int16"
+    lead, outside = Lead.take(ctx, function, parts[0].conv), list[View]()
+    types = _types(ctx, parts)
+    planes = []
+    for index, (part, (dtype, _)) in enumerate(zip(parts, types, strict=True)):
         ordered = lut_conv2d.by_signs(ctx, part.conv, dtype, first=index == 0)
-        planes = Planes.take(window, dtype, ctx.scratch, ordered)
-        after = parts[index + 1].conv if index + 1 < len(parts) else None
-        dot = lut_conv2d.lut_accumulate.uses_dot(ctx.isa, lut_conv2d.scan_of(part.conv))
-        small = dot and lut_conv2d.bound(ctx, part.conv) < 1 << 15
-        small = small and (after is None or lut_conv2d.narrow(ctx, after))
-        pairs = dtype == "int16" or (index == 0 and lead.windows is not None)
-        sums = "int16" if small else "int32"
-        layers.append(Layer.take(ctx, part.conv, planes, sums, pairs=pairs))
+        planes.append(Planes.take(Window.of(part.conv), dtype, ctx.scratch, ordered))
         refs = [ctx.ref(part.conv.operands[4])]
-        outside = ctx.blob.add("image_outside", dtype, refs, kind=dtype)
+        outside.append(ctx.blob.add("image_outside", dtype, refs, kind=dtype))
         if index == 0 and lead.windows is not None:
-            lead = replace(lead, padding=_Padding(planes, outside))
+            lead = replace(lead, padding=Padding(planes[0], outside[0]))
         else:
-            planes.clear(outside)
+            planes[index].clear(outside[index])
+    layers = []
+    for index, (part, (dtype, sums)) in enumerate(zip(parts, types, strict=True)):
+        pairs = dtype == "int16" or (index == 0 and lead.windows is not None)
+        follows = part.pool is None and index + 1 < len(parts)
+        into = planes[index + 1] if follows else None
+        layers.append(Layer.take(ctx, part.conv, planes[index], sums, pairs=pairs, into=into))
     last, pooled = layers[-1], None
     if parts[-1].pool is not None:
         height, width = Window.of(parts[-1].pool).out
@@ -108,7 +111,9 @@ def emit(
         for index, layer in enumerate(layers):
             if index:
                 layer.emit(ctx)
-            if index + 1 < len(layers):
+            if layer.into is not None:
+                layer.into.frame(outside[index + 1], top=False)
+            elif index + 1 < len(layers):
                 _pass_on(layer, parts[index].pool, layers[index + 1].source)
         result = _Result(last.sums, last.plane, last.window.pitch, *last.window.out)
         if pooled is not None:
@@ -120,118 +125,6 @@ def emit(
         _write(ctx, result, outputs, parts[-1].finish, there)
 
 
-class _Padding:
-    """What is outside an image in planes that few images need: written when the first one does."""
-
-    def __init__(self, planes: Planes, outside: View) -> None:
-        self._planes, self._outside = planes, outside
-        self._missing = local(1, "int32")
-        self._missing.store(0, const(1, "int32"))
-
-    def write(self) -> None:
-        """Emit it, unless it is there."""
-        with when(equal(self._missing.load(0), const(1, "int32"))):
-            self._planes.clear(self._outside)
-            self._missing.store(0, const(0, "int32"))
-
-
-@dataclass(frozen=True)
-class _Lead:
-    """What leads from an image to the sums of the first look-ups.
-
-    Attributes
-    ----------
-    pixels
-        Puts channels last; None where they are.
-    conv
-        An exact convolution; None if there is none.
-    image, rows
-        Memory for the image with its channels last, and for the convolution's results.
-    config, shared
-        Of the convolution.
-    planar
-        The convolution, where it goes from the image to the planes.
-    windows
-        Its sums in 16 bits, where trees may compare those.
-    padding
-        With ``windows``: of the planes for images that do not fit them.
-    """
-
-    pixels: Operation | None
-    conv: Operation | None
-    image: View
-    rows: View
-    config: DenseConfig | None
-    shared: conv2d.Shared | None
-    planar: PlaneConvolution | None = None
-    windows: Windows | None = None
-    padding: _Padding | None = None
-
-    @classmethod
-    def take(cls, ctx: StageContext, function: Function, trees: Operation) -> _Lead:
-        """Assign room for what comes before the first planes."""
-        by_opcode = {op.opcode: op for op in function.body}
-        pixels, conv = by_opcode.get("im2col"), by_opcode.get("conv2d")
-        config, shared, numbers, results = None, None, 0, 0
-        if conv is not None and plane_conv2d.applies(conv):
-            planar = PlaneConvolution.take(ctx, conv, pixels is not None)
-            none, windows = ctx.scratch.take(0, "float32"), None
-            if plane_windows.applies(ctx, conv, trees):
-                windows = Windows.take(ctx, planar, trees)
-            return cls(pixels, conv, none, none, None, None, planar, windows)
-        if conv is not None:
-            numbers = math.prod(conv.operands[0].type.sizes(1)) if pixels is not None else 0
-            results = Geometry.of(conv).pixels * Geometry.of(conv).outputs
-            config = conv2d.default_config(conv, ctx.isa)
-            shared = conv2d.take_shared(conv, ctx.isa, config, ctx.scratch)
-        image = ctx.scratch.take(numbers + SLACK, "float32")
-        return cls(
-            pixels, conv, image, ctx.scratch.take(results + SLACK, "float32"), config, shared
-        )
-
-    def emit(self, ctx: StageContext, image: View, layer: Layer) -> None:
-        """Emit all from an image to the sums of the first layer."""
-        if self.windows is None:
-            self._fill(ctx, image, layer.source)
-            layer.emit(ctx)
-            return
-        assert self.planar is not None
-        assert self.padding is not None
-        unit, windows = self.planar.read(image), self.windows
-        with branch(windows.find(unit)) as (narrow, wide):
-            with narrow:
-                windows.emit()
-                replace(layer, source=windows.planes, thresholds=windows.thresholds).emit(ctx)
-            with wide:
-                self.padding.write()
-                self.planar.emit(unit, layer.source)
-                layer.emit(ctx)
-
-    def _fill(self, ctx: StageContext, image: View, planes: Planes) -> None:
-        """Turn an image into planes."""
-        if self.planar is not None:
-            self.planar.emit(self.planar.read(image), planes)
-            return
-        if self.conv is None:
-            (_read if self.pixels is None else _read_planes)(planes, image)
-            return
-        if self.pixels is not None:
-            emit_im2col(self.pixels, image, self.image, i64(0))
-            image = self.image
-        constants = [Constant(ctx.blob, ctx.ref(v)) for v in self.conv.operands[1:]]
-        conv2d.emit(
-            self.conv,
-            self.config,
-            [image, *constants],
-            self.rows,
-            i64(1),
-            self.shared,
-            lambda: nullcontext((i64(0), i64(1))),
-            lambda _: ctx.scratch,
-        )
-        _read(planes, self.rows)
-
-
 @dataclass(frozen=True)
 class _Result:
     """Planes of sums that become rows."""
@@ -241,46 +134,6 @@ class _Result:
     pitch: int
     height: int
     width: int
-
-
-def _read_planes(planes: Planes, image: View) -> None:
-    """Copy an image whose channels come first."""
-    window = planes.window
-    width = window.width
-    with loop(window.channels) as c, loop(window.height) as y:
-        line = image.at(bind((c * window.height + y) * width))
-        if width >= LANES:
-            with loop(-(-width // LANES)) as block:
-                x = bind(minimum(block * LANES, i64(width - LANES)))
-                planes.put(c, y, x, line.load(x, LANES), LANES)
-        else:
-            with loop(width) as x:
-                planes.put(c, y, x, splat(line.load(x), planes.dtype, LANES), 1)
-
-
-def _read(planes: Planes, image: View) -> None:
-    """Turn an image, channels last, into planes."""
-    window = planes.window
-    channels, width = window.channels, window.width
-    if channels < CHUNK:
-        with loop(window.height) as y, loop(channels) as c, loop(-(-width // LANES)) as block:
-            lanes = local(LANES, planes.dtype)
-            x = bind(minimum(block * LANES, i64(max(width - LANES, 0))))
-            with loop(min(LANES, width)) as k:
-                lanes.store(k, image.load(((y * width) + x + k) * channels + c))
-            planes.put(c, y, x, lanes.load(0, LANES), min(LANES, width))
-        return
-    with loop(window.height) as y, loop(-(-channels // CHUNK)) as chunk:
-        first = bind(minimum(chunk * CHUNK, i64(channels - CHUNK)))
-        with loop(-(-width // LANES)) as block:
-            x = bind(minimum(block * LANES, i64(max(width - LANES, 0))))
-
-            def quarter(pixel: int, q: int) -> Expr:
-                column = x + min(pixel, width - 1)
-                return image.load((y * width + column) * channels + first + 4 * q, 4)
-
-            for j, value in enumerate(transpose16(quarter)):
-                planes.put(first + j, y, x, value, min(LANES, width))
 
 
 def _pass_on(layer: Layer, pool: Operation | None, target: Planes) -> None:

@@ -151,6 +151,44 @@ class Planes:
             with loop(self.window.plane // lanes) as k:
                 self.view.store(c * self.window.plane + k * lanes, value, lanes)
 
+    def takes(self, window: Window, pixels: int, dtype: str) -> bool:
+        """Whether so many results of a window, with what is between its rows, may lie here."""
+        own = self.window
+        ends = own.place(*own.padding) + pixels <= own.plane
+        alike = own.stride == (1, 1) and own.pitch == window.pitch and self.dtype == dtype
+        return alike and ends
+
+    def frame(self, outside: View, *, top: bool) -> None:
+        """Write what each channel is around the image, with strides of 1.
+
+        Parameters
+        ----------
+        outside
+            By channel.
+        top
+            Whether above the image, too; some numbers of the image are overwritten then.
+        """
+        window, lanes = self.window, 64 // ITEMSIZE[self.dtype]
+        begin = window.place(*window.padding)
+        beside = window.pitch - window.width
+        end = begin + (window.height - 1) * window.pitch + window.width
+        with loop(window.channels) as c:
+            value = bind(splat(outside.load(c), self.dtype, lanes))
+            at = bind(c * window.plane)
+            if top:
+                with loop(-(-begin // lanes)) as k:
+                    self.view.store(at + k * lanes, value, lanes)
+            if beside:
+                few = bind(splat(outside.load(c), self.dtype, beside))
+                with loop(window.height - 1) as y:
+                    self.view.store(at + (y * window.pitch + begin + window.width), few, beside)
+            whole, rest = divmod(window.plane - end, lanes)
+            with loop(whole) as k:
+                self.view.store(at + (k * lanes + end), value, lanes)
+            if rest:
+                few = bind(splat(outside.load(c), self.dtype, rest))
+                self.view.store(at + (window.plane - rest), few, rest)
+
     def put(self, channel: Expr, y: Expr, x: Expr, value: Expr, count: int) -> None:
         """Store the first ``count`` of 16 or 32 pixels of a row, in any integer or float type.
 
