@@ -105,8 +105,12 @@ class Layer:
         The planes of the next layer, where ``sums`` lie in them.
     codes
         Of a block of pixels.
+    groups
+        Groups of rows of the scan, whole tiles.
     tile_r, tile_m
         Register tile of the scan: groups of rows, columns.
+    by_lines
+        Whether pixels are taken line by line, without what is between them.
     thresholds
         (codebooks, 32) int16, where they are found for each image.
     """
@@ -117,8 +121,10 @@ class Layer:
     sums: View
     plane: int
     codes: Codes
+    groups: int
     tile_r: int
     tile_m: int
+    by_lines: bool
     into: Planes | None = None
     thresholds: View | None = None
 
@@ -141,28 +147,34 @@ class Layer:
         window, scan = source.window, scan_of(op)
         codebooks = op.operands[3].type.size(0)
         layout = lut_accumulate.code_layout(ctx, scan, codebooks, source.view)
-        tile = ctx.configs.accumulate
-        groups = -(-window.outputs // layout.rows)
-        tile_r, tile_m = 1, tile.tile_m
+        height, width = window.out
+        by_lines = width % (32 if pairs else layout.rows) == 0
+        groups = -(-(height * width if by_lines else window.outputs) // layout.rows)
+        tile_r, tile_m = 1, ctx.configs.accumulate.tile_m
         if layout.dot:
             choices = (4, 2) if pairs else (4, 3, 2)
             tile_r = min(choices, key=lambda r: (round_up(groups, r), -r))
             tile_m = 8 if tile_r == 2 else 4
-        groups = round_up(groups, tile_r)
+        by_lines = by_lines and groups % tile_r == 0
+        groups = round_up(-(-window.outputs // layout.rows), tile_r) if not by_lines else groups
         block = min(groups, round_up(max(_BLOCK_PIXELS // layout.rows, 1), tile_r))
         view = ctx.scratch.take(layout.codebooks * block * layout.rows, "uint8")
         codes = Codes(view, layout.codebooks, layout.rows, layout.dot, layout.entries)
-        outputs, pixels = op.results[0].type.size(1), groups * layout.rows
-        if into is not None and outputs >= CHUNK and into.takes(window, pixels, dtype):
-            sums = into.view.at(into.window.place(*into.window.padding))
-            return cls(op, window, source, sums, into.window.plane, codes, tile_r, tile_m, into)
-        sums = ctx.scratch.take(max(outputs, CHUNK) * pixels + SLACK, dtype)
-        return cls(op, window, source, sums, pixels, codes, tile_r, tile_m)
+        outputs = op.results[0].type.size(1)
+        plane = round_up(window.outputs, 32) if by_lines else groups * layout.rows
+        if into is not None and outputs >= CHUNK and into.takes(window, plane, dtype):
+            sums, plane = into.view.at(into.window.place(*into.window.padding)), into.window.plane
+        else:
+            sums, into = ctx.scratch.take(max(outputs, CHUNK) * plane + SLACK, dtype), None
+        return cls(op, window, source, sums, plane, codes, groups, tile_r, tile_m, by_lines, into)
 
-    @property
-    def groups(self) -> int:
-        """Groups of rows of the scan, whole tiles."""
-        return round_up(-(-self.window.outputs // self.codes.rows), self.tile_r)
+    def place(self, pixel: Expr) -> Expr:
+        """Return where a pixel that begins a group, by their order, lies in a plane."""
+        width = self.window.out[1]
+        if not self.by_lines:
+            return pixel
+        pixel = bind(pixel)
+        return bind(pixel // i64(width) * self.window.pitch + pixel % width)
 
     def emit(self, ctx: StageContext) -> None:
         """Emit the convolution of one image."""
@@ -184,16 +196,16 @@ class Layer:
                 with loop(CHUNK // self.tile_m) as sub:
                     column = bind(sub * self.tile_m)
                     found = producer.tile(chunk, column, self.tile_m, supers)
-                    at = bind((start + column) * self.plane + (first + supers[0]) * rows)
-                    self._store(found, at)
+                    self._store(found, bind((start + column) * self.plane), first + supers[0])
 
-    def _store(self, found: Any, at: Expr) -> None:
-        """Store the sums of a tile."""
+    def _store(self, found: Any, at: Expr, group: Expr) -> None:
+        """Store the sums of a tile, from a group of rows on."""
         rows = self.codes.rows
         pairs = self.source.dtype == "int16"
-        for j in range(self.tile_m):
-            for r in range(0, self.tile_r, 2 if pairs else 1):
-                place = at + (j * self.plane + r * rows)
+        for r in range(0, self.tile_r, 2 if pairs else 1):
+            pixel = self.place((group + r) * rows)
+            for j in range(self.tile_m):
+                place = at + pixel + j * self.plane
                 if pairs:
                     low, high = found(j, r)[0], found(j, r + 1)[0]
                     value = PACKSSDW_512(low, high)
@@ -267,16 +279,14 @@ class _Encoder:
             together = self.layer.tile_r // 2
             with loop(groups // i64(2 * together)) as unit, loop(codes.codebooks // step) as c:
                 pairs = [bind(unit * together + k) for k in range(together)]
-                nodes = [
-                    self._nodes([first + pair * 32 for pair in pairs], c * step + j, 32)
-                    for j in range(step)
-                ]
+                pixels = [self.layer.place(first + pair * 32) for pair in pairs]
+                nodes = [self._nodes(pixels, c * step + j, 32) for j in range(step)]
                 for k, pair in enumerate(pairs):
                     self._store_pair(pair, c, [of_codebook[k] for of_codebook in nodes])
             return
         entries = self.layer.op.operands[2].type.size(1)
         with loop(groups * (codes.rows // 16)) as group, loop(codes.codebooks // step) as c:
-            pixels = [first + group * 16]
+            pixels = [self.layer.place(first + group * 16)]
             parts = [
                 self._nodes(pixels, c * step + j, 16)[0] - splat(entries, "int32")
                 for j in range(step)

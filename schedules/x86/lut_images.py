@@ -112,7 +112,8 @@ def emit(
             if index:
                 layer.emit(ctx)
             if layer.into is not None:
-                layer.into.frame(outside[index + 1], top=False)
+                if not layer.by_lines:
+                    layer.into.frame(outside[index + 1], top=False)
             elif index + 1 < len(layers):
                 _pass_on(layer, parts[index].pool, layers[index + 1].source)
         result = _Result(last.sums, last.plane, last.window.pitch, *last.window.out)
