@@ -16,6 +16,18 @@ define <32 x i16> @lutcc_load_words(ptr %p, i64 %offset) alwaysinline {
   %v = load <32 x i16>, ptr %at, align 2
   ret <32 x i16> %v
 }
+define <32 x i16> @lutcc_load_two_lines(ptr %p, ptr %q, i64 %offset) alwaysinline {
+  %first = getelementptr i16, ptr %p, i64 %offset
+  %second = getelementptr i16, ptr %q, i64 %offset
+  %low = load <16 x i16>, ptr %first, align 2
+  %high = load <16 x i16>, ptr %second, align 2
+  %v = shufflevector <16 x i16> %low, <16 x i16> %high, <32 x i32> <
+      i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7,
+      i32 8, i32 9, i32 10, i32 11, i32 12, i32 13, i32 14, i32 15,
+      i32 16, i32 17, i32 18, i32 19, i32 20, i32 21, i32 22, i32 23,
+      i32 24, i32 25, i32 26, i32 27, i32 28, i32 29, i32 30, i32 31>
+  ret <32 x i16> %v
+}
 define <16 x i32> @lutcc_load_longs(ptr %p, i64 %offset) alwaysinline {
   %at = getelementptr i32, ptr %p, i64 %offset
   %v = load <16 x i32>, ptr %at, align 4
@@ -78,6 +90,13 @@ _FOLLOWING = {
     "int32x16": ("long", "int32x16"),
     "float32x16": ("float", "int32x16"),
 }
+
+
+def load_two_lines(first: Any, second: Any, offset: Any) -> Any:
+    """Return the call that loads 16 words from each of two addresses, some elements further."""
+    import tvm.tirx as tir
+
+    return tir.call_extern("int16x32", "lutcc_load_two_lines", first, second, offset)
 
 
 def load(address: Any, offset: Any, lanes: int) -> Any:

@@ -148,7 +148,7 @@ class Layer:
         codebooks = op.operands[3].type.size(0)
         layout = lut_accumulate.code_layout(ctx, scan, codebooks, source.view)
         height, width = window.out
-        by_lines = width % (32 if pairs else layout.rows) == 0
+        by_lines = width % (32 if pairs else layout.rows) == 0 or (pairs and width == 16)
         groups = -(-(height * width if by_lines else window.outputs) // layout.rows)
         tile_r, tile_m = 1, ctx.configs.accumulate.tile_m
         if layout.dot:
@@ -167,6 +167,11 @@ class Layer:
         else:
             sums, into = ctx.scratch.take(max(outputs, CHUNK) * plane + SLACK, dtype), None
         return cls(op, window, source, sums, plane, codes, groups, tile_r, tile_m, by_lines, into)
+
+    @property
+    def halves(self) -> bool:
+        """Whether the halves of 32 pixels are 16 of a line and 16 of the next."""
+        return self.by_lines and self.window.out[1] == 16
 
     def place(self, pixel: Expr) -> Expr:
         """Return where a pixel that begins a group, by their order, lies in a plane."""
@@ -207,12 +212,15 @@ class Layer:
             for j in range(self.tile_m):
                 place = at + pixel + j * self.plane
                 if pairs:
-                    low, high = found(j, r)[0], found(j, r + 1)[0]
-                    value = PACKSSDW_512(low, high)
-                    if self.sums.dtype == "int16":
+                    value = PACKSSDW_512(found(j, r)[0], found(j, r + 1)[0])
+                    if self.sums.dtype != "int16":
+                        value = cast("int32x32", value)
+                    if not self.halves:
                         self.sums.store(place, value, 32)
-                    else:
-                        self.sums.store(place, cast("int32x32", value), 32)
+                        continue
+                    value = bind(value)
+                    self.sums.store(place, shuffle([value], range(16)), 16)
+                    self.sums.store(place + self.window.pitch, shuffle([value], range(16, 32)), 16)
                     continue
                 for p, value in enumerate(found(j, r)):
                     if self.sums.dtype == "int16":
@@ -303,9 +311,16 @@ class _Encoder:
         for level in range(depth):
             offset = bind(cast("int64", self.offsets.load(codebook * depth + level)))
             for k, (pixel, node) in enumerate(zip(pixels, nodes, strict=True)):
-                value = bind(self.layer.source.view.load_from(pixel, offset, lanes))
+                value = bind(self._value(pixel, offset, lanes))
                 nodes[k] = self._below(table, level, node, value, lanes)
         return nodes
+
+    def _value(self, pixel: Expr, offset: Expr, lanes: int) -> Expr:
+        """Return what lies under 32 (16) pixels."""
+        source, layer = self.layer.source.view, self.layer
+        if lanes == 32 and layer.halves:
+            return source.load_two_lines(pixel, pixel + layer.window.pitch, offset)
+        return source.load_from(pixel, offset, lanes)
 
     def _below(self, table: View, level: int, node: Expr, value: Expr, lanes: int) -> Expr:
         """Return the nodes below some, by what they compare."""

@@ -41,6 +41,12 @@ NETWORKS = {
     ),
     "sums beyond 16 bits": ((4, 6, 6), [Conv(9, 200), Conv(4, 150, depth=2), Conv(3, 3)]),
     "deep trees": ((4, 6, 6), [Conv(9, 5, depth=6), Conv(4, 9, depth=7)]),
+    "lines of whole vectors": (
+        (4, 6, 64),
+        [Conv(17, 4, pool=TWO), Conv(20, 17), Conv(16, 20, pool=TWO), Conv(19, 16), Conv(18, 19)],
+    ),
+    "an odd number of short lines": ((18, 5, 16), [Conv(18, 18), Conv(20, 18), Conv(3, 20)]),
+    "lines of three halves": ((3, 4, 48), [Conv(16, 3), Conv(17, 16), Conv(5, 17)]),
     "a single pixel": ((9, 1, 1), [Conv(9, 5), Conv(40, 9, (1, 1), padding=(0, 0))]),
 }
 
@@ -67,6 +73,8 @@ EXACT = {
     "strides": ((3, 17, 41), Conv(33, 0, (7, 7), (2, 2), (3, 3))),
     "grey, dilated": ((1, 12, 23), Conv(5, 0, (3, 2), (1, 3), (0, 2), (2, 3), activation="none")),
     "narrow": ((5, 4, 3), Conv(17, 0, (1, 3))),
+    "lines of whole vectors": ((3, 6, 32), 20),
+    "lines of half a vector": ((3, 4, 16), 20),
 }
 
 
