@@ -28,6 +28,8 @@ from lutcc.cli.typical import as_tensor, read_typical, text_batches
 from lutcc.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     from rich.table import Table
     from torch import nn
 
@@ -89,6 +91,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lutcc.planning.figure import draw
 
     model, typical, batch = _read(args, console)
+    if labels is not None and isinstance(typical, list) and not args.calibration.endswith(".txt"):
+        labels = labels_of(typical, labels, args.calibration)
     kept = output.with_name(output.name + ".plan.json")
     start = time.perf_counter()
     try:
@@ -166,6 +170,25 @@ def _read(args: argparse.Namespace, console: Console) -> tuple[nn.Module, Any, i
     if isinstance(read, dict):
         return model, {name: as_tensor(array) for name, array in read.items()}, args.rows
     return model, as_tensor(read), args.rows
+
+
+def labels_of(batches: list[dict[str, torch.Tensor]], labels: np.ndarray, text: str) -> np.ndarray:
+    """Return the labels of the rows in batches: the last rows of a file may not fill one.
+
+    Parameters
+    ----------
+    batches
+        Of the file's rows, in their order.
+    labels
+        (rows of the file,); returned as they are if they are not as many.
+    text
+        The file.
+    """
+    read = read_typical(text)
+    first = next(iter(batches[0]))
+    rows = read if not isinstance(read, dict) else read.get(first, next(iter(read.values())))
+    used = sum(len(batch[first]) for batch in batches)
+    return labels[:used] if len(labels) == len(rows) else labels
 
 
 @contextmanager

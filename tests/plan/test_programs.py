@@ -13,6 +13,7 @@ from torch.export import Dim
 
 from lutcc import recipes
 from lutcc.cli.main import main
+from lutcc.cli.plan import labels_of
 from lutcc.frontend.tracing import quiet_torch
 
 
@@ -80,6 +81,19 @@ def test_plan_compile_run(folder: Path, monkeypatch, capfd):
         assert 0 < error < 0.05
     np.save("given.npy", np.zeros((1, 10, 12), np.float32))
     assert main(["run", "m.lutcc", "given.npy", "-o", "y.npy", "-q"]) == 1
+
+
+def test_labels_of_rows_that_fill_no_batch_are_left_out(tmp_path: Path):
+    x, labels = torch.arange(22.0).reshape(11, 2), np.arange(11)
+    np.save(tmp_path / "x.npy", x.numpy())
+    batches = [{"x": x[:4]}, {"x": x[4:8]}]
+    kept = labels_of(batches, labels, str(tmp_path / "x.npy"))
+    np.testing.assert_array_equal(kept, labels[:8])
+    np.savez(tmp_path / "x.npz", x=x.numpy(), scale=np.ones(1))
+    kept = labels_of(batches, labels, str(tmp_path / "x.npz"))
+    np.testing.assert_array_equal(kept, labels[:8])
+    other = labels_of(batches, labels[:10], str(tmp_path / "x.npy"))
+    assert len(other) == 10  # too few: lutcc.plan refuses them
 
 
 @pytest.mark.thorough
