@@ -190,7 +190,8 @@ class Plan:
     @property
     def rest_seconds(self) -> float:
         """What the exact model takes beside these layers: attention, norms and all else."""
-        return max(0.0, self.exact_seconds - sum(layer.exact.seconds for layer in self.layers))
+        rest = self.exact_seconds - sum(layer.exact.seconds for layer in self.layers)
+        return rest if rest > 1e-9 * self.exact_seconds else 0.0  # layers' times are sums of floats
 
     def expected(self, damage: float) -> float:
         """Return the drop that damages which add up to so much should give."""

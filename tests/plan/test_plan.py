@@ -79,6 +79,14 @@ def test_the_chosen_recipe_is_timed_whole(made: Made):
     assert "timed whole" not in summary(dataclasses.replace(plan, timed_whole=False))[1]
 
 
+def test_rounding_is_nothing_beside_the_layers(made: Made):
+    layers = sum(layer.exact.seconds for layer in made.plan.layers)
+    whole = dataclasses.replace(made.plan, exact_seconds=layers * (1 + 1e-12))
+    assert whole.rest_seconds == 0
+    whole = dataclasses.replace(made.plan, exact_seconds=layers * 1.5)
+    assert whole.rest_seconds == pytest.approx(layers / 2)
+
+
 def test_the_front_trades_error_for_size(made: Made):
     front = made.plan.front
     assert front[0].labels == ("exact", "exact")
