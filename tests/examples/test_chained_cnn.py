@@ -33,7 +33,7 @@ def test_quick(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_images_that_differ_are_counted(example: ModuleType) -> None:
-    expected = np.float32([[1, 4], [2, 3], [0, 1]])
-    found = expected + np.float32([[0, 1e-6], [0.5, 0], [0, 0]])
+    expected = np.array([[1, 4], [2, 3], [0, 1]], np.float32)
+    found = expected + np.array([[0, 1e-6], [0.5, 0], [0, 0]], np.float32)
     assert example.agreement(found, expected).startswith("2 of 3 images are the same")
     assert example.agreement(found, expected).endswith("within 5.0e-01")
