@@ -107,6 +107,14 @@ class StoredModel:
         """
         from lutcc import ir
 
+        regions = [name for name in self._manifest.modules if name != MODULE]
+        if regions and MODULE not in self._manifest.modules:
+            raise ArtifactError(
+                f"this model has a module for each of its regions ({', '.join(regions)}), and none "
+                "for the layers between them, which Relax compiles",
+                fix=f"artifact.module_text({regions[0]!r}) is the text of one, "
+                "artifact.constants() all constants",
+            )
         try:
             return ir.parse(self.module_text(), constants=self.constants())
         except ArtifactError:

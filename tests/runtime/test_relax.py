@@ -184,6 +184,8 @@ def test_memory_does_not_grow(saved: Path) -> None:
 
 def test_explain_and_text(saved: Path) -> None:
     artifact = lutcc.load(saved)
+    with pytest.raises(ArtifactError, match=r"(?s)each of its regions \(region0.ir\).*module_text"):
+        _ = artifact.module
     assert artifact.module_text("region0") == TEXT
     with pytest.raises(ArtifactError, match="no module 'region1'"):
         artifact.module_text("region1")
