@@ -142,6 +142,12 @@ def test_report_states_size_and_error() -> None:
     assert "lowered" in str(report_of(converted))
 
 
+def test_report_says_where_data_are_few() -> None:
+    recipe = {"*": Exact(), "0": Maddness(ncodebooks=3)}
+    first = report_of(convert(mlp(), recipe, rows()[:40])).layers[0]
+    assert first.note == "40 rows for 48 of its tables: calibrate with more data"
+
+
 def test_report_names_the_partition_that_auto_took() -> None:
     recipe = {"*": Exact(), "0": Maddness(ncodebooks=3, nprototypes=4, partition="auto")}
     first = report_of(convert(mlp(), recipe, rows()[:60])).layers[0]
