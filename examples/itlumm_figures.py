@@ -239,6 +239,7 @@ def one_seed(part: str, seed: int, data: Path | None, quick: bool, output: Path)
     if path.exists():
         return [Point(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
     torch.set_num_threads(1)
+    lutcc.ops.set_compilation("never")  # of networks that are tried once, that would take longer
     some, more = ((4,), (4,)) if quick else (CLASSIFIER, NETWORK)
     trial = exact_network(part, seed, data, quick, output)
     if part == "classifier":

@@ -252,7 +252,7 @@ class Maddness(BaseEstimator):
         if self.partition_used_ == "opq":
             return opq_partition(X, self.ncodebooks, self.nprototypes, random)
         if self.partition_used_ == "r2":
-            return r2_partition(X, self.ncodebooks, random)
+            return r2_partition(X, self.ncodebooks, self.nprototypes, random)
         return contiguous_partition(X.shape[1], self.ncodebooks)
 
     def _learnt(

@@ -9,12 +9,18 @@ from __future__ import annotations
 import numpy as np
 from scipy.cluster.hierarchy import linkage, optimal_leaf_ordering
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
 from scipy.spatial.distance import squareform
 
 from lutcc.fit.opq import opq_rotation
+from lutcc.fit.tree import fit_balanced_tree
 
-#: Rows of X that a partition is found from, at most.
-ROWS = 16384
+#: Rows of X that a partition is found from, at most, and that its cut is chosen by.
+ROWS, CUT_ROWS = 16384, 4096
+#: Places in the first run of an order where the cut may begin.
+STARTS = 4
+#: Columns that each level of the trees which choose it tries.
+CANDIDATES = 4
 
 
 def contiguous_partition(ncolumns: int, ncodebooks: int) -> tuple[np.ndarray, ...]:
@@ -49,12 +55,14 @@ def opq_partition(
     -------
     tuple
         C arrays of column numbers: rotated column j stands for column i where the permutation Q
-        that maximises the sum of R_ij Q_ij has a one (the Hungarian method).
+        that maximises the sum of R_ij Q_ij has a one (the Hungarian method). They are cut into runs
+        of equal shares of the columns' standard deviations.
 
     Notes
     -----
-    Source: ITLUMM, section 2.1.1 and eq. 1; Ge et al., "Optimized product quantization". Columns
-    that are constant (units that a ReLU has switched off) are shared out afterwards.
+    Source: ITLUMM, section 2.1.1 and eq. 1; Ge et al., "Optimized product quantization". The paper
+    cuts into runs of equally many columns; for why lutcc does not see :func:`r2_partition`. Columns
+    that are constant (units that a ReLU has switched off) are left out of the rotation.
 
     Examples
     --------
@@ -63,22 +71,20 @@ def opq_partition(
     [0, 1, 2, 3, 4, 5]
     """
     ncolumns = X.shape[1]
-    varying = np.flatnonzero(_vary(X.std(axis=0, dtype=np.float64)))
+    deviations = X.std(axis=0, dtype=np.float64)
+    varying = np.flatnonzero(_vary(deviations))
     if len(varying) < ncodebooks:
         varying = np.arange(ncolumns)
     parts = contiguous_partition(len(varying), ncodebooks)
-    rows = _some(X, random)[:, varying]
-    rotation = opq_rotation(rows, parts, nprototypes, random)
+    rotation = opq_rotation(_some(X, random, ROWS)[:, varying], parts, nprototypes, random)
     columns, places = linear_sum_assignment(rotation, maximize=True)
-    runs = np.array_split(varying[columns[np.argsort(places)]], ncodebooks)
-    whole = contiguous_partition(ncolumns, ncodebooks)
-    ends = np.cumsum([len(a) - len(b) for a, b in zip(whole, runs, strict=True)])[:-1]
-    still = np.split(np.setdiff1d(np.arange(ncolumns), varying), ends)
-    return tuple(np.concatenate(both).astype(np.int32) for both in zip(runs, still, strict=True))
+    still = np.setdiff1d(np.arange(ncolumns), varying)
+    order = np.concatenate([varying[columns[np.argsort(places)]], still]).astype(np.int32)
+    return equal_shares(order, deviations, ncodebooks)
 
 
 def r2_partition(
-    X: np.ndarray, ncodebooks: int, random: np.random.RandomState
+    X: np.ndarray, ncodebooks: int, nprototypes: int, random: np.random.RandomState
 ) -> tuple[np.ndarray, ...]:
     """Split an order of columns in which neighbours are correlated.
 
@@ -86,8 +92,8 @@ def r2_partition(
     ----------
     X
         (N, D) rows.
-    ncodebooks
-        C.
+    ncodebooks, nprototypes
+        C and K.
     random
         Draws rows.
 
@@ -96,7 +102,8 @@ def r2_partition(
     tuple
         C arrays of column numbers: the leaves of a dendrogram of the columns, by average linkage of
         the distances 1 - R^2, in the order in which distances between neighbours add up to least.
-        They are cut into runs of equal shares of the columns' standard deviations.
+        They are cut into runs of equal shares of the columns' standard deviations, from where
+        :func:`circular_cut` says.
 
     Notes
     -----
@@ -108,16 +115,67 @@ def r2_partition(
     Examples
     --------
     >>> x = np.random.default_rng(0).normal(size=(100, 2))
-    >>> parts = r2_partition(np.concatenate([x, -2 * x], 1), 2, np.random.RandomState(0))
+    >>> parts = r2_partition(np.concatenate([x, -2 * x], 1), 2, 16, np.random.RandomState(0))
     >>> [sorted(part.tolist()) for part in parts]
     [[0, 2], [1, 3]]
     """
     ncolumns = X.shape[1]
     if ncolumns < 3:
         return contiguous_partition(ncolumns, ncodebooks)
-    distance = squareform(1.0 - squared_correlation(_some(X, random)), checks=False)
+    distance = squareform(1.0 - squared_correlation(_some(X, random, ROWS)), checks=False)
     tree = optimal_leaf_ordering(linkage(distance, "average"), distance)
-    return equal_shares(_leaves(tree, ncolumns), X.std(axis=0, dtype=np.float64), ncodebooks)
+    rows = _some(X, random, CUT_ROWS)
+    return circular_cut(_leaves(tree, ncolumns), rows, ncodebooks, nprototypes)
+
+
+def circular_cut(
+    order: np.ndarray, X: np.ndarray, ncodebooks: int, nprototypes: int
+) -> tuple[np.ndarray, ...]:
+    """Cut an order of columns into runs of equal shares, from where trees leave least of X.
+
+    Parameters
+    ----------
+    order
+        (D,) column numbers, whose last is taken to be followed by the first: one run may have both.
+    X
+        (N, D) rows.
+    ncodebooks, nprototypes
+        C and K.
+
+    Notes
+    -----
+    An order of leaves does not say where a run should begin, and few runs are the worse for it
+    where that is between columns which a tree would rather see together. MADDNESS's own trees
+    judge, by the squared deviation within their buckets, of :data:`STARTS` places in the first run.
+
+    Examples
+    --------
+    >>> X = np.repeat(np.random.default_rng(0).normal(size=(200, 2)), 8, axis=1)
+    >>> order = (np.arange(16) + 4) % 16
+    >>> [np.unique(part // 8).tolist() for part in circular_cut(order, X, 2, 16)]
+    [[1], [0]]
+    """
+    weights = X.std(axis=0, dtype=np.float64)
+    if ncodebooks == 1 or ncodebooks * STARTS > np.count_nonzero(_vary(weights)):
+        return equal_shares(order, weights, ncodebooks)
+    pieces = equal_shares(order, weights, ncodebooks * STARTS)
+    turned = [np.concatenate(pieces[n:] + pieces[:n]) for n in range(STARTS)]
+    cuts = [equal_shares(each, weights, ncodebooks) for each in turned]
+    return min(cuts, key=lambda parts: _left_by_trees(X, parts, nprototypes))
+
+
+def _left_by_trees(X: np.ndarray, parts: tuple[np.ndarray, ...], nprototypes: int) -> float:
+    """Return the squared deviation of X (N, D) within the buckets of a tree for each part."""
+    depth = (nprototypes - 1).bit_length()
+    total = 0.0
+    for part in parts:
+        subspace = np.ascontiguousarray(X[:, part])
+        leaves = fit_balanced_tree(subspace, depth, CANDIDATES).leaves
+        onehot = csr_array((np.ones(len(X)), leaves, np.arange(len(X) + 1)), (len(X), 2**depth))
+        sizes = np.maximum(onehot.sum(axis=0), 1)
+        means = (onehot.T @ subspace) / sizes[:, None]
+        total += float(np.square(subspace - means[leaves]).sum(dtype=np.float64))
+    return total
 
 
 def equal_shares(order: np.ndarray, weights: np.ndarray, ncodebooks: int) -> tuple[np.ndarray, ...]:
@@ -188,8 +246,8 @@ def _leaves(tree: np.ndarray, ncolumns: int) -> np.ndarray:
     return np.array(order, np.int32)
 
 
-def _some(X: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    """Return at most :data:`ROWS` rows."""
-    if len(X) <= ROWS:
+def _some(X: np.ndarray, random: np.random.RandomState, most: int) -> np.ndarray:
+    """Return at most so many rows."""
+    if len(X) <= most:
         return X
-    return X[np.sort(random.choice(len(X), ROWS, replace=False))]
+    return X[np.sort(random.choice(len(X), most, replace=False))]

@@ -10,6 +10,7 @@ import pytest
 from lutcc.fit import Maddness
 from lutcc.fit.opq import opq_rotation
 from lutcc.fit.partition import (
+    circular_cut,
     contiguous_partition,
     equal_shares,
     opq_partition,
@@ -31,7 +32,7 @@ def shuffled_groups(groups: int, size: int, nrows: int = 2000) -> tuple[np.ndarr
 
 def test_r2_finds_correlated_columns_whatever_their_sign() -> None:
     X, owner = shuffled_groups(6, 4)
-    for part in r2_partition(X, 6, np.random.RandomState(0)):
+    for part in r2_partition(X, 6, 16, np.random.RandomState(0)):
         assert np.unique(owner[part]).size == 1
 
 
@@ -40,7 +41,7 @@ def test_every_column_once_in_runs_of_like_lengths(ncolumns: int, ncodebooks: in
     X = np.random.default_rng(0).normal(size=(50, ncolumns)).astype(np.float32)
     X[:, 0] = 1.0  # a constant column is correlated with nothing
     random = np.random.RandomState(0)
-    for parts in (r2_partition(X, ncodebooks, random), opq_partition(X, ncodebooks, 4, random)):
+    for parts in (r2_partition(X, ncodebooks, 4, random), opq_partition(X, ncodebooks, 4, random)):
         np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(ncolumns))
         lengths = [len(part) for part in parts]
         assert len(lengths) == ncodebooks
@@ -55,7 +56,7 @@ def test_columns_that_do_not_vary_take_no_codebook() -> None:
     order = np.random.default_rng(1).permutation(32)
     wide = np.concatenate([X, np.broadcast_to(still, (len(X), 24))], 1)[:, order]
     owners = np.concatenate([owner, np.full(24, -1)])[order]
-    for part in r2_partition(np.ascontiguousarray(wide), 4, np.random.RandomState(0)):
+    for part in r2_partition(np.ascontiguousarray(wide), 4, 16, np.random.RandomState(0)):
         found = owners[part]
         assert np.unique(found[found >= 0]).size == 1
         assert (found >= 0).sum() == 2
@@ -69,6 +70,16 @@ def test_opq_shares_out_columns_that_vary() -> None:
     wide[:, vary] = X
     for part in opq_partition(wide, 4, 16, np.random.RandomState(0)):
         assert np.isin(part, vary).sum() == 2
+
+
+def test_runs_begin_where_trees_leave_least() -> None:
+    """Two groups of alike columns, in an order that begins inside of one: no codebook has both."""
+    rng = np.random.default_rng(8)
+    X = np.repeat(rng.normal(size=(300, 2)), 8, axis=1) + 0.05 * rng.normal(size=(300, 16))
+    for turn in range(0, 16, 2):
+        order = (np.arange(16) + turn) % 16
+        for part in circular_cut(order, X.astype(np.float32), 2, 16):
+            assert np.unique(part // 8).size == 1
 
 
 @pytest.mark.parametrize("ncodebooks", [1, 2, 5, 9, 40])
