@@ -16,7 +16,7 @@ MADDNESS where "noisy rows" or "layer by layer" is said. There tables are fitted
 network gives. Writes figures.png, and what was found, a file per part and seed, the exact networks,
 and a file of speeds: a run goes on from these.
 
-Run: python examples/itlumm_figures.py --docs docs/look-up-accuracy.md     (twenty minutes of a core)
+Run: python examples/itlumm_figures.py --docs docs/look-up-accuracy.md   (20 minutes of a core)
      python examples/itlumm_figures.py --quick
 """
 
