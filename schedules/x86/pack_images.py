@@ -54,65 +54,33 @@ def pack_image_outside(outside: Array, *, kind: str) -> Array:
     return np.asarray(outside, kind)
 
 
-def pack_window_nodes(
-    splitdims: Array,
-    splitvals: Array,
-    weight: Array,
-    units: Array,
-    bias: Array,
-    outside: Array,
-    *,
-    taps: int,
-    codebooks: int,
-    relu: bool,
-) -> Array:
+def pack_window_nodes(*sources: Array, taps: int, codebooks: int, relu: bool) -> Array:
     """Nodes (B, K) in heap order -> (codebooks, ceil(K/16), 6, 16) float32 of their channels.
 
     The rows are :data:`WINDOW_ROWS`; nodes that are not there have the level infinity. ``relu``:
-    what is above a level below 0 is above -infinity, before the relu.
+    what is above a level below 0 is above -infinity, before the relu. ``sources``: the trees'
+    columns and thresholds, the convolution's weights, units and bias, what is outside the image.
     """
-    table = _channel_rows(splitdims, splitvals, weight, units, bias, outside, taps, relu)
-    width = -(-splitvals.shape[1] // 16) * 16
+    table, channels, levels = _channel_rows(*sources, taps=taps, relu=relu)
+    entries = levels.shape[1]
+    width = -(-entries // 16) * 16
     found = np.tile(_NO_NODE[:, None], (codebooks, 1, width))
-    channels, levels = _nodes(splitdims, splitvals, taps, relu)
     nodes = table[:, channels].copy()
     nodes[WINDOW_ROWS.index("level")] = levels
-    found[: len(levels), :, 1 : splitvals.shape[1]] = nodes.transpose(1, 0, 2)[:, :, 1:]
+    found[: len(levels), :, 1:entries] = nodes.transpose(1, 0, 2)[:, :, 1:]
     split = found.reshape(codebooks, len(WINDOW_ROWS), width // 16, 16)
     return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
 
 
-def pack_window_channels(
-    splitdims: Array,
-    splitvals: Array,
-    weight: Array,
-    units: Array,
-    bias: Array,
-    outside: Array,
-    *,
-    taps: int,
-    relu: bool,
-) -> Array:
+def pack_window_channels(*sources: Array, taps: int, relu: bool) -> Array:
     """Channels (C,) -> (ceil(C/16), 6, 16) float32; their level is what is outside."""
-    table = _channel_rows(splitdims, splitvals, weight, units, bias, outside, taps, relu)
-    used = np.isin(np.arange(len(units)), _nodes(splitdims, splitvals, taps, relu)[0][:, 1:])
-    table[:, ~used] = _NO_NODE[:, None]
-    found = np.tile(_NO_NODE[:, None], (1, -(-len(units) // 16) * 16))
-    found[:, : len(units)] = table
+    table, channels, _ = _channel_rows(*sources, taps=taps, relu=relu)
+    count = table.shape[1]
+    table[:, ~np.isin(np.arange(count), channels[:, 1:])] = _NO_NODE[:, None]
+    found = np.tile(_NO_NODE[:, None], (1, -(-count // 16) * 16))
+    found[:, :count] = table
     split = found.reshape(len(WINDOW_ROWS), -1, 16)
     return np.ascontiguousarray(split.transpose(1, 0, 2))
-
-
-def _nodes(splitdims: Array, splitvals: Array, taps: int, relu: bool) -> tuple[Array, Array]:
-    """Return the channel and the level (B, K) of each node."""
-    entries = splitvals.shape[1]
-    level = np.zeros(entries, np.intp)
-    for depth in range(splitdims.shape[1]):
-        level[2**depth : 2 ** (depth + 1)] = depth
-    levels = splitvals.astype(np.float32) + np.float32(0)
-    if relu:
-        levels = np.where(levels < 0, np.float32(-np.inf), levels)
-    return splitdims[:, level] // taps, levels
 
 
 def _channel_rows(
@@ -122,11 +90,21 @@ def _channel_rows(
     units: Array,
     bias: Array,
     outside: Array,
+    *,
     taps: int,
     relu: bool,
-) -> Array:
-    """Return :data:`WINDOW_ROWS` of each channel; levels that none reaches move no median."""
-    channels, levels = _nodes(splitdims, splitvals, taps, relu)
+) -> tuple[Array, Array, Array]:
+    """Return :data:`WINDOW_ROWS` of each channel, and of each node (B, K) its channel and level.
+
+    Levels that none reaches move no median.
+    """
+    entries = splitvals.shape[1]
+    level = np.zeros(entries, np.intp)
+    for depth in range(splitdims.shape[1]):
+        level[2**depth : 2 ** (depth + 1)] = depth
+    channels, levels = splitdims[:, level] // taps, splitvals.astype(np.float32) + np.float32(0)
+    if relu:
+        levels = np.where(levels < 0, np.float32(-np.inf), levels)
     compared = np.isfinite(levels)
     compared[:, 0] = False
     middle = np.zeros(len(units), np.float32)
@@ -135,7 +113,8 @@ def _channel_rows(
     reach = 128 * np.abs(weight.astype(np.int64)).reshape(len(units), -1).sum(axis=1)
     rows = {"unit": units, "bias": bias, "level": outside, "reach": reach}
     rows |= {"middle": middle, "outside": outside}
-    return np.stack([np.asarray(rows[name], np.float32) for name in WINDOW_ROWS])
+    table = np.stack([np.asarray(rows[name], np.float32) for name in WINDOW_ROWS])
+    return table, channels, levels
 
 
 def _padded(array: Array, length: int, fill: int) -> Array:
