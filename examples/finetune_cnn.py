@@ -201,7 +201,7 @@ def speeds(times: dict[str, dict[str, float]], machine: str) -> str:
                 text += f"; {precision}: {said}"
             cells.append(text)
         rows.append([name, *cells])
-    header = ["ms, best", *(f"{batch} images" for batch in times)]
+    header = ["ms, best", *(f"{batch} image{'s' * (batch != '1')}" for batch in times)]
     return f"{markdown_table(header, rows)}\n\n{machine}."
 
 
