@@ -299,7 +299,7 @@ def _convert_product(
     replacement = build(estimator)
     table_rows = replacement.ncodebooks * replacement.nprototypes
     if len(rows) < table_rows:
-        notes.append(f"{len(rows)} rows for {table_rows} of its tables: calibrate with more data")
+        notes.append(f"{len(rows)} rows for {table_rows} table rows: calibrate with more data")
     error, norm = 0.0, 0.0
     for first in range(0, len(rows), 4096):
         block = rows[first : first + 4096]

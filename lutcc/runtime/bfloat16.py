@@ -24,11 +24,6 @@ _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 )
 
 
-def is_bfloat16(array: np.ndarray) -> bool:
-    """Tell whether an array is of ml_dtypes' bfloat16."""
-    return array.dtype.name == "bfloat16"
-
-
 def to_tensor(array: np.ndarray) -> Any:
     """Return the memory of a bfloat16 array as a tensor of tvm_ffi."""
     capsule = array.view(np.uint16).__dlpack__(max_version=_VERSION)

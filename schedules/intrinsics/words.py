@@ -111,8 +111,8 @@ def following(node: Any, value: Any, threshold: Any, *, signs: bool = False) -> 
     """Return ``2 * node + (value > threshold)`` of 32 int16, or 16 int32 or float32.
 
     ``signs``: the sign of ``threshold - value`` tells, one instruction less where a word is shifted
-    in at once. For that differences of int32 must not overflow, and no value be NaN; of floats
-    they never round to 0, nor to the other sign.
+    in at once. For that differences of int32 must not overflow, no value be NaN, and no threshold
+    -0 or infinite; differences of floats never round to 0, nor to the other sign.
     """
     import tvm.tirx as tir
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from lutcc.ir.module import Function, Operation
-from lutcc.schedules.x86 import conv2d, plane_conv2d, plane_windows
+from lutcc.schedules.x86 import conv2d, narrow_planes, plane_conv2d
 from lutcc.schedules.x86.config import DenseConfig
 from lutcc.schedules.x86.context import Constant, StageContext
 from lutcc.schedules.x86.data_movement import emit_im2col
@@ -29,9 +29,9 @@ from lutcc.schedules.x86.emit import (
 )
 from lutcc.schedules.x86.images import Geometry
 from lutcc.schedules.x86.lut_conv2d import Layer
+from lutcc.schedules.x86.narrow_planes import NarrowPlanes
 from lutcc.schedules.x86.pack import CHUNK
 from lutcc.schedules.x86.plane_conv2d import PlaneConvolution
-from lutcc.schedules.x86.plane_windows import Windows
 from lutcc.schedules.x86.planes import SLACK, Planes
 
 
@@ -66,10 +66,10 @@ class Lead:
         Of the convolution.
     planar
         The convolution, where it goes from the image to the planes.
-    windows
+    narrow
         Its sums in 16 bits, where trees may compare those.
     padding
-        With ``windows``: of the planes for images that do not fit them.
+        With ``narrow``: of the planes for images that do not fit them.
     """
 
     pixels: Operation | None
@@ -79,7 +79,7 @@ class Lead:
     config: DenseConfig | None
     shared: conv2d.Shared | None
     planar: PlaneConvolution | None = None
-    windows: Windows | None = None
+    narrow: NarrowPlanes | None = None
     padding: Padding | None = None
 
     @classmethod
@@ -90,10 +90,10 @@ class Lead:
         config, shared, numbers, results = None, None, 0, 0
         if conv is not None and plane_conv2d.applies(conv):
             planar = PlaneConvolution.take(ctx, conv, pixels is not None)
-            none, windows = ctx.scratch.take(0, "float32"), None
-            if plane_windows.applies(ctx, conv, trees):
-                windows = Windows.take(ctx, planar, trees)
-            return cls(pixels, conv, none, none, None, None, planar, windows)
+            none, narrow = ctx.scratch.take(0, "float32"), None
+            if narrow_planes.applies(ctx, conv, trees):
+                narrow = NarrowPlanes.take(ctx, planar, trees)
+            return cls(pixels, conv, none, none, None, None, planar, narrow)
         if conv is not None:
             numbers = math.prod(conv.operands[0].type.sizes(1)) if pixels is not None else 0
             results = Geometry.of(conv).pixels * Geometry.of(conv).outputs
@@ -106,17 +106,17 @@ class Lead:
 
     def emit(self, ctx: StageContext, image: View, layer: Layer) -> None:
         """Emit all from an image to the sums of the first layer."""
-        if self.windows is None:
+        if self.narrow is None:
             self._fill(ctx, image, layer.source)
             layer.emit(ctx)
             return
         assert self.planar is not None
         assert self.padding is not None
-        unit, windows = self.planar.read(image), self.windows
-        with branch(windows.find(unit)) as (narrow, wide):
-            with narrow:
-                windows.emit()
-                replace(layer, source=windows.planes, thresholds=windows.thresholds).emit(ctx)
+        unit, narrow = self.planar.read(image), self.narrow
+        with branch(narrow.find(unit)) as (fits, wide):
+            with fits:
+                narrow.emit()
+                replace(layer, source=narrow.planes, thresholds=narrow.thresholds).emit(ctx)
             with wide:
                 self.padding.write()
                 self.planar.emit(unit, layer.source)

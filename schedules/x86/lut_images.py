@@ -88,13 +88,13 @@ def emit(
         planes.append(Planes.take(Window.of(part.conv), dtype, ctx.scratch, ordered))
         refs = [ctx.ref(part.conv.operands[4])]
         outside.append(ctx.blob.add("image_outside", dtype, refs, kind=dtype))
-        if index == 0 and lead.windows is not None:
+        if index == 0 and lead.narrow is not None:
             lead = replace(lead, padding=Padding(planes[0], outside[0]))
         else:
             planes[index].clear(outside[index])
     layers = []
     for index, (part, (dtype, sums)) in enumerate(zip(parts, types, strict=True)):
-        pairs = dtype == "int16" or (index == 0 and lead.windows is not None)
+        pairs = dtype == "int16" or (index == 0 and lead.narrow is not None)
         follows = part.pool is None and index + 1 < len(parts)
         into = planes[index + 1] if follows else None
         layers.append(Layer.take(ctx, part.conv, planes[index], sums, pairs=pairs, into=into))

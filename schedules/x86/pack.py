@@ -33,8 +33,8 @@ from lutcc.schedules.x86.pack_images import (
     pack_image_offsets,
     pack_image_outside,
     pack_image_values,
-    pack_window_channels,
-    pack_window_nodes,
+    pack_narrow_channels,
+    pack_narrow_nodes,
 )
 
 CHUNK = 16
@@ -274,8 +274,8 @@ PACKERS: dict[str, Callable[..., Array]] = {
     "image_offsets": pack_image_offsets,
     "image_outside": pack_image_outside,
     "image_values": pack_image_values,
-    "window_nodes": pack_window_nodes,
-    "window_channels": pack_window_channels,
+    "narrow_nodes": pack_narrow_nodes,
+    "narrow_channels": pack_narrow_channels,
     "lut_dot": pack_lut_dot,
     "lut_widen": pack_lut_widen,
     "lut_rows": pack_lut_rows,

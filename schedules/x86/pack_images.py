@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 #: What is known of a node or of a channel whose sums are compared in a window of 16 bits.
-WINDOW_ROWS = ("unit", "bias", "level", "reach", "middle", "outside")
+NARROW_ROWS = ("unit", "bias", "level", "reach", "middle", "outside")
 _NO_NODE = np.array([1, 0, np.inf, 0, 0, 0], np.float32)
 
 #: No sum of a look-up is so large; its difference from a threshold that is not larger fits 32 bits.
@@ -54,10 +54,10 @@ def pack_image_outside(outside: Array, *, kind: str) -> Array:
     return np.asarray(outside, kind)
 
 
-def pack_window_nodes(*sources: Array, taps: int, codebooks: int, relu: bool) -> Array:
+def pack_narrow_nodes(*sources: Array, taps: int, codebooks: int, relu: bool) -> Array:
     """Nodes (B, K) in heap order -> (codebooks, ceil(K/16), 6, 16) float32 of their channels.
 
-    The rows are :data:`WINDOW_ROWS`; nodes that are not there have the level infinity. ``relu``:
+    The rows are :data:`NARROW_ROWS`; nodes that are not there have the level infinity. ``relu``:
     what is above a level below 0 is above -infinity, before the relu. ``sources``: the trees'
     columns and thresholds, the convolution's weights, units and bias, what is outside the image.
     """
@@ -66,20 +66,20 @@ def pack_window_nodes(*sources: Array, taps: int, codebooks: int, relu: bool) ->
     width = -(-entries // 16) * 16
     found = np.tile(_NO_NODE[:, None], (codebooks, 1, width))
     nodes = table[:, channels].copy()
-    nodes[WINDOW_ROWS.index("level")] = levels
+    nodes[NARROW_ROWS.index("level")] = levels
     found[: len(levels), :, 1:entries] = nodes.transpose(1, 0, 2)[:, :, 1:]
-    split = found.reshape(codebooks, len(WINDOW_ROWS), width // 16, 16)
+    split = found.reshape(codebooks, len(NARROW_ROWS), width // 16, 16)
     return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
 
 
-def pack_window_channels(*sources: Array, taps: int, relu: bool) -> Array:
+def pack_narrow_channels(*sources: Array, taps: int, relu: bool) -> Array:
     """Channels (C,) -> (ceil(C/16), 6, 16) float32; their level is what is outside."""
     table, channels, _ = _channel_rows(*sources, taps=taps, relu=relu)
     count = table.shape[1]
     table[:, ~np.isin(np.arange(count), channels[:, 1:])] = _NO_NODE[:, None]
     found = np.tile(_NO_NODE[:, None], (1, -(-count // 16) * 16))
     found[:, :count] = table
-    split = found.reshape(len(WINDOW_ROWS), -1, 16)
+    split = found.reshape(len(NARROW_ROWS), -1, 16)
     return np.ascontiguousarray(split.transpose(1, 0, 2))
 
 
@@ -94,7 +94,7 @@ def _channel_rows(
     taps: int,
     relu: bool,
 ) -> tuple[Array, Array, Array]:
-    """Return :data:`WINDOW_ROWS` of each channel, and of each node (B, K) its channel and level.
+    """Return :data:`NARROW_ROWS` of each channel, and of each node (B, K) its channel and level.
 
     Levels that none reaches move no median.
     """
@@ -113,7 +113,7 @@ def _channel_rows(
     reach = 128 * np.abs(weight.astype(np.int64)).reshape(len(units), -1).sum(axis=1)
     rows = {"unit": units, "bias": bias, "level": outside, "reach": reach}
     rows |= {"middle": middle, "outside": outside}
-    table = np.stack([np.asarray(rows[name], np.float32) for name in WINDOW_ROWS])
+    table = np.stack([np.asarray(rows[name], np.float32) for name in NARROW_ROWS])
     return table, channels, levels
 
 

@@ -10,7 +10,7 @@ transposed.
 Count, 3x3 over 3 channels of 32x32 pixels to 32 outputs: 9 numbers in a row of a window, so 3 words
 (5 without VNNI) and 9 (15) in all. 64 * 32 * 9 = 18 432 ``vpdpbusd``, one or two a cycle, with a
 load of pixels for 16 of them; or 61 440 pairs of ``vpmaddwd`` and a sum. To finish takes 10 000
-(20 000) instructions, and planes of float32 137 kB of stores; in 16 bits (:mod:`plane_windows`)
+(20 000) instructions, and planes of float32 137 kB of stores; in 16 bits (:mod:`narrow_planes`)
 4 000 and 69 kB.
 """
 

@@ -145,7 +145,7 @@ def test_report_states_size_and_error() -> None:
 def test_report_says_where_data_are_few() -> None:
     recipe = {"*": Exact(), "0": Maddness(ncodebooks=3)}
     first = report_of(convert(mlp(), recipe, rows()[:40])).layers[0]
-    assert first.note == "40 rows for 48 of its tables: calibrate with more data"
+    assert first.note == "40 rows for 48 table rows: calibrate with more data"
 
 
 def test_report_names_the_partition_that_auto_took() -> None:

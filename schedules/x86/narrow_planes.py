@@ -35,7 +35,7 @@ from lutcc.schedules.x86.emit import (
     splat,
 )
 from lutcc.schedules.x86.pack import round_up
-from lutcc.schedules.x86.pack_images import WINDOW_ROWS
+from lutcc.schedules.x86.pack_images import NARROW_ROWS
 from lutcc.schedules.x86.plane_conv2d import PlaneConvolution
 from lutcc.schedules.x86.planes import Planes, Window
 
@@ -58,8 +58,8 @@ def applies(ctx: StageContext, conv: Operation, trees: Operation) -> bool:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """The thresholds of trees among a convolution's sums, for one image at a time.
+class NarrowPlanes:
+    """Planes of a convolution's sums in 16 bits, and thresholds among them, for each image.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class Windows:
     planes
         Of int16, what the trees read.
     nodes, channels
-        What is known of each node and channel: 16 numbers for each of ``WINDOW_ROWS``.
+        What is known of each node and channel: 16 numbers for each of ``NARROW_ROWS``.
     vectors
         How many vectors of nodes a codebook has.
     codebooks
@@ -93,7 +93,7 @@ class Windows:
     floor: bool
 
     @classmethod
-    def take(cls, ctx: StageContext, conv: PlaneConvolution, trees: Operation) -> Windows:
+    def take(cls, ctx: StageContext, conv: PlaneConvolution, trees: Operation) -> NarrowPlanes:
         """Pack the constants and assign room."""
         _, dims, vals, tables, outside = trees.operands
         window, relu = Window.of(trees), conv.op.attr("activation") == "relu"
@@ -102,9 +102,9 @@ class Windows:
         vectors = -(-vals.type.size(1) // LANES)
         taps = len(window.taps)
         nodes = ctx.blob.add(
-            "window_nodes", "float32", sources, taps=taps, codebooks=codebooks, relu=relu
+            "narrow_nodes", "float32", sources, taps=taps, codebooks=codebooks, relu=relu
         )
-        channels = ctx.blob.add("window_channels", "float32", sources, taps=taps, relu=relu)
+        channels = ctx.blob.add("narrow_channels", "float32", sources, taps=taps, relu=relu)
         length = round_up(conv.shape.outputs, LANES)
         return cls(
             conv,
@@ -166,8 +166,8 @@ class Windows:
         return words.narrow(sums)
 
     def _rows(self, table: View, index: Expr, unit: Expr) -> _Rows:
-        here = table.at(bind(index * (len(WINDOW_ROWS) * LANES)))
-        rows = {name: bind(here.load(i * LANES, LANES)) for i, name in enumerate(WINDOW_ROWS)}
+        here = table.at(bind(index * (len(NARROW_ROWS) * LANES)))
+        rows = {name: bind(here.load(i * LANES, LANES)) for i, name in enumerate(NARROW_ROWS)}
         factor = bind(splat(unit) * rows.pop("unit"))
         return _Rows(factor, **rows, wide=not self.conv.isa.emulated)
 

@@ -1,4 +1,4 @@
-"""Sums of an exact convolution in windows of 16 bits: when they are taken, and the same bits."""
+"""Sums of an exact convolution in 16 bits: when they are taken, and the same bits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from lutcc import ir
 from lutcc.ir.passes import run_pipeline
+from lutcc.schedules.x86.narrow_planes import NarrowPlanes
 from lutcc.schedules.x86.plane_conv2d import PlaneConvolution
-from lutcc.schedules.x86.plane_windows import Windows
 from tests.ir.image_networks import Conv, images, network
 from tests.schedules.harness import built
 
@@ -91,10 +91,10 @@ def test_the_way_that_an_image_takes(name: str, isa: str, monkeypatch: pytest.Mo
     module = network_of(case, x)
     assert compare(module, x, isa)
     with monkeypatch.context() as patch:  # without the way that is not taken all is the same
-        patch.setattr(PlaneConvolution if case.narrow else Windows, "emit", lambda *_: None)
+        patch.setattr(PlaneConvolution if case.narrow else NarrowPlanes, "emit", lambda *_: None)
         assert compare(module, x, isa)
     with monkeypatch.context() as patch:
-        patch.setattr(Windows if case.narrow else PlaneConvolution, "emit", lambda *_: None)
+        patch.setattr(NarrowPlanes if case.narrow else PlaneConvolution, "emit", lambda *_: None)
         assert not compare(module, x, isa)
 
 
