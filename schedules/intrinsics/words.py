@@ -33,6 +33,19 @@ define <16 x i32> @lutcc_load_longs(ptr %p, i64 %offset) alwaysinline {
   %v = load <16 x i32>, ptr %at, align 4
   ret <16 x i32> %v
 }
+define <16 x i16> @lutcc_load_half(ptr %p, i64 %offset) alwaysinline {
+  %at = getelementptr i16, ptr %p, i64 %offset
+  %v = load <16 x i16>, ptr %at, align 2
+  ret <16 x i16> %v
+}
+define <16 x i16> @lutcc_with_answer(<16 x i16> %word, <16 x i16> %value, <16 x i16> %threshold,
+                                     <16 x i16> %bits) alwaysinline {
+  %above = icmp sgt <16 x i16> %value, %threshold
+  %ones = sext <16 x i1> %above to <16 x i16>
+  %some = and <16 x i16> %ones, %bits
+  %next = or <16 x i16> %word, %some
+  ret <16 x i16> %next
+}
 define <32 x i16> @lutcc_next_word(<32 x i16> %node, <32 x i16> %value, <32 x i16> %threshold)
     alwaysinline {
   %below = call <32 x i16> @llvm.ssub.sat.v32i16(<32 x i16> %threshold, <32 x i16> %value)
@@ -97,6 +110,20 @@ def load_two_lines(first: Any, second: Any, offset: Any) -> Any:
     import tvm.tirx as tir
 
     return tir.call_extern("int16x32", "lutcc_load_two_lines", first, second, offset)
+
+
+def load_half(address: Any, offset: Any) -> Any:
+    """Return the call that loads 16 words some elements further."""
+    import tvm.tirx as tir
+
+    return tir.call_extern("int16x16", "lutcc_load_half", address, offset)
+
+
+def with_answer(word: Any, value: Any, threshold: Any, bits: Any) -> Any:
+    """Return ``word | (bits if value > threshold else 0)`` of 16 int16."""
+    import tvm.tirx as tir
+
+    return tir.call_extern("int16x16", "lutcc_with_answer", word, value, threshold, bits)
 
 
 def load(address: Any, offset: Any, lanes: int) -> Any:

@@ -258,6 +258,10 @@ class View:
         """
         return words.load(self._address(index), offset, lanes)
 
+    def load_half(self, index: Expr, offset: Expr) -> Expr:
+        """Load 16 int16 that lie ``offset`` elements after ``index``."""
+        return words.load_half(self._address(index), offset)
+
     def load_two_lines(self, first: Expr, second: Expr, offset: Expr) -> Expr:
         """Load 16 int16 each that lie ``offset`` elements after two indices."""
         return words.load_two_lines(self._address(first), self._address(second), offset)

@@ -139,9 +139,12 @@ class DotTile:
 
 
 class WidenTile:
-    """Exact or averaged scan with 16-bit sums; row groups of 32 or 64."""
+    """Exact or averaged scan with 16-bit sums; row groups of 32 or 64.
 
-    def __init__(self, ctx: StageContext, op: Operation, codes: Codes) -> None:
+    ``sums``: "int16" where all sums fit 16 bits, so that those of 32 rows come as int16x16.
+    """
+
+    def __init__(self, ctx: StageContext, op: Operation, codes: Codes, sums: str = "int32") -> None:
         self.isa = ctx.isa
         self.codes = codes
         self.rows = codes.rows
@@ -149,6 +152,8 @@ class WidenTile:
         self.average = group_size(op)
         self.correction = sign_correction(op)
         self.codebooks = round_up(codes.codebooks, self.average)
+        few = self.codebooks // self.average <= FLUSH
+        self.words = sums == "int16" and codes.rows == 32 and few
         self.table = ctx.blob.add(
             "lut_widen",
             "uint8",
@@ -227,6 +232,9 @@ class WidenTile:
         if wide is None:
             scan(i64(0), steps)
             fix = splat(self.correction, "int32")
+            if self.words:
+                wrapped = (self.correction + (1 << 15)) % (1 << 16) - (1 << 15)
+                fix = splat(wrapped, "int16")
             return lambda j, r: [v - fix for v in sums(j * len(groups) + r)]
         for slot in range(cells * parts):
             wide.set(slot, splat(-self.correction, "int32"))
@@ -298,6 +306,8 @@ class WidenTile:
         lanes = self.rows // 2
         odd = bind(high)
         even = bind(low - (odd << splat(8, "uint16", lanes)))
+        if self.words:
+            return [bind(reinterpret("int16x16", v)) for v in (even, odd)]
         if self.rows == 32:
             return [bind(cast("int32x16", even)), bind(cast("int32x16", odd))]
         mask, sixteen = splat(0xFFFF, "uint32"), splat(16, "uint32")

@@ -17,7 +17,6 @@ pixels at a time in 32 bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +24,7 @@ import numpy as np
 
 from lutcc.ir.module import Operation, Value
 from lutcc.ir.types import TensorType
-from lutcc.schedules.intrinsics import words
-from lutcc.schedules.intrinsics.x86 import PACKSSDW_512, VPERMW_512
+from lutcc.schedules.intrinsics.x86 import PACKSSDW_512
 from lutcc.schedules.x86 import lut_accumulate
 from lutcc.schedules.x86.context import Codes, StageContext
 from lutcc.schedules.x86.emit import (
@@ -37,14 +35,12 @@ from lutcc.schedules.x86.emit import (
     i64,
     loop,
     minimum,
-    reinterpret,
     shuffle,
-    splat,
 )
+from lutcc.schedules.x86.image_trees import ImageTrees
 from lutcc.schedules.x86.pack import CHUNK, chunk_starts, round_up
 from lutcc.schedules.x86.pack_images import SMALL_SUMS
 from lutcc.schedules.x86.planes import SLACK, Planes, Window
-from lutcc.schedules.x86.tree_encode import store_codes, threshold_lookup
 
 #: Groups of rows of the scan that are encoded before they are scanned, at most: 256 pixels.
 _BLOCK_PIXELS = 256
@@ -58,13 +54,26 @@ def scan_of(op: Operation) -> Operation:
     return Operation("lut_accumulate", (codes, op.operands[3]), op.results, attrs)
 
 
+def in_words(ctx: StageContext, op: Operation) -> bool:
+    """Whether trees may compare what a convolution reads in 16 bits, 32 pixels at a time."""
+    if not ctx.isa.has_avx512:
+        return op.operands[2].type.size(1) <= 16
+    return lut_accumulate.uses_dot(ctx.isa, scan_of(op))
+
+
 def narrow(ctx: StageContext, op: Operation) -> bool:
-    """Whether the sums that a convolution reads can be compared in 16 bits, 32 at a time."""
-    if op.operands[0].type.dtype != "int32" or op.operands[2].type.size(1) > 32:
+    """Whether the sums that a convolution reads can be compared in 16 bits."""
+    if op.operands[0].type.dtype != "int32":
         return False
     outside = ctx.array(op.operands[4])
     limits = np.abs(outside.astype(np.int64)).max(initial=0)
-    return lut_accumulate.uses_dot(ctx.isa, scan_of(op)) and bool(limits < 1 << 15)
+    return in_words(ctx, op) and bool(limits < 1 << 15)
+
+
+def narrow_sums(ctx: StageContext, op: Operation) -> bool:
+    """Whether a convolution's sums come, and fit, in 16 bits."""
+    ways = not ctx.isa.has_avx512 or lut_accumulate.uses_dot(ctx.isa, scan_of(op))
+    return ways and bound(ctx, op) < 1 << 15
 
 
 def by_signs(ctx: StageContext, op: Operation, dtype: str, first: bool) -> bool:
@@ -186,9 +195,12 @@ class Layer:
         rows, tile = self.codes.rows, self.tile_r
         block = min(self.groups, round_up(max(_BLOCK_PIXELS // rows, 1), tile))
         scan = scan_of(self.op)
-        kind = lut_accumulate.DotTile if self.codes.dot else lut_accumulate.WidenTile
-        producer = kind(ctx, scan, self.codes)
-        encoder = _Encoder.of(ctx, self)
+        producer: Any = None
+        if self.codes.dot:
+            producer = lut_accumulate.DotTile(ctx, scan, self.codes)
+        else:
+            producer = lut_accumulate.WidenTile(ctx, scan, self.codes, self.sums.dtype)
+        encoder = ImageTrees.of(ctx, self)
         starts = chunk_starts(self.op.results[0].type.size(1))
         where = ctx.blob.add("ints", "int32", [], values=starts)
         with loop(-(-self.groups // block)) as b:
@@ -205,158 +217,23 @@ class Layer:
 
     def _store(self, found: Any, at: Expr, group: Expr) -> None:
         """Store the sums of a tile, from a group of rows on."""
-        rows = self.codes.rows
-        pairs = self.source.dtype == "int16"
+        pairs = self.codes.dot and self.source.dtype == "int16"
         for r in range(0, self.tile_r, 2 if pairs else 1):
-            pixel = self.place((group + r) * rows)
+            pixel = self.place((group + r) * self.codes.rows)
             for j in range(self.tile_m):
-                place = at + pixel + j * self.plane
+                place, lanes = at + pixel + j * self.plane, 16
+                values = found(j, r)
                 if pairs:
-                    value = PACKSSDW_512(found(j, r)[0], found(j, r + 1)[0])
-                    if self.sums.dtype != "int16":
-                        value = cast("int32x32", value)
-                    if not self.halves:
-                        self.sums.store(place, value, 32)
-                        continue
-                    value = bind(value)
-                    self.sums.store(place, shuffle([value], range(16)), 16)
-                    self.sums.store(place + self.window.pitch, shuffle([value], range(16, 32)), 16)
-                    continue
-                for p, value in enumerate(found(j, r)):
-                    if self.sums.dtype == "int16":
-                        value = cast("int16x16", value)
-                    self.sums.store(place + 16 * p, value, 16)
+                    whole = bind(PACKSSDW_512(values[0], found(j, r + 1)[0]))
+                    values, lanes = [whole], 32
+                    if self.halves:
+                        values = [shuffle([whole], range(k, k + 16)) for k in (0, 16)]
+                        lanes = 16
+                for k, value in enumerate(values):
+                    if not str(value.ty.dtype).startswith(self.sums.dtype):
+                        value = cast(f"{self.sums.dtype}x{lanes}", value)
+                    self.sums.store(self._part(place, k, lanes), value, lanes)
 
-
-@dataclass(frozen=True)
-class _Encoder:
-    """Encodes blocks of pixels.
-
-    Attributes
-    ----------
-    ctx, layer
-        What is encoded.
-    offsets, values
-        Of each codebook, where its levels read and what they compare with.
-    width
-        Numbers from one codebook's thresholds to the next.
-    """
-
-    ctx: StageContext
-    layer: Layer
-    offsets: View
-    values: View
-    width: int
-
-    @classmethod
-    def of(cls, ctx: StageContext, layer: Layer) -> _Encoder:
-        """Pack the trees of a layer."""
-        _, dims, vals, _, _ = layer.op.operands
-        window, dtype = layer.window, layer.source.dtype
-        width = max(layer.op.operands[2].type.size(1), 32 if dtype == "int16" else 16)
-        count, values = layer.codes.codebooks, layer.thresholds
-        if values is None:
-            values = ctx.blob.add(
-                "image_values",
-                dtype,
-                [ctx.ref(vals)],
-                codebooks=count,
-                width=width,
-                kind=dtype,
-                **({"sums": True} if dtype == "int32" and layer.source.ordered else {}),
-            )
-        return cls(
-            ctx,
-            layer,
-            ctx.blob.add(
-                "image_offsets",
-                "int32",
-                [ctx.ref(dims)],
-                taps=window.taps,
-                plane=window.plane,
-                codebooks=count,
-            ),
-            values,
-            width,
-        )
-
-    def emit(self, first: Expr, groups: Expr) -> None:
-        """Encode groups of rows from pixel ``first`` on."""
-        codes, step = self.layer.codes, 4 if self.layer.codes.dot else 1
-        if self.layer.source.dtype == "int16":
-            together = self.layer.tile_r // 2
-            with loop(groups // i64(2 * together)) as unit, loop(codes.codebooks // step) as c:
-                pairs = [bind(unit * together + k) for k in range(together)]
-                pixels = [self.layer.place(first + pair * 32) for pair in pairs]
-                nodes = [self._nodes(pixels, c * step + j, 32) for j in range(step)]
-                for k, pair in enumerate(pairs):
-                    self._store_pair(pair, c, [of_codebook[k] for of_codebook in nodes])
-            return
-        entries = self.layer.op.operands[2].type.size(1)
-        with loop(groups * (codes.rows // 16)) as group, loop(codes.codebooks // step) as c:
-            pixels = [self.layer.place(first + group * 16)]
-            parts = [
-                self._nodes(pixels, c * step + j, 16)[0] - splat(entries, "int32")
-                for j in range(step)
-            ]
-            store_codes(codes, group, c, parts)
-
-    def _nodes(self, pixels: Sequence[Expr], codebook: Expr, lanes: int) -> list[Expr]:
-        """Return the leaves that 32 (16) pixels from each of some come to: int16x32 (int32x16)."""
-        depth = self.layer.op.operands[1].type.size(1)
-        kind = f"int{512 // lanes}"
-        table = self.values.at(bind(codebook * self.width))
-        pixels = [bind(pixel) for pixel in pixels]
-        nodes = [splat(1, kind, lanes) for _ in pixels]
-        for level in range(depth):
-            offset = bind(cast("int64", self.offsets.load(codebook * depth + level)))
-            for k, (pixel, node) in enumerate(zip(pixels, nodes, strict=True)):
-                value = bind(self._value(pixel, offset, lanes))
-                nodes[k] = self._below(table, level, node, value, lanes)
-        return nodes
-
-    def _value(self, pixel: Expr, offset: Expr, lanes: int) -> Expr:
-        """Return what lies under 32 (16) pixels."""
-        source, layer = self.layer.source.view, self.layer
-        if lanes == 32 and layer.halves:
-            return source.load_two_lines(pixel, pixel + layer.window.pitch, offset)
-        return source.load_from(pixel, offset, lanes)
-
-    def _below(self, table: View, level: int, node: Expr, value: Expr, lanes: int) -> Expr:
-        """Return the nodes below some, by what they compare."""
-        if lanes == 32:
-            found = splat(table.load(1), "int16", lanes)
-            if level:
-                found = VPERMW_512(table.load(0, 32), node)
-        else:
-            found = threshold_lookup(self.ctx.isa, table, level, node)
-        if table.dtype == "float32":
-            value = reinterpret("float32x16", value)
-        return bind(words.following(node, value, found, signs=self.layer.source.ordered))
-
-    def _store_pair(self, pair: Expr, c: Expr, nodes: list[Expr]) -> None:
-        """Store the codes of four codebooks for 32 pixels, four bytes a pixel.
-
-        The words of pixels are interleaved within 128 bits; packing the sums undoes that.
-        """
-        codes = self.layer.codes
-        eight = splat(8, "int16", 32)
-        halves = []
-        for j in (0, 2):
-            # a leaf is its code and the number of leaves; tables of a word are ``entries`` apart
-            leaves, entries = self.layer.op.operands[2].type.size(1), codes.entries
-            shift = entries * j - leaves + ((entries * (j + 1) - leaves) << 8)
-            word = nodes[j] | (nodes[j + 1] << eight)
-            shift = (shift + (1 << 15)) % (1 << 16) - (1 << 15)
-            halves.append(bind(word + splat(shift, "int16", 32)))
-        for high in (0, 1):
-            lanes = [
-                i
-                for quad in range(4)
-                for k in range(4)
-                for i in (8 * quad + 4 * high + k, 32 + 8 * quad + 4 * high + k)
-            ]
-            words = shuffle(halves, lanes)
-            group = bind(pair * 2 + high)
-            index = (group * (codes.codebooks // 4) + i64(c)) * 64
-            codes.view.store(index, reinterpret("uint8x64", words), 64)
+    def _part(self, place: Expr, part: int, lanes: int) -> Expr:
+        """Return where part ``part`` of a group of rows lies, the first one at ``place``."""
+        return place + part * (self.window.pitch if self.halves else lanes)

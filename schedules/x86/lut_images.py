@@ -68,8 +68,7 @@ def _types(ctx: StageContext, parts: Sequence[_Part]) -> list[tuple[str, str]]:
         if index and types[-1][1] == "int16":
             dtype = "int16"
         after = parts[index + 1].conv if index + 1 < len(parts) else None
-        dot = lut_conv2d.lut_accumulate.uses_dot(ctx.isa, lut_conv2d.scan_of(part.conv))
-        small = dot and lut_conv2d.bound(ctx, part.conv) < 1 << 15
+        small = lut_conv2d.narrow_sums(ctx, part.conv)
         small = small and (after is None or lut_conv2d.narrow(ctx, after))
         types.append((dtype, "int16" if small else "int32"))
     return types

@@ -32,23 +32,24 @@ from lutcc.schedules.x86.emit import (
     local,
     loop,
     select,
+    shuffle,
     splat,
 )
 from lutcc.schedules.x86.pack import round_up
-from lutcc.schedules.x86.pack_images import NARROW_ROWS
+from lutcc.schedules.x86.pack_images import NARROW_ROWS, WORD_THRESHOLDS, word_slots
 from lutcc.schedules.x86.plane_conv2d import PlaneConvolution
 from lutcc.schedules.x86.planes import Planes, Window
 
 _LEAST, _MOST = -(1 << 15), (1 << 15) - 1
-_WIDTH = 32  # thresholds of a codebook, as a permute of words takes them
+_WIDTH = WORD_THRESHOLDS  # of a codebook; as many as a permute of words takes
 
 
 def applies(ctx: StageContext, conv: Operation, trees: Operation) -> bool:
     """Tell whether the trees of a ``lut_conv2d`` may compare a convolution's sums in 16 bits."""
     depth, activation = trees.operands[1].type.size(1), str(conv.attr("activation"))
-    if not lut_conv2d.by_signs(ctx, trees, "float32", first=True) or 2**depth > _WIDTH:
-        return False
-    if not lut_conv2d.lut_accumulate.uses_dot(ctx.isa, lut_conv2d.scan_of(trees)):
+    numbers = [ctx.array(trees.operands[2])[:, 1:], ctx.array(trees.operands[4])]
+    finite = all(bool(np.isfinite(array).all()) for array in numbers)
+    if not finite or 2**depth > _WIDTH or not lut_conv2d.in_words(ctx, trees):
         return False
     units, bias = (ctx.array(value) for value in conv.operands[2:])
     usable = bool((units > 0).all() and np.isfinite(units).all() and np.isfinite(bias).all())
@@ -79,6 +80,8 @@ class NarrowPlanes:
         By channel, found: what sums begin with, int32, and what stands outside the image, int16.
     floor
         Whether some node is above every sum: then no number is the least of int16.
+    slots
+        Which node each threshold is of, where they are not in heap order.
     """
 
     conv: PlaneConvolution
@@ -91,6 +94,7 @@ class NarrowPlanes:
     starts: View
     outside: View
     floor: bool
+    slots: tuple[int, ...] | None
 
     @classmethod
     def take(cls, ctx: StageContext, conv: PlaneConvolution, trees: Operation) -> NarrowPlanes:
@@ -98,7 +102,9 @@ class NarrowPlanes:
         _, dims, vals, tables, outside = trees.operands
         window, relu = Window.of(trees), conv.op.attr("activation") == "relu"
         sources = [ctx.ref(value) for value in (dims, vals, *conv.op.operands[1:], outside)]
-        codebooks = round_up(tables.type.size(0), 4)
+        codebooks = tables.type.size(0)
+        if ctx.isa.has_avx512:
+            codebooks = round_up(codebooks, 4)
         vectors = -(-vals.type.size(1) // LANES)
         taps = len(window.taps)
         nodes = ctx.blob.add(
@@ -117,6 +123,7 @@ class NarrowPlanes:
             ctx.scratch.take(length, "int32"),
             ctx.scratch.take(length, "int16"),
             relu and bool((ctx.array(vals)[:, 1:] < 0).any()),
+            None if ctx.isa.has_avx512 else tuple(word_slots(dims.type.size(1))),
         )
 
     def find(self, unit: Expr) -> Expr:
@@ -134,21 +141,28 @@ class NarrowPlanes:
                 rows = self._rows(self.nodes, bind(c * self.vectors + part), unit)
                 value, wrong = rows.threshold()
                 bad.store(0, bad.load(0, LANES) | wrong, LANES)
-                at = bind(c * _WIDTH + part * LANES)
-                self.thresholds.store(at, cast("int16x16", value), LANES)
+                self._put(c, part, bind(cast("int16x16", value)))
         with loop(round_up(self.conv.shape.outputs, LANES) // LANES) as k:
             rows = self._rows(self.channels, k, unit)
             center, out, wrong = rows.channel()
             bad.store(0, bad.load(0, LANES) | wrong, LANES)
             shifts = self.conv.shifts
-            assert shifts is not None
-            self.starts.store(k * LANES, shifts.load(k * LANES, LANES) - center, LANES)
+            begin = splat(0, "int32") if shifts is None else shifts.load(k * LANES, LANES)
+            self.starts.store(k * LANES, begin - center, LANES)
             self.outside.store(k * LANES, cast("int16x16", out), LANES)
         found = local(1, "int32")
         found.store(0, bad.load(0))
         with loop(LANES - 1) as k:
             found.store(0, found.load(0) | bad.load(k + 1))
         return equal(found.load(0), 0)
+
+    def _put(self, codebook: Expr, part: int, value: Expr) -> None:
+        """Store 16 thresholds of a codebook, in heap order, as its trees read them."""
+        at = bind(codebook * _WIDTH)
+        if self.slots is None:
+            self.thresholds.store(at + part * LANES, value, LANES)
+        else:
+            self.thresholds.store(at, shuffle([value, value], self.slots), _WIDTH)
 
     def emit(self) -> None:
         """Emit the products of an image, into the planes."""
@@ -169,7 +183,7 @@ class NarrowPlanes:
         here = table.at(bind(index * (len(NARROW_ROWS) * LANES)))
         rows = {name: bind(here.load(i * LANES, LANES)) for i, name in enumerate(NARROW_ROWS)}
         factor = bind(splat(unit) * rows.pop("unit"))
-        return _Rows(factor, **rows, wide=not self.conv.isa.emulated)
+        return _Rows(factor, **rows, wide=self.conv.wide)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from lutcc.schedules.x86.pack_images import (
     pack_image_offsets,
     pack_image_outside,
     pack_image_values,
+    pack_image_words,
     pack_narrow_channels,
     pack_narrow_nodes,
 )
@@ -274,6 +275,7 @@ PACKERS: dict[str, Callable[..., Array]] = {
     "image_offsets": pack_image_offsets,
     "image_outside": pack_image_outside,
     "image_values": pack_image_values,
+    "image_words": pack_image_words,
     "narrow_nodes": pack_narrow_nodes,
     "narrow_channels": pack_narrow_channels,
     "lut_dot": pack_lut_dot,

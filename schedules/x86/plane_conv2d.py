@@ -144,6 +144,11 @@ class PlaneConvolution:
         return self._count(self.shape, self.per_word)
 
     @property
+    def wide(self) -> bool:
+        """Whether 16 numbers of 32 bits are one register."""
+        return self.isa.has_avx512 and not self.isa.emulated
+
+    @property
     def plane(self) -> int:
         """Words from one plane to the next."""
         return self.shape.padded[0] * self.shape.out_width
@@ -257,9 +262,8 @@ class PlaneConvolution:
 
     def _finished(self, output: Expr, sums: Expr) -> Expr:
         """Return the results of 16 pixels."""
-        wide = self.isa.has_avx512 and not self.isa.emulated
         factor, bias = splat(self.factors.load(output)), splat(self.bias.load(output))
-        result = self.scaled(cast("float32x16", bind(sums)), factor, bias, wide=wide)
+        result = self.scaled(cast("float32x16", bind(sums)), factor, bias, wide=self.wide)
         return bind(activated(str(self.op.attr("activation")), result))
 
     @staticmethod

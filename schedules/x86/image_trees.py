@@ -1,0 +1,242 @@
+"""Trees over planes of an image: what they compare, and the codes in the order of a scan.
+
+Three ways, by the type of the planes and the CPU:
+
+* 32 bits, float32 or int32: 16 pixels at a time.
+* 16 bits with VBMI2 and VNNI: 32 pixels a register; ``vpermw`` finds thresholds by the nodes, signs
+  of saturated differences are shifted into the nodes.
+* 16 bits with AVX2, trees of at most 16 leaves: 32 pixels in two registers. The eight thresholds of
+  a level fill half a register, from which ``vpshufb`` takes words by their two bytes' numbers: a
+  node is kept as these, ``2 r`` and ``2 r + 1``, where r holds the answers so far, the first one in
+  its lowest bit, so that an answer is added by an ``and`` and an ``or``. Codes are brought into
+  their own order by one more ``vpshufb`` for 32 of them. 38 instructions a codebook of 16 leaves
+  for 32 pixels and 15 to make them codes, where 32 bits take 104.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lutcc.schedules.intrinsics import words
+from lutcc.schedules.intrinsics.x86 import PSHUFB_256, VPERMW_512
+from lutcc.schedules.x86.context import StageContext
+from lutcc.schedules.x86.emit import (
+    Expr,
+    View,
+    bind,
+    cast,
+    i64,
+    loop,
+    reinterpret,
+    shuffle,
+    splat,
+)
+from lutcc.schedules.x86.pack_images import WORD_LEVEL, WORD_THRESHOLDS, word_code
+from lutcc.schedules.x86.tree_encode import store_codes, threshold_lookup
+
+if TYPE_CHECKING:
+    from lutcc.schedules.x86.lut_conv2d import Layer
+
+
+@dataclass(frozen=True)
+class ImageTrees:
+    """Encodes blocks of pixels, 16 at a time, in 32 bits.
+
+    Attributes
+    ----------
+    ctx, layer
+        What is encoded.
+    offsets, values
+        Of each codebook, where its levels read and what they compare with.
+    width
+        Numbers from one codebook's thresholds to the next.
+    """
+
+    ctx: StageContext
+    layer: Layer
+    offsets: View
+    values: View
+    width: int
+
+    @classmethod
+    def of(cls, ctx: StageContext, layer: Layer) -> ImageTrees:
+        """Pack the trees of a layer, for what its planes and the CPU ask for."""
+        kind = cls
+        if layer.source.dtype == "int16":
+            kind = PairTrees if layer.codes.dot else WordTrees
+        _, dims, vals, _, _ = layer.op.operands
+        window, count = layer.window, layer.codes.codebooks
+        offsets = ctx.blob.add(
+            "image_offsets",
+            "int32",
+            [ctx.ref(dims)],
+            taps=window.taps,
+            plane=window.plane,
+            codebooks=count,
+        )
+        width = kind._width(layer)
+        values = layer.thresholds
+        if values is None:
+            name, params = kind._packing(layer)
+            params = {**params, "codebooks": count, "kind": layer.source.dtype}
+            values = ctx.blob.add(name, layer.source.dtype, [ctx.ref(vals)], **params)
+        return kind(ctx, layer, offsets, values, width)
+
+    @staticmethod
+    def _width(layer: Layer) -> int:
+        return max(layer.op.operands[2].type.size(1), 16)
+
+    @classmethod
+    def _packing(cls, layer: Layer) -> tuple[str, dict[str, object]]:
+        """Return how thresholds are packed."""
+        sums = layer.source.dtype == "int32" and layer.source.ordered
+        return "image_values", {"width": cls._width(layer), **({"sums": True} if sums else {})}
+
+    @property
+    def _depth(self) -> int:
+        return self.layer.op.operands[1].type.size(1)
+
+    def emit(self, first: Expr, groups: Expr) -> None:
+        """Encode groups of rows from pixel ``first`` on."""
+        codes, entries = self.layer.codes, self.layer.op.operands[2].type.size(1)
+        step = 4 if codes.dot else 1
+        with loop(groups * (codes.rows // 16)) as group, loop(codes.codebooks // step) as c:
+            pixel = bind(self.layer.place(first + group * 16))
+            parts = [self._node(pixel, c * step + j) - splat(entries, "int32") for j in range(step)]
+            store_codes(codes, group, c, parts)
+
+    def _node(self, pixel: Expr, codebook: Expr) -> Expr:
+        """Return the leaves that 16 pixels come to, int32x16."""
+        table, source = self._table(codebook), self.layer.source
+        node = splat(1, "int32")
+        for level in range(self._depth):
+            value = bind(source.view.load_from(pixel, self._offset(codebook, level), 16))
+            if table.dtype == "float32":
+                value = reinterpret("float32x16", value)
+            found = threshold_lookup(self.ctx.isa, table, level, node)
+            node = bind(words.following(node, value, found, signs=source.ordered))
+        return node
+
+    def _table(self, codebook: Expr) -> View:
+        return self.values.at(bind(codebook * self.width))
+
+    def _offset(self, codebook: Expr, level: int) -> Expr:
+        return bind(cast("int64", self.offsets.load(codebook * self._depth + level)))
+
+
+class PairTrees(ImageTrees):
+    """Encodes 32 pixels at a time in 16 bits, with VBMI2 and VNNI."""
+
+    @staticmethod
+    def _width(layer: Layer) -> int:
+        return 32
+
+    def emit(self, first: Expr, groups: Expr) -> None:
+        """Encode groups of 16 rows from pixel ``first`` on."""
+        codes, together = self.layer.codes, self.layer.tile_r // 2
+        with loop(groups // i64(2 * together)) as unit, loop(codes.codebooks // 4) as c:
+            pairs = [bind(unit * together + k) for k in range(together)]
+            pixels = [bind(self.layer.place(first + pair * 32)) for pair in pairs]
+            nodes = [self._nodes(pixels, c * 4 + j) for j in range(4)]
+            for k, pair in enumerate(pairs):
+                self._store(pair, c, [of_codebook[k] for of_codebook in nodes])
+
+    def _nodes(self, pixels: Sequence[Expr], codebook: Expr) -> list[Expr]:
+        """Return the leaves that 32 pixels from each of some come to, int16x32."""
+        table, layer = self._table(codebook), self.layer
+        nodes = [splat(1, "int16", 32) for _ in pixels]
+        for level in range(self._depth):
+            offset = self._offset(codebook, level)
+            for k, (pixel, node) in enumerate(zip(pixels, nodes, strict=True)):
+                if layer.halves:
+                    below = pixel + layer.window.pitch
+                    value = layer.source.view.load_two_lines(pixel, below, offset)
+                else:
+                    value = layer.source.view.load_from(pixel, offset, 32)
+                found = splat(table.load(1), "int16", 32)
+                if level:
+                    found = VPERMW_512(table.load(0, 32), node)
+                nodes[k] = bind(words.following(node, bind(value), found))
+        return nodes
+
+    def _store(self, pair: Expr, c: Expr, nodes: list[Expr]) -> None:
+        """Store the codes of four codebooks for 32 pixels, four bytes a pixel.
+
+        The words of pixels are interleaved within 128 bits; packing the sums undoes that.
+        """
+        codes = self.layer.codes
+        eight = splat(8, "int16", 32)
+        halves = []
+        for j in (0, 2):
+            # a leaf is its code and the number of leaves; tables of a word are ``entries`` apart
+            leaves, entries = self.layer.op.operands[2].type.size(1), codes.entries
+            shift = entries * j - leaves + ((entries * (j + 1) - leaves) << 8)
+            word = nodes[j] | (nodes[j + 1] << eight)
+            shift = (shift + (1 << 15)) % (1 << 16) - (1 << 15)
+            halves.append(bind(word + splat(shift, "int16", 32)))
+        for high in (0, 1):
+            lanes = [
+                i
+                for quad in range(4)
+                for k in range(4)
+                for i in (8 * quad + 4 * high + k, 32 + 8 * quad + 4 * high + k)
+            ]
+            found = shuffle(halves, lanes)
+            group = bind(pair * 2 + high)
+            index = (group * (codes.codebooks // 4) + i64(c)) * 64
+            codes.view.store(index, reinterpret("uint8x64", found), 64)
+
+
+class WordTrees(ImageTrees):
+    """Encodes 32 pixels at a time in 16 bits, with AVX2."""
+
+    @staticmethod
+    def _width(layer: Layer) -> int:
+        return WORD_THRESHOLDS
+
+    @classmethod
+    def _packing(cls, layer: Layer) -> tuple[str, dict[str, object]]:
+        return "image_words", {}
+
+    def emit(self, first: Expr, groups: Expr) -> None:
+        """Encode groups of 32 rows from pixel ``first`` on."""
+        layer, codes = self.layer, self.layer.codes
+        order = self.ctx.blob.add("ints", "int32", [], values=_words_of(word_code(self._depth)))
+        order = order.as_dtype("uint8")
+        with loop(groups) as group:
+            pixel = bind(layer.place(first + group * 32))
+            other = bind(pixel + (layer.window.pitch if layer.halves else 16))
+            with loop(codes.codebooks) as c:
+                low, high = self._words((pixel, other), c)
+                mixed = (low & splat(0xFF, "int16")) | (high << splat(8, "int16"))
+                codes_of = bind(shuffle([order.load(0, 16)] * 2, range(32)))
+                found = PSHUFB_256(codes_of, reinterpret("uint8x32", bind(mixed)))
+                codes.view.store((group * codes.codebooks + i64(c)) * 32, found, 32)
+
+    def _words(self, pixels: Sequence[Expr], codebook: Expr) -> list[Expr]:
+        """Return 16 pixels' answers each, int16x16: the last one is the lowest bit of a byte."""
+        table = self._table(codebook)
+        found = [splat(0x0100, "int16") for _ in pixels]
+        for level in range(self._depth):
+            offset = self._offset(codebook, level)
+            here = table.load(WORD_LEVEL * level, WORD_LEVEL)
+            both = bind(shuffle([here] * 2, range(16)))
+            last = level == self._depth - 1
+            for k, pixel in enumerate(pixels):
+                value = bind(self.layer.source.view.load_half(pixel, offset))
+                threshold = both
+                if level:
+                    bytes_ = PSHUFB_256(
+                        reinterpret("uint8x32", both), reinterpret("uint8x32", found[k])
+                    )
+                    threshold = reinterpret("int16x16", bytes_)
+                bits = splat(1 if last else 0x0202 << level, "int16")
+                found[k] = bind(words.with_answer(found[k], value, bind(threshold), bits))
+        return found
+
+
+def _words_of(small: Sequence[int]) -> list[int]:
+    """Return bytes, four in an int32 each."""
+    return [int.from_bytes(bytes(small[k : k + 4]), "little") for k in range(0, len(small), 4)]
