@@ -164,7 +164,7 @@ class Layer:
             choices = (4, 2) if pairs else (4, 3, 2)
             tile_r = min(choices, key=lambda r: (round_up(groups, r), -r))
             tile_m = 8 if tile_r == 2 else 4
-        by_lines = by_lines and groups % tile_r == 0
+        by_lines = by_lines and height * width % (layout.rows * tile_r) == 0
         groups = round_up(-(-window.outputs // layout.rows), tile_r) if not by_lines else groups
         block = min(groups, round_up(max(_BLOCK_PIXELS // layout.rows, 1), tile_r))
         view = ctx.scratch.take(layout.codebooks * block * layout.rows, "uint8")
