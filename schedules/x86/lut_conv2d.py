@@ -9,10 +9,12 @@ the signs into its nodes; at 3 of them it permutes thresholds by the nodes: 12 i
 codebook, and 10 to bring four of them into the order of the scan, 14.5 B in all. The scan looks 64
 entries up and adds them by two instructions: M B. So encoding costs as much as 14 outputs do, and
 a layer of 32 codebooks and 32 outputs on 32 x 32 pixels 50 000 instructions for 1 M look-ups, of
-which the scan's 35 000 run at two a cycle at most. Bytes: 2 for each number of the map at each of
-4 B levels, from L1 or L2 (a map of 32 channels of 32 x 32 takes 74 kB), half of them across cache
-lines; a chunk of 16 outputs of the table takes 256 B. Other levels, and maps of float32, go 16
-pixels at a time in 32 bits.
+which the scan's 35 000 run at two a cycle at most. With AVX2: 53 B for the trees
+(:mod:`image_trees`) and 4 M B for the scan, which looks 32 entries up by one instruction and widens
+and adds them by three; it takes M B cycles where shuffles and shifts share two ports. Bytes: 2 for
+each number of the map at each of 4 B levels, from L1 or L2 (a map of 32 channels of 32 x 32 takes
+74 kB), half of them across cache lines; a chunk of 16 outputs of the table takes 256 B. Other
+levels, and maps of float32, go 16 pixels at a time in 32 bits.
 """
 
 from __future__ import annotations
