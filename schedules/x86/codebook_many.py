@@ -70,7 +70,11 @@ def default_panels(granules: Granules, *, direct: bool) -> dict[str, int]:
     direct
         Whether panels lie in the blob.
     """
-    rows = 6 if granules.isa.has_avx512 else 2 if granules.kind == "pairs" else 3
+    rows = 3
+    if granules.isa.has_avx512:
+        rows = 6
+    elif granules.integers:  # a product waits in a register of its own until it is added
+        rows = 2
     return {
         "vectors": 4,
         "tile_rows": rows,

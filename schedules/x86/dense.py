@@ -34,8 +34,9 @@ from lutcc.schedules.x86.product_weights import Weights
 PACKED = (1, 2, 3)
 #: The part of a product's record that holds its config.
 PART = "dense"
-#: Up to so many rows stream the weights. More are faster by panels, which need not be expanded.
-FEW_512, FEW_256 = 4, 2
+#: Up to so many rows stream the weights; more are faster by panels. With AVX2, of floats, fewer do:
+#: their panels need not be expanded.
+FEW_ROWS, FEW_FLOATS_256 = 4, 2
 #: Weights of more bytes come from memory, which streaming asks for in time: it is faster for all
 #: rows that it can take (measured with AVX-512: 5 rows of 2048 x 2048 floats by 1.2, of 4096 x 4096
 #: by 1.3, bfloat16 by 2; of 8 MiB, panels are faster by 1.3).
@@ -108,7 +109,7 @@ def default_config(op: Operation, isa: Isa) -> DenseConfig:
     """Return the hand-picked config."""
     granules = Granules.of_dense(isa, str(op.attr("compute")))
     panels = codebook_many.default_panels(granules, direct=not halves(granules))
-    few = FEW_512 if isa.has_avx512 else FEW_256
+    few = FEW_ROWS if isa.has_avx512 or halves(granules) else FEW_FLOATS_256
     nbytes = math.prod(op.operands[1].type.static_shape) * ITEMSIZE[granules.form]
     if isa.has_avx512 and nbytes > MEMORY_BYTES:
         few = MOST_FEW
