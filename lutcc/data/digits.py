@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lutcc.data.split import ImageSplit
-from lutcc.errors import InputError
+from lutcc.data.split import ImageSplit, stratified
 
 
 def load(test_share: float = 0.3, seed: int = 0) -> ImageSplit:
@@ -21,7 +20,7 @@ def load(test_share: float = 0.3, seed: int = 0) -> ImageSplit:
     Raises
     ------
     InputError
-        If ``test_share`` leaves either part empty.
+        If ``test_share`` is not in 0.01..0.99.
 
     Examples
     --------
@@ -30,15 +29,7 @@ def load(test_share: float = 0.3, seed: int = 0) -> ImageSplit:
     ((1257, 64), (540, 64), 1.0)
     """
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
-    if not 0.01 <= test_share <= 0.99:
-        raise InputError(
-            f"test_share={test_share!r} is not in 0.01..0.99", where="digits.load", fix="use 0.3"
-        )
     images, labels = load_digits(return_X_y=True)
-    images = (images / 16).astype(np.float32)
-    train_x, test_x, train_y, test_y = train_test_split(
-        images, labels.astype(np.int64), test_size=test_share, random_state=seed, stratify=labels
-    )
-    return ImageSplit(train_x, train_y, test_x, test_y, classes=10)
+    rows = (images / 16).astype(np.float32)
+    return stratified(rows, labels.astype(np.int64), test_share, seed, where="digits.load")

