@@ -1,9 +1,11 @@
 """Figures 1 and 2 and table 1 of ITLUMM, in kind: partitions, table objectives, layer by layer.
 
-Digits (scikit-learn's; MNIST with ``--data FOLDER``) instead of CIFAR-100:
+Digits instead of CIFAR-100: scikit-learn's, or MNIST's, 5,000 images (``--data mnist-5k``) or all
+(``--data FOLDER``):
 
 * figure 1: the classifier, the last layer (512 to 10) of an MLP, becomes look-ups: plain MADDNESS,
-  and each partition with tables learnt behind softmax by the squared error and by the divergence;
+  and each partition with tables learnt by the squared error, before softmax (of contiguous groups
+  that is plain MADDNESS) and behind it, and by the divergence;
 * figure 2: one layer of a network of 30 neurons a layer at a time;
 * table 1: every layer of it, as converted and layer by layer with the later layers trained; and how
   fast that is beside float32, bfloat16 and int8, lutcc's and torch's, the faster of both.
@@ -33,6 +35,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
@@ -42,7 +45,7 @@ from lutcc.bench.network_speed import NetworkSpeed, network_speeds
 from lutcc.bench.readme import replace_block
 from lutcc.data import ImageSplit, digits, mnist
 from lutcc.report.accuracy_log import AccuracyRun, append_run
-from lutcc.report.itlumm import LAYERWISE, Point, draw, told
+from lutcc.report.itlumm import LAYERWISE, LOGITS, Point, draw, told
 
 PARTITIONS, OBJECTIVES = ("contiguous", "opq", "r2"), ("mse", "kld")
 PLAIN = lutcc.recipes.Maddness(hash_objective="input")
@@ -53,6 +56,8 @@ COPIES, NOISE = 1, 0.2
 TRAINING: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1}
 NOISY = ", noisy rows"
 SEEDS = 10
+#: Images that are split anew for each seed; any other name is a folder of MNIST's four files.
+SPLITS = {"digits": digits.load, "mnist-5k": mnist.load_subset}
 WIDE, NARROW = (512, 512, 512), (30, 30, 30)
 CLASSIFIER, NETWORK = (2, 4, 8, 16), (1, 2, 4, 8, 16)
 
@@ -101,6 +106,37 @@ class Trial:
         return float((told.argmax(1).numpy() == self.data.test_y).mean())
 
 
+class OneEncoder(lutcc.fit.Maddness):
+    """Objectives of one partition share its columns and trees, which they leave as they are.
+
+    ``kept`` has these by what they depend on, of one set of rows; the fit is the same without.
+    """
+
+    kept: dict[tuple[str, int, str], tuple[Any, ...]]
+
+    def _partition(self, X: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, ...]:
+        key = (self.partition, self.ncodebooks, self.hash_objective)
+        if key not in self.kept:
+            self.kept[key] = super()._partition(X, random), random.get_state()
+        parts, state, *_ = self.kept[key]
+        random.set_state(state)
+        return parts
+
+    def _fit_encoder(
+        self,
+        X: np.ndarray,
+        parts: tuple[np.ndarray, ...],
+        weights: np.ndarray | None,
+        random: np.random.RandomState,
+    ) -> np.ndarray:
+        key = (self.partition, self.ncodebooks, self.hash_objective)
+        if len(self.kept[key]) == 2:
+            codes = super()._fit_encoder(X, parts, weights, random)
+            self.kept[key] += (self.splitdims_, self.splitvals_, codes)
+        self.splitdims_, self.splitvals_, codes = self.kept[key][2:]
+        return codes
+
+
 def trained(hidden: Sequence[int], data: ImageSplit, seed: int, steps: int, epochs: int) -> Trial:
     """Train an exact network."""
     torch.manual_seed(seed)
@@ -124,13 +160,16 @@ def trained(hidden: Sequence[int], data: ImageSplit, seed: int, steps: int, epoc
 
 def classifier(trial: Trial, codebooks: Iterable[int]) -> Iterator[Point]:
     """Replace the last layer: figure 1."""
+    kept: dict[Any, Any] = {}
     for count in codebooks:
         methods = {"maddness": PLAIN}
         for partition, objective in product(PARTITIONS, OBJECTIVES):
+            if objective == "mse" and partition != "contiguous":
+                methods[f"{partition}-mse{LOGITS}"] = _config(partition, "mse", None)
             methods[f"{partition}-{objective}"] = _config(partition, objective, "softmax")
         methods["r2-kld weight-aware"] = _config("r2", "kld", "softmax", "product")
         for method, config in methods.items():
-            whole = _with_last(trial.network, _with(config, count), trial.rows("train"))
+            whole = _with_last(trial.network, _with(config, count), trial.rows("train"), kept=kept)
             yield trial.point("classifier", method, count, whole)
 
 
@@ -186,10 +225,13 @@ def _with_last(
     config: lutcc.recipes.Maddness,
     rows: torch.Tensor,
     exact: nn.Module | None = None,
+    *,
+    kept: dict[Any, Any] | None = None,
 ) -> nn.Sequential:
     """Return a network whose last layer is replaced, too; ``exact`` gives what it is fitted to.
 
-    As ``lutcc.convert`` does, for several objectives behind the same layers.
+    As ``lutcc.convert`` does, for several objectives behind the same layers; ``kept`` is for
+    several objectives of the same rows.
     """
     *before, linear = network.children()
     assert isinstance(linear, nn.Linear)
@@ -197,13 +239,14 @@ def _with_last(
         reaching = nn.Sequential(*before)(rows).clone()
         wanted = None if exact is None else nn.Sequential(*exact.children())[:-1](rows).numpy()
     weights, bias = linear.weight.detach().numpy().T, linear.bias.detach().numpy()
-    fitted = lutcc.fit.Maddness(**config.estimator_options())
+    fitted = OneEncoder(**config.estimator_options())
+    fitted.kept = {} if kept is None else kept
     fitted.fit(reaching.numpy(), weights, bias, exact=wanted)
     return nn.Sequential(*before, lutcc.nn.MaddnessLinear.from_estimator(fitted))
 
 
 def _config(
-    partition: str, objective: str, activation: str, hash_objective: str = "input"
+    partition: str, objective: str, activation: str | None, hash_objective: str = "input"
 ) -> lutcc.recipes.Maddness:
     return lutcc.recipes.Maddness(
         partition=partition,
@@ -233,7 +276,7 @@ def _last(
     return replace(config, target="network")
 
 
-def one_seed(part: str, seed: int, data: Path | None, quick: bool, output: Path) -> list[Point]:
+def one_seed(part: str, seed: int, data: str, quick: bool, output: Path) -> list[Point]:
     """Replace the "classifier", or all of the "network"; what is done already is read."""
     path = output / f"{part}{seed}.json"
     if path.exists():
@@ -250,9 +293,9 @@ def one_seed(part: str, seed: int, data: Path | None, quick: bool, output: Path)
     return points
 
 
-def exact_network(part: str, seed: int, data: Path | None, quick: bool, output: Path) -> Trial:
+def exact_network(part: str, seed: int, data: str, quick: bool, output: Path) -> Trial:
     """Train or read the network whose classifier is replaced, or that is replaced as a whole."""
-    images = digits.load(seed=seed) if data is None else mnist.load(data)
+    images = SPLITS[data](seed=seed) if data in SPLITS else mnist.load(data)
     steps, epochs = (60, 1) if quick else (400, 4)
     widths = NARROW if part == "network" else ((64,) * 3 if quick else WIDE)
     path = output / f"{part}{seed}.pt"
@@ -264,7 +307,12 @@ def exact_network(part: str, seed: int, data: Path | None, quick: bool, output: 
     return trial
 
 
-def timed(data: Path | None, quick: bool, output: Path) -> dict[str, list[NetworkSpeed]]:
+def kind(data: str) -> str:
+    """Return what the data are: a folder holds MNIST."""
+    return data if data in SPLITS else "mnist"
+
+
+def timed(data: str, quick: bool, output: Path) -> dict[str, list[NetworkSpeed]]:
     """Time look-ups and exact layers, or read the times; they depend on no method and no seed."""
     path = output / "speeds.json"
     if path.exists():
@@ -289,7 +337,7 @@ def timed(data: Path | None, quick: bool, output: Path) -> dict[str, list[Networ
 
 def log(points: Sequence[Point], speeds: dict[str, list[NetworkSpeed]], args: Any) -> None:
     """Append every network to a log of accuracies."""
-    task = "digits" if args.data is None else "mnist"
+    task = kind(args.data)
     for p in points:
         timed = speeds["network"][-1] if p.part == "network" and speeds["network"] else None
         append_run(
@@ -311,8 +359,10 @@ def log(points: Sequence[Point], speeds: dict[str, list[NetworkSpeed]], args: An
 def main(argv: list[str] | None = None) -> list[Point]:
     """Run the example and return its points."""
     parser = argparse.ArgumentParser(description="Figures 1 and 2 and table 1 of ITLUMM.")
-    parser.add_argument("--data", type=Path, help="folder of MNIST's four files")
-    parser.add_argument("--output", type=Path, default=Path("out/itlumm"))
+    parser.add_argument(
+        "--data", default="digits", help=f"{', '.join(SPLITS)}, or a folder of MNIST's four files"
+    )
+    parser.add_argument("--output", type=Path, help="by default out/itlumm and what the data are")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of the classifier")
     parser.add_argument("--network-seeds", type=int, default=SEEDS)
     parser.add_argument(
@@ -323,6 +373,7 @@ def main(argv: list[str] | None = None) -> list[Point]:
     parser.add_argument("--docs", type=Path, help="page whose tables and picture are rewritten")
     parser.add_argument("--log", type=Path, help="log of accuracies to append to")
     args = parser.parse_args(argv)
+    args.output = args.output or Path("out") / f"itlumm-{kind(args.data)}"
     args.output.mkdir(parents=True, exist_ok=True)
     seeds = {"classifier": args.seeds, "network": args.network_seeds}
     jobs = [(p, seed) for p in seeds for seed in range(1 if args.quick else seeds[p])]
@@ -337,19 +388,18 @@ def main(argv: list[str] | None = None) -> list[Point]:
     if not args.no_times:
         speeds = timed(args.data, args.quick, args.output)
     draw(points, speeds, args.output / "figures.png")
-    blocks = {
-        f"itlumm-{part}": told(points, part, speeds[part]) for part in ("classifier", "network")
-    }
+    blocks = {part: told(points, part, speeds[part]) for part in ("classifier", "network")}
     for block in blocks.values():
         Console().print(block, markup=False)
     if args.log:
         log(points, speeds, args)
     if args.docs:
         page = args.docs.read_text(encoding="utf-8")
-        for name, block in blocks.items():
-            page = replace_block(page, name, block)
+        own = "" if args.data == "digits" else "-mnist"
+        for part, block in blocks.items():
+            page = replace_block(page, f"itlumm-{part}{own}", block)
         args.docs.write_text(page, encoding="utf-8")
-        draw(points, speeds, args.docs.parent / "itlumm-figures.png")
+        draw(points, speeds, args.docs.parent / f"itlumm-figures{own}.png")
     return points
 
 
