@@ -382,9 +382,9 @@ def test_choosing_is_quick(tmp_path):
     path.parent.mkdir()
     path.write_text((others * 20 + mine) * 100)
     choose(tmp_path)  # compiles the validator
-    start = time.perf_counter()
+    start = time.process_time()  # other programs take nothing of it
     choose(tmp_path)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_shipped_logs_are_valid():
