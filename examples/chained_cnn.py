@@ -71,8 +71,8 @@ def train(net: nn.Sequential, x: torch.Tensor, labels: torch.Tensor, steps: int)
 def agreement(found: np.ndarray, expected: np.ndarray) -> str:
     """Return for how many images outputs are the same to rounding, and how far others are apart.
 
-    They are where a float rounds to the other side of a tree's threshold: behind an exact layer, or
-    where torch's batch norm rounds in another way than the constants that it is folded into.
+    They are apart where a float of an exact layer rounds to the other side of a tree's threshold.
+    Sums of look-ups do not, however a batch norm rounds them: thresholds are half way between two.
     """
     apart = np.abs(found - expected).max(1)
     same = np.count_nonzero(apart <= 1e-5 * np.abs(expected).max())

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lutcc.fit.thresholds import thresholds_between
+
 
 class BalancedTree(NamedTuple):
     """A fitted tree over the columns of one subspace.
@@ -74,21 +76,21 @@ def fit_balanced_tree(
         filled = np.flatnonzero(sizes)
         weight = _cut_weights(sizes[filled])
 
-        best_gain, best_dim, best_thresholds = -1.0, 0, splitvals[:0]
+        best_gain, best_dim, best_cuts = -1.0, 0, (splitvals[:0], splitvals[:0])
         for dim in ranked.tolist():
             if dim not in ascending:
                 ascending[dim] = np.argsort(columns[dim])
             order = ascending[dim]
             if level:
                 order = order[np.argsort(nodes[order], kind="stable")]
-            gain, thresholds = _best_cuts(
-                centered, order, columns[dim][order], ends, filled, weight
-            )
+            gain, *cuts = _best_cuts(centered, order, columns[dim][order], ends, filled, weight)
             if gain > best_gain:
-                best_gain, best_dim, best_thresholds = gain, dim, thresholds
+                best_gain, best_dim, best_cuts = gain, dim, cuts
+        column = columns[best_dim]
+        thresholds = thresholds_between(*best_cuts, column[ascending[best_dim]])
         splitdims[level] = best_dim
-        splitvals[2**level : 2 ** (level + 1)] = best_thresholds
-        nodes = (2 * nodes + (columns[best_dim] > best_thresholds[nodes])).astype(np.uint8)
+        splitvals[2**level : 2 ** (level + 1)] = thresholds
+        nodes = (2 * nodes + (column > thresholds[nodes])).astype(np.uint8)
     return BalancedTree(splitdims, splitvals, nodes)
 
 
@@ -134,14 +136,14 @@ def _best_cuts(
     ends: np.ndarray,
     filled: np.ndarray,
     weight: np.ndarray,
-) -> tuple[float, np.ndarray]:
-    """Find the best threshold of every bucket for one split column.
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Find the best cut of every bucket for one split column: the gain, the values beside cuts.
 
     ``centered`` (t, N) holds the targets, centred per bucket; ``order`` (N,) sorts the rows by
     bucket and then by the column's ``values`` (N,), which come sorted. With bucket sums of zero,
     cutting after position i lowers the squared error by |S_i|^2 n / (left right), S_i being the
     running sum; the running sum returns to zero at the end of each bucket, so one cumulative sum
-    serves all buckets.
+    serves all buckets. Both values are the largest where nothing is to be cut, 0 without rows.
     """
     gain = np.zeros(len(order))
     running = np.empty(len(order))
@@ -154,21 +156,15 @@ def _best_cuts(
     gain[:-1][values[:-1] >= values[1:]] = -1.0  # equal values cannot be parted
     gain[ends[filled] - 1] = -1.0
 
-    thresholds = np.zeros(len(ends), dtype=np.float32)
+    low, high = np.zeros((2, len(ends)), dtype=np.float32)
     total, begin = 0.0, 0
     for bucket in filled.tolist():
         end = int(ends[bucket])
         cut = begin + int(np.argmax(gain[begin:end]))
         if gain[cut] > 0.0:
             total += float(gain[cut])
-            thresholds[bucket] = _between(values[cut], values[cut + 1])
+            low[bucket], high[bucket] = values[cut : cut + 2]
         else:
-            thresholds[bucket] = values[end - 1]
+            low[bucket] = high[bucket] = values[end - 1]
         begin = end
-    return total, thresholds
-
-
-def _between(low: np.float32, high: np.float32) -> np.float32:
-    """Return a float32 t with low <= t < high, as near the middle as rounding allows."""
-    middle = np.float32((float(low) + float(high)) / 2)
-    return middle if middle < high else low
+    return total, low, high

@@ -12,8 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lutcc.fit.thresholds import thresholds_between
 
 #: Bins of a column: a threshold is one of the values between them.
 BINS = 32
@@ -88,7 +91,12 @@ class BinnedRows:
         places = torch.arange(1, BINS, device=rows.device) * len(rows) // BINS
         places = places.clamp(1, len(rows) - 1)
         ordered = ascending.sort(1).values
-        edges = (ordered[:, places - 1] + ordered[:, places]) / 2
+        beside = (ordered[:, places - 1], ordered[:, places], ordered)
+        found = [
+            np.maximum.accumulate(thresholds_between(*column))  # rounded, equal ones might not be
+            for column in zip(*(part.cpu().numpy() for part in beside), strict=True)
+        ]
+        edges = torch.from_numpy(np.stack(found)).to(rows.device)
         return cls(rows, torch.searchsorted(edges, ascending), edges)
 
 

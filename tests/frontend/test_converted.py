@@ -95,3 +95,23 @@ def test_converted_convolution_before_a_pooling_layer():
         x = torch.randn(rows, 3, 8, 8)
         with torch.no_grad():
             torch.testing.assert_close(artifact(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norms_send_no_image_elsewhere():
+    """Folded, they round the sums of look-ups in another way: never to a threshold's other side."""
+    torch.manual_seed(0)
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        norm = nn.BatchNorm2d(outputs, momentum=None)  # one batch says all
+        return [nn.Conv2d(inputs, outputs, 3, padding=1), norm, nn.ReLU()]
+
+    layers = [*block(1, 12), *block(12, 16), nn.MaxPool2d(2), *block(16, 16), *block(16, 16)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 5))
+    x, images = torch.rand(400, 1, 8, 8), torch.rand(500, 1, 8, 8)
+    model(x)
+    recipe = {str(at): lutcc.recipes.Maddness(ncodebooks=8) for at in (3, 7, 10)}
+    small = lutcc.convert(model.eval(), recipe, x)
+    with torch.no_grad():
+        wanted = small(images)
+        apart = (lutcc.compile(small, images[:2])(images) - wanted).abs().amax(1)
+    assert int((apart > 1e-5 * wanted.abs().max()).sum()) <= 2  # the exact layer, too, rounds
