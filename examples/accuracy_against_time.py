@@ -6,7 +6,8 @@ and 16 codebooks of 16 entries, several seeds:
 * ``maddness``: MADDNESS's trees, tables by ridge regression;
 * ``itlumm-r2-kld``: the same trees on groups of correlated columns, tables learnt behind the
   activation (squared error behind ReLU, divergence behind softmax) to give what the exact network
-  gives;
+  gives; ``itlumm-auto-kld``: on the groups, layer by layer, that err least on held-out rows;
+  ``itlumm-auto-mse``: the same by the squared error behind softmax, too;
 * ``finetuned``: trees that are aware of the weights, then ``lutcc.finetune`` of the whole network;
 * ``lut-nn``: nearest centroids with learned temperatures, trained in the same way;
 
@@ -52,7 +53,8 @@ from lutcc.report.tables import number
 #: Codebooks, and the deviation of the noise that is added to pixels (0 to 1) in fine-tuning.
 CODEBOOKS = {4: 0.08, 8: 0.05, 16: 0.03}
 PRECISIONS = {"exact-fp32": "float32", "exact-bf16": "bfloat16", "exact-int8": "int8"}
-METHODS = ("maddness", "itlumm-r2-kld", "finetuned", "lut-nn")
+ITLUMM = ("itlumm-r2-kld", "itlumm-auto-kld", "itlumm-auto-mse")
+METHODS = ("maddness", *ITLUMM, "finetuned", "lut-nn")
 PICTURE = "accuracy-against-time.png"
 
 
@@ -92,9 +94,10 @@ def recipe(method: str, codebooks: int) -> dict[str, Any]:
     plain: dict[str, Any] = {"ncodebooks": codebooks, "hash_objective": "input"}
     if method == "maddness":
         return {"*": lutcc.recipes.Maddness(**plain)}
-    plain |= {"partition": "r2", "target": "network"}
+    _, partition, objective = method.split("-")
+    plain |= {"partition": partition, "target": "network"}
     behind = lutcc.recipes.Maddness(**plain, lut_objective="mse", lut_activation="relu")
-    last = lutcc.recipes.Maddness(**plain, lut_objective="kld", lut_activation="softmax")
+    last = lutcc.recipes.Maddness(**plain, lut_objective=objective, lut_activation="softmax")
     return {"*": behind, str(2 * len(WIDTHS) - 4): last}
 
 
