@@ -56,9 +56,9 @@ PANELS_IN_PLACE = 2
 BLOCK_BYTES = 4 << 20
 
 
-#: By kind of granules, rows of a tile with 4 vectors of sums each, and with what else is needed, in
-#: 32 (16) registers: a product of integers waits in one of its own until it is added, those of pairs
-#: in two. One row more and LLVM spills, which took half of the time (AVX2, words: 2.2 times).
+#: By kind of granules, rows of a tile with 4 vectors of sums each, and with what else it takes, in
+#: 32 (16) registers: a product of integers waits in one of its own until it is added, those of
+#: pairs in two. With a row more LLVM spills: with AVX2 words took 2.2 times as long, pairs 1.2.
 _ROWS_512 = {"dpbusd": 6, "shifted": 6, "bfloats": 6, "floats": 6, "words": 6, "pairs": 4}
 _ROWS_256 = {"floats": 3, "words": 2, "pairs": 1}
 
