@@ -7,12 +7,13 @@ once, as they lie. A panel is multiplied with all rows of x of a block before th
 A sum so has its parts in the 4 words of a lane, which are added at the end. Nothing is transposed,
 neither W nor x.
 
-Count, float32 on AVX2, of 3 rows of x: 12 multiply-adds and 7 loads, 6 cycles on two ports. int8,
-of 2 rows and 2 granules: 24 multiplications (two ``vpmaddubsw``, whose results are added in 16
-bits, and one ``vpmaddwd``), 24 sums, 14 loads: 12 cycles on two ports for multiplications. AVX-512,
-of 6 rows: 24 multiply-adds (``vpdpbusd``, ``vdpbf16ps``), 10 loads, 12 cycles. The multiplications
-are the limit. To expand 32 weights takes some 8 instructions for integers and 28 for floats, and
-serves all rows of a block.
+Count, float32 on AVX2, of 3 rows of x: 12 multiply-adds and 7 loads, 6 cycles on two ports. int8 in
+16-bit words, of 2 rows: 8 multiplications, 8 sums, 6 loads for 128 products: 4 cycles on four
+ports. int8 by 2 granules, of a row: 12 multiplications (two ``vpmaddubsw``, whose results are added
+in 16 bits, and one ``vpmaddwd``), 12 sums, 11 loads: 6 cycles on two ports for multiplications.
+AVX-512, of 6 rows: 24 multiply-adds (``vpdpbusd``, ``vdpbf16ps``), 10 loads, 12 cycles. The
+multiplications are the limit. To expand 32 weights takes some 8 instructions for integers and 28
+for floats, and serves all rows of a block.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from lutcc.schedules.intrinsics import streaming
 from lutcc.schedules.x86 import edges
 from lutcc.schedules.x86.bfloat16 import finished
 from lutcc.schedules.x86.codebook_rows import PAIR_COLUMNS, PreparedRows, RowsInPlace
-from lutcc.schedules.x86.config import DenseConfig
 from lutcc.schedules.x86.context import External, Scratch
 from lutcc.schedules.x86.emit import (
     Expr,
@@ -45,105 +45,12 @@ from lutcc.schedules.x86.emit import (
     splat,
     when,
 )
-from lutcc.schedules.x86.granules import Granules
-from lutcc.schedules.x86.pack_rows import RowLayout
 from lutcc.schedules.x86.panels import ThreadLoop, ceiling, share
+from lutcc.schedules.x86.product_cut import Cut
 from lutcc.schedules.x86.product_weights import Weights
 
 #: Up to so many panels rows of float32 are read as they lie: a copy would serve too few outputs.
 PANELS_IN_PLACE = 2
-#: Bytes that the numbers of the rows of a block take at most.
-BLOCK_BYTES = 4 << 20
-
-
-#: By kind of granules, rows of a tile with 4 vectors of sums each, and with what else it takes, in
-#: 32 (16) registers: a product of integers waits in one of its own until it is added, those of
-#: pairs in two. With a row more LLVM spills: with AVX2 words took 2.2 times as long, pairs 1.2.
-_ROWS_512 = {"dpbusd": 6, "shifted": 6, "bfloats": 6, "floats": 6, "words": 6, "pairs": 4}
-_ROWS_256 = {"floats": 3, "words": 2, "pairs": 1}
-
-
-def default_panels(granules: Granules, *, direct: bool) -> dict[str, int]:
-    """Return the hand-picked fields of a config that matter to many rows.
-
-    An expanded panel takes half of the L1 cache. Of one that lies in the blob all columns are done
-    at once, as far as a part of L2 holds it: to add up sums of several blocks of columns costs more
-    than to read a panel from there, by up to a quarter.
-
-    Parameters
-    ----------
-    granules
-        The arithmetic.
-    direct
-        Whether panels lie in the blob.
-    """
-    return {
-        "vectors": 4,
-        "tile_rows": (_ROWS_512 if granules.isa.has_avx512 else _ROWS_256)[granules.kind],
-        "block_rows": 120,
-        "together": 8,
-        "panel_bytes": 192 << 10 if direct else 16 << 10,
-    }
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a product of many rows is cut.
-
-    Attributes
-    ----------
-    granules, layout
-        The arithmetic; how W is packed.
-    config
-        Sizes of panels, tiles and blocks.
-    """
-
-    granules: Granules
-    layout: RowLayout
-    config: DenseConfig
-
-    @property
-    def tile_rows(self) -> int:
-        """Rows of x of a register tile."""
-        return self.config.tile_rows
-
-    @property
-    def vectors(self) -> int:
-        """Row vectors of a panel."""
-        return self.config.vectors
-
-    @property
-    def width(self) -> int:
-        """Outputs of a panel: 4 to 16."""
-        return self.vectors * self.layout.lanes
-
-    @property
-    def panels(self) -> int:
-        """Panels of W."""
-        return -(-self.layout.rows // self.width)
-
-    @property
-    def step_granules(self) -> int:
-        """Granules of a step of the packed weights."""
-        return self.layout.step_columns // self.granules.columns
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of columns."""
-        step = self.step_granules * self.vectors * self.layout.vector_bytes
-        return -(-self.layout.steps // max(1, self.config.panel_bytes // step))
-
-    @property
-    def block_steps(self) -> int:
-        """Steps of a block of columns."""
-        return -(-self.layout.steps // self.blocks)
-
-    def block_rows(self, rows: int | None) -> int:
-        """Rows of x of a block, in whole tiles; ``rows`` is N where it is known."""
-        row_bytes = self.layout.steps * self.step_granules * 16
-        most = max(1, min(self.config.block_rows, BLOCK_BYTES // row_bytes))
-        most = most if rows is None else min(most, rows)
-        return -(-most // self.tile_rows) * self.tile_rows
 
 
 @dataclass(frozen=True)

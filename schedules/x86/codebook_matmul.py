@@ -27,6 +27,7 @@ from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack_codebooks import CodebookLayout
 from lutcc.schedules.x86.pack_rows import RowLayout
 from lutcc.schedules.x86.panels import ThreadLoop
+from lutcc.schedules.x86.product_cut import Cut, default_panels
 from lutcc.schedules.x86.product_space import dense_space
 from lutcc.schedules.x86.product_weights import Weights
 
@@ -57,7 +58,7 @@ def layout_of(op: Operation, isa: Isa, config: CodebookConfig) -> CodebookLayout
 def default_config(op: Operation, isa: Isa) -> CodebookConfig:
     """Return the hand-picked config."""
     compute = str(op.attr("compute"))
-    panels = codebook_many.default_panels(Granules.of_codebooks(isa, compute), direct=False)
+    panels = default_panels(Granules.of_codebooks(isa, compute), direct=False)
     tile = 4 if compute == "int8" and isa.has_avx512 else 2
     return CodebookConfig(few=MOST_FEW, prefetch=8192, tile=tile, **panels)
 
@@ -66,8 +67,8 @@ def space(op: Operation, isa: Isa) -> Space:
     """Return the configs worth trying."""
     granules = Granules.of_codebooks(isa, str(op.attr("compute")))
 
-    def cut_of(config: CodebookConfig) -> codebook_many.Cut:
-        return codebook_many.Cut(granules, layout_of(op, isa, config), config)
+    def cut_of(config: CodebookConfig) -> Cut:
+        return Cut(granules, layout_of(op, isa, config), config)
 
     rows = op.operands[0].type.size(0)
     return dense_space(PART, default_config(op, isa), cut_of, rows)
@@ -97,7 +98,7 @@ def _capacity(op: Operation, granules: Granules, layout: RowLayout, config: Dens
     rows = _rows(op)
     if rows is not None and rows <= config.few:
         return MOST_FEW
-    block = codebook_many.Cut(granules, layout, config).block_rows(rows)
+    block = Cut(granules, layout, config).block_rows(rows)
     return block if rows is not None else max(block, config.few)
 
 
@@ -191,7 +192,7 @@ class Product:
             product.emit(thread_loop, private, size)
 
         def many() -> None:
-            cut = codebook_many.Cut(shared.granules, shared.layout, config)
+            cut = Cut(shared.granules, shared.layout, config)
             capacity = cut.block_rows(size)
             product = codebook_many.Many(
                 cut, self.weights, shared, capacity, self.source, self.target

@@ -22,8 +22,8 @@ import numpy as np
 from lutcc.ir.module import Operation
 from lutcc.ir.types import Sym
 from lutcc.schedules.space import Space
-from lutcc.schedules.x86 import codebook_many, depthwise
-from lutcc.schedules.x86.codebook_many import Block, Cut, Many
+from lutcc.schedules.x86 import depthwise
+from lutcc.schedules.x86.codebook_many import Block, Many
 from lutcc.schedules.x86.config import DenseConfig
 from lutcc.schedules.x86.context import Constant, External, Scratch
 from lutcc.schedules.x86.conv2d_cut import BLOCK_ROWS, Cutting, images_together
@@ -34,6 +34,7 @@ from lutcc.schedules.x86.images import SHIFT, Geometry, Images
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack import round_up
 from lutcc.schedules.x86.panels import ThreadLoop, ceiling, share
+from lutcc.schedules.x86.product_cut import Cut, default_panels
 from lutcc.schedules.x86.product_space import dense_space
 from lutcc.schedules.x86.product_weights import Weights
 from lutcc.schedules.x86.windows import Windows, in_place, steps_of
@@ -85,7 +86,7 @@ def default_config(op: Operation, isa: Isa) -> DenseConfig:
     Where the number of images is open, it is the one for a single image.
     """
     shape, granules = Geometry.of(op), Granules.of_conv2d(isa, str(op.attr("compute")))
-    fields = codebook_many.default_panels(granules, direct=not halves(granules))
+    fields = default_panels(granules, direct=not halves(granules))
     open_ = isinstance(op.operands[0].type.shape[0], Sym)
     images = 1 if open_ else images_together(op, shape, granules, BLOCK_ROWS)
     rows = images * shape.pixels

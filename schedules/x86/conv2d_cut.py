@@ -8,7 +8,6 @@ from lutcc.errors import CompileError
 from lutcc.ir.module import Operation
 from lutcc.ir.types import Sym
 from lutcc.schedules.x86 import depthwise
-from lutcc.schedules.x86.codebook_many import Cut
 from lutcc.schedules.x86.config import DenseConfig
 from lutcc.schedules.x86.dense import ITEMSIZE
 from lutcc.schedules.x86.emit import ITEMSIZE as BYTES
@@ -17,6 +16,7 @@ from lutcc.schedules.x86.images import Geometry
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack import round_up
 from lutcc.schedules.x86.pack_dense import STEP_COLUMNS, DenseLayout
+from lutcc.schedules.x86.product_cut import Cut
 from lutcc.schedules.x86.windows import Windows, in_place
 
 #: Windows of a block. Those read in place overlap, so that more of them fit into L2.

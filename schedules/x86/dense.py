@@ -18,7 +18,7 @@ import numpy as np
 
 from lutcc.ir.module import Operation
 from lutcc.schedules.space import Space
-from lutcc.schedules.x86 import codebook_many, codebook_matmul
+from lutcc.schedules.x86 import codebook_matmul
 from lutcc.schedules.x86.codebook_rows import PreparedRows
 from lutcc.schedules.x86.config import MOST_FEW, DenseConfig
 from lutcc.schedules.x86.context import Constant, External, Scratch
@@ -27,6 +27,7 @@ from lutcc.schedules.x86.granules import Granules, widened
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack_dense import DenseLayout
 from lutcc.schedules.x86.panels import ThreadLoop
+from lutcc.schedules.x86.product_cut import Cut, default_panels
 from lutcc.schedules.x86.product_space import dense_space
 from lutcc.schedules.x86.product_weights import Weights
 
@@ -108,7 +109,7 @@ def layout_of(op: Operation, granules: Granules, config: DenseConfig) -> DenseLa
 def default_config(op: Operation, isa: Isa) -> DenseConfig:
     """Return the hand-picked config."""
     granules = Granules.of_dense(isa, str(op.attr("compute")))
-    panels = codebook_many.default_panels(granules, direct=not halves(granules))
+    panels = default_panels(granules, direct=not halves(granules))
     few = FEW_ROWS if isa.has_avx512 or halves(granules) else FEW_FLOATS_256
     nbytes = math.prod(op.operands[1].type.static_shape) * ITEMSIZE[granules.form]
     if isa.has_avx512 and nbytes > MEMORY_BYTES:
@@ -120,8 +121,8 @@ def space(op: Operation, isa: Isa) -> Space:
     """Return the configs worth trying."""
     granules = Granules.of_dense(isa, str(op.attr("compute")))
 
-    def cut_of(config: DenseConfig) -> codebook_many.Cut:
-        return codebook_many.Cut(granules, layout_of(op, granules, config), config)
+    def cut_of(config: DenseConfig) -> Cut:
+        return Cut(granules, layout_of(op, granules, config), config)
 
     rows = op.operands[0].type.size(0)
     return dense_space(PART, default_config(op, isa), cut_of, rows)

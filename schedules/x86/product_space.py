@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from lutcc.schedules.space import Config, Knob, Space
-from lutcc.schedules.x86.codebook_many import Cut
 from lutcc.schedules.x86.config import MOST_FEW, DenseConfig, ProductConfig
 from lutcc.schedules.x86.isa import Isa
+from lutcc.schedules.x86.product_cut import Cut
 
 Dense = TypeVar("Dense", bound=DenseConfig)
 
