@@ -5,22 +5,20 @@ Three ways, by the type of the planes and the CPU:
 * 32 bits, float32 or int32: 16 pixels at a time.
 * 16 bits with VBMI2 and VNNI: 32 pixels a register; ``vpermw`` finds thresholds by the nodes, signs
   of saturated differences are shifted into the nodes.
-* 16 bits with AVX2, trees of at most 16 leaves: 32 pixels in two registers. The eight thresholds of
-  a level fill half a register, from which ``vpshufb`` takes words by their two bytes' numbers: a
-  node is kept as these, ``2 r`` and ``2 r + 1``, where r holds the answers so far, the first one in
-  its lowest bit, so that an answer is added by an ``and`` and an ``or``. Codes are brought into
-  their own order by one more ``vpshufb`` for 32 of them. 38 instructions a codebook of 16 leaves
-  for 32 pixels and 15 to make them codes, where 32 bits take 104.
+* 16 bits with AVX2, trees of at most 16 leaves: 32 pixels in two registers, by
+  :mod:`lutcc.schedules.x86.word_trees`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lutcc.schedules.intrinsics import words
-from lutcc.schedules.intrinsics.x86 import PSHUFB_256, VPERMW_512
+from lutcc.schedules.intrinsics.x86 import VPERMW_512
+from lutcc.schedules.x86 import word_trees
 from lutcc.schedules.x86.context import StageContext
 from lutcc.schedules.x86.emit import (
     Expr,
@@ -33,7 +31,7 @@ from lutcc.schedules.x86.emit import (
     shuffle,
     splat,
 )
-from lutcc.schedules.x86.pack_images import WORD_LEVEL, WORD_THRESHOLDS, word_code
+from lutcc.schedules.x86.pack_words import WORD_THRESHOLDS
 from lutcc.schedules.x86.tree_encode import store_codes, threshold_lookup
 
 if TYPE_CHECKING:
@@ -80,7 +78,7 @@ class ImageTrees:
         values = layer.thresholds
         if values is None:
             name, params = kind._packing(layer)
-            params = {**params, "codebooks": count, "kind": layer.source.dtype}
+            params = {**params, "codebooks": count}
             values = ctx.blob.add(name, layer.source.dtype, [ctx.ref(vals)], **params)
         return kind(ctx, layer, offsets, values, width)
 
@@ -92,7 +90,8 @@ class ImageTrees:
     def _packing(cls, layer: Layer) -> tuple[str, dict[str, object]]:
         """Return how thresholds are packed."""
         sums = layer.source.dtype == "int32" and layer.source.ordered
-        return "image_values", {"width": cls._width(layer), **({"sums": True} if sums else {})}
+        params = {"width": cls._width(layer), "kind": layer.source.dtype}
+        return "image_values", {**params, **({"sums": True} if sums else {})}
 
     @property
     def _depth(self) -> int:
@@ -190,7 +189,7 @@ class PairTrees(ImageTrees):
 
 
 class WordTrees(ImageTrees):
-    """Encodes 32 pixels at a time in 16 bits, with AVX2."""
+    """Encodes 32 pixels at a time in 16 bits, with AVX2: :mod:`lutcc.schedules.x86.word_trees`."""
 
     @staticmethod
     def _width(layer: Layer) -> int:
@@ -198,45 +197,16 @@ class WordTrees(ImageTrees):
 
     @classmethod
     def _packing(cls, layer: Layer) -> tuple[str, dict[str, object]]:
-        return "image_words", {}
+        return "tree_words", {}
 
     def emit(self, first: Expr, groups: Expr) -> None:
         """Encode groups of 32 rows from pixel ``first`` on."""
-        layer, codes = self.layer, self.layer.codes
-        order = self.ctx.blob.add("ints", "int32", [], values=_words_of(word_code(self._depth)))
-        order = order.as_dtype("uint8")
+        layer, codes, trees = self.layer, self.layer.codes, word_trees.Trees(self.ctx, self._depth)
         with loop(groups) as group:
             pixel = bind(layer.place(first + group * 32))
             other = bind(pixel + (layer.window.pitch if layer.halves else 16))
+            halves = [partial(layer.source.view.load_half, place) for place in (pixel, other)]
             with loop(codes.codebooks) as c:
-                low, high = self._words((pixel, other), c)
-                mixed = (low & splat(0xFF, "int16")) | (high << splat(8, "int16"))
-                codes_of = bind(shuffle([order.load(0, 16)] * 2, range(32)))
-                found = PSHUFB_256(codes_of, reinterpret("uint8x32", bind(mixed)))
+                offsets = [self._offset(c, level) for level in range(self._depth)]
+                found = trees.codes(halves, self._table(c), offsets)
                 codes.view.store((group * codes.codebooks + i64(c)) * 32, found, 32)
-
-    def _words(self, pixels: Sequence[Expr], codebook: Expr) -> list[Expr]:
-        """Return 16 pixels' answers each, int16x16: the last one is the lowest bit of a byte."""
-        table = self._table(codebook)
-        found = [splat(0x0100, "int16") for _ in pixels]
-        for level in range(self._depth):
-            offset = self._offset(codebook, level)
-            here = table.load(WORD_LEVEL * level, WORD_LEVEL)
-            both = bind(shuffle([here] * 2, range(16)))
-            last = level == self._depth - 1
-            for k, pixel in enumerate(pixels):
-                value = bind(self.layer.source.view.load_half(pixel, offset))
-                threshold = both
-                if level:
-                    bytes_ = PSHUFB_256(
-                        reinterpret("uint8x32", both), reinterpret("uint8x32", found[k])
-                    )
-                    threshold = reinterpret("int16x16", bytes_)
-                bits = splat(1 if last else 0x0202 << level, "int16")
-                found[k] = bind(words.with_answer(found[k], value, bind(threshold), bits))
-        return found
-
-
-def _words_of(small: Sequence[int]) -> list[int]:
-    """Return bytes, four in an int32 each."""
-    return [int.from_bytes(bytes(small[k : k + 4]), "little") for k in range(0, len(small), 4)]

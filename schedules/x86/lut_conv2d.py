@@ -10,7 +10,7 @@ codebook, and 10 to bring four of them into the order of the scan, 14.5 B in all
 entries up and adds them by two instructions: M B. So encoding costs as much as 14 outputs do, and
 a layer of 32 codebooks and 32 outputs on 32 x 32 pixels 50 000 instructions for 1 M look-ups, of
 which the scan's 35 000 run at two a cycle at most. With AVX2: 53 B for the trees
-(:mod:`image_trees`) and 4 M B for the scan, which looks 32 entries up by one instruction and widens
+(:mod:`word_trees`) and 4 M B for the scan, which looks 32 entries up by one instruction and widens
 and adds them by three; it takes M B cycles where shuffles and shifts share two ports. Bytes: 2 for
 each number of the map at each of 4 B levels, from L1 or L2 (a map of 32 channels of 32 x 32 takes
 74 kB), half of them across cache lines; a chunk of 16 outputs of the table takes 256 B. Other
@@ -27,7 +27,7 @@ import numpy as np
 from lutcc.ir.module import Operation, Value
 from lutcc.ir.types import TensorType
 from lutcc.schedules.intrinsics.x86 import PACKSSDW_512
-from lutcc.schedules.x86 import lut_accumulate
+from lutcc.schedules.x86 import lut_accumulate, word_trees
 from lutcc.schedules.x86.context import Codes, StageContext
 from lutcc.schedules.x86.emit import (
     Expr,
@@ -58,9 +58,8 @@ def scan_of(op: Operation) -> Operation:
 
 def in_words(ctx: StageContext, op: Operation) -> bool:
     """Whether trees may compare what a convolution reads in 16 bits, 32 pixels at a time."""
-    if not ctx.isa.has_avx512:
-        return op.operands[2].type.size(1) <= 16
-    return lut_accumulate.uses_dot(ctx.isa, scan_of(op))
+    fits = word_trees.fit(ctx.isa, op.operands[2].type.size(1))
+    return fits or lut_accumulate.uses_dot(ctx.isa, scan_of(op))
 
 
 def narrow(ctx: StageContext, op: Operation) -> bool:

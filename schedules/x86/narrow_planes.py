@@ -36,7 +36,8 @@ from lutcc.schedules.x86.emit import (
     splat,
 )
 from lutcc.schedules.x86.pack import round_up
-from lutcc.schedules.x86.pack_images import NARROW_ROWS, WORD_THRESHOLDS, word_slots
+from lutcc.schedules.x86.pack_images import NARROW_ROWS
+from lutcc.schedules.x86.pack_words import WORD_THRESHOLDS, word_slots
 from lutcc.schedules.x86.plane_conv2d import PlaneConvolution
 from lutcc.schedules.x86.planes import Planes, Window
 

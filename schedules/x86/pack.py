@@ -33,10 +33,10 @@ from lutcc.schedules.x86.pack_images import (
     pack_image_offsets,
     pack_image_outside,
     pack_image_values,
-    pack_image_words,
     pack_narrow_channels,
     pack_narrow_nodes,
 )
+from lutcc.schedules.x86.pack_words import pack_tree_words
 
 CHUNK = 16
 ALIGNMENT = 64
@@ -272,10 +272,10 @@ PACKERS: dict[str, Callable[..., Array]] = {
     "columns": pack_columns,
     "tree_values": pack_tree_values,
     "tree_starts": pack_tree_starts,
+    "tree_words": pack_tree_words,
     "image_offsets": pack_image_offsets,
     "image_outside": pack_image_outside,
     "image_values": pack_image_values,
-    "image_words": pack_image_words,
     "narrow_nodes": pack_narrow_nodes,
     "narrow_channels": pack_narrow_channels,
     "lut_dot": pack_lut_dot,

@@ -12,8 +12,6 @@ Array = NDArray[Any]
 
 #: What is known of a node or of a channel whose sums are compared in a window of 16 bits.
 NARROW_ROWS = ("unit", "bias", "level", "reach", "middle", "outside")
-#: Thresholds of a level of a tree of words, and of a tree: see :func:`word_slots`.
-WORD_LEVEL, WORD_THRESHOLDS = 8, 32
 _NO_NODE = np.array([1, 0, np.inf, 0, 0, 0], np.float32)
 
 #: No sum of a look-up is so large; its difference from a threshold that is not larger fits 32 bits.
@@ -49,38 +47,6 @@ def pack_image_values(
     values = np.full((codebooks, width), never, kind)
     values[: len(wide), : wide.shape[1]] = wide
     return values
-
-
-def word_slots(depth: int) -> list[int]:
-    """Return which node, in heap order, each threshold of a tree of words is of; 0: of none.
-
-    Level l's thresholds are the first ``2**l`` of its ``WORD_LEVEL``: the answers before it are the
-    bits of their numbers, the first answer the lowest. All of level 0's are the root's.
-    """
-    slots = [1] * WORD_LEVEL + [0] * (WORD_THRESHOLDS - WORD_LEVEL)
-    for level in range(1, depth):
-        for number in range(2**level):
-            slots[WORD_LEVEL * level + number] = (1 << level) | _reversed(number, level)
-    return slots
-
-
-def word_code(depth: int) -> list[int]:
-    """Return the code of each of 16 bytes of answers: the last the lowest bit, then the first."""
-    return [(_reversed(byte >> 1, depth - 1) << 1 | byte & 1) % (1 << depth) for byte in range(16)]
-
-
-def _reversed(number: int, bits: int) -> int:
-    return sum((number >> i & 1) << (bits - 1 - i) for i in range(bits))
-
-
-def pack_image_words(splitvals: Array, *, codebooks: int, kind: str) -> Array:
-    """(B, K <= 16) in heap order -> (codebooks, WORD_THRESHOLDS) int16, see :func:`word_slots`.
-
-    Clipped as :func:`pack_image_values` clips.
-    """
-    heap = pack_image_values(splitvals, codebooks=codebooks, width=16, kind=kind)
-    depth = splitvals.shape[1].bit_length() - 1
-    return np.ascontiguousarray(heap[:, word_slots(depth)])
 
 
 def pack_image_outside(outside: Array, *, kind: str) -> Array:
