@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lutcc.ir.module import Function, Operation, Value
-from lutcc.schedules.x86 import edges, linear, lut_accumulate
+from lutcc.schedules.x86 import edges, linear, lut_accumulate, tree_encode
 from lutcc.schedules.x86.context import Codes, Columns, External, StageContext
 from lutcc.schedules.x86.emit import Expr, View, bind, cast, i64, loop, splat
 from lutcc.schedules.x86.pack import CHUNK, chunk_starts, round_up
@@ -125,11 +125,26 @@ class BlockEmitter:
             sinks.append(edges.RowMajorSink(self.ctx, output))
         if self.consumers.get(step.result.name) and step.source is not step.result:
             dtype = "int32" if step.result.type.dtype == "int32" else "float32"
+            if output is None and self._in_words(step):
+                dtype = "int16"
             view = self.ctx.scratch.take(Columns.size(self.ctx.block_rows, columns), dtype)
-            target = Columns(view, columns, dtype, dtype == "int32" and _gives_sums(step))
+            target = Columns(view, columns, dtype, dtype != "float32" and _gives_sums(step))
             self.ctx.values[step.result.name] = target
             sinks.append(edges.ColumnsSink(target))
         self._tiles(step, sinks)
+
+    def _in_words(self, step: Step) -> bool:
+        """Whether a step's sums come in 16 bits: only trees that compare words read them."""
+        op, readers = step.producer, self.consumers[step.result.name]
+        if op is None or not _gives_sums(step):
+            return False
+        if not all(tree_encode.reads_words(self.ctx.isa, reader) for reader in readers):
+            return False
+        for codes in (reader.results[0] for reader in readers):
+            scans = self.consumers.get(codes.name, [])
+            if codes in self.function.returns or {s.opcode for s in scans} != {"lut_accumulate"}:
+                return False
+        return lut_accumulate.gives_words(self.ctx.isa, op, self.ctx.array(op.operands[1]))
 
     def emit_columns(self, step: Step, target: Columns) -> None:
         """Emit one step whose result stays in 16-row columns."""
@@ -172,8 +187,12 @@ class BlockEmitter:
             tile = linear.LinearTile(self.ctx, op, self._as_columns(op.operands[0]))
             return tile, self.ctx.configs.linear
         codes = self._codes_for(op)
-        kind = lut_accumulate.DotTile if codes.dot else lut_accumulate.WidenTile
-        return kind(self.ctx, op, codes), self.ctx.configs.accumulate
+        if codes.dot:
+            return lut_accumulate.DotTile(self.ctx, op, codes), self.ctx.configs.accumulate
+        target = self.ctx.values.get(step.result.name)
+        sums = "int16" if isinstance(target, Columns) and target.dtype == "int16" else "int32"
+        tile = lut_accumulate.WidenTile(self.ctx, op, codes, sums)
+        return tile, self.ctx.configs.accumulate
 
 
 def _gives_sums(step: Step) -> bool:

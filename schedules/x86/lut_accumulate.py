@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from lutcc.ir.module import Operation
 from lutcc.schedules.intrinsics import x86 as machine
 from lutcc.schedules.x86.context import Codes, Columns, External, StageContext
@@ -60,6 +62,17 @@ def group_size(op: Operation) -> int:
 def uses_dot(isa: Isa, op: Operation) -> bool:
     """Whether the scan runs as dot products of bytes."""
     return isa.has_vbmi_vnni and not is_mean(op) and op.operands[1].type.shape[1] <= 32
+
+
+def bound(lut: np.ndarray) -> int:
+    """Return the largest magnitude that a sum of entries of a table (C, K, M) can have."""
+    return int(np.abs(lut.astype(np.int64)).max(axis=1).sum(axis=0).max(initial=0))
+
+
+def gives_words(isa: Isa, op: Operation, lut: np.ndarray) -> bool:
+    """Whether a scan can give its sums in 16 bits: AVX2, and none is larger."""
+    few = op.operands[1].type.size(0) <= FLUSH
+    return not isa.has_avx512 and few and not is_mean(op) and bound(lut) < 1 << 15
 
 
 def needs_rows(op: Operation) -> bool:

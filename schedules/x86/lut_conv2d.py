@@ -74,7 +74,7 @@ def narrow(ctx: StageContext, op: Operation) -> bool:
 def narrow_sums(ctx: StageContext, op: Operation) -> bool:
     """Whether a convolution's sums come, and fit, in 16 bits."""
     ways = not ctx.isa.has_avx512 or lut_accumulate.uses_dot(ctx.isa, scan_of(op))
-    return ways and bound(ctx, op) < 1 << 15
+    return ways and lut_accumulate.bound(ctx.array(op.operands[3])) < 1 << 15
 
 
 def by_signs(ctx: StageContext, op: Operation, dtype: str, first: bool) -> bool:
@@ -89,12 +89,6 @@ def by_signs(ctx: StageContext, op: Operation, dtype: str, first: bool) -> bool:
     if dtype == "float32":
         return all(bool(np.isfinite(array).all()) for array in numbers)
     return bool((np.abs(numbers[1].astype(np.int64)) < SMALL_SUMS).all())
-
-
-def bound(ctx: StageContext, op: Operation) -> int:
-    """Return the largest magnitude that a sum can have."""
-    lut = ctx.array(op.operands[3]).astype(np.int64)
-    return int(np.abs(lut).max(axis=1).sum(axis=0).max(initial=0))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ import numpy as np
 from lutcc.ir.module import Operation
 from lutcc.schedules.intrinsics import words
 from lutcc.schedules.intrinsics.x86 import VPERMI2PS_512, VPERMPS_256, VPERMPS_512
+from lutcc.schedules.x86 import word_trees
 from lutcc.schedules.x86.context import Codes, Columns, External, Row, StageContext
 from lutcc.schedules.x86.edges import load_chunks, load_singles
 from lutcc.schedules.x86.emit import (
+    LANES,
     Expr,
     View,
     bind,
@@ -36,6 +39,7 @@ from lutcc.schedules.x86.emit import (
 )
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.pack import CHUNK, chunk_starts
+from lutcc.schedules.x86.pack_words import WORD_THRESHOLDS
 
 
 def threshold_lookup(isa: Isa, table: View, level: int, node: Expr) -> Expr:
@@ -243,9 +247,38 @@ def _tables(
     )
 
 
+def reads_words(isa: Isa, op: Operation) -> bool:
+    """Whether an operation is trees that can compare sums in 16 bits."""
+    if op.opcode != "tree_encode" or op.operands[2].type.dtype != "int32":
+        return False
+    return word_trees.fit(isa, op.operands[2].type.size(1))
+
+
+def _emit_words(ctx: StageContext, op: Operation, source: Columns, target: Codes) -> None:
+    """Encode a block of sums in 16 bits, two groups of rows at a time."""
+    dims, vals = (ctx.ref(value) for value in op.operands[1:])
+    depth, codebooks = op.operands[1].type.size(1), target.codebooks
+    columns = list(range(source.columns))
+    slots = ctx.blob.add("tree_slots", "int32", [dims], slots=columns, codebooks=codebooks)
+    table = ctx.blob.add("tree_words", "int16", [vals], codebooks=codebooks)
+    trees = word_trees.Trees(ctx, depth)
+    with loop(ctx.groups // i64(2)) as pair:
+        starts = [bind(source.index(pair * 2 + part, 0)) for part in (0, 1)]
+        halves = [partial(source.view.load_half, start) for start in starts]
+        with loop(codebooks) as c:
+            offsets = [
+                bind(cast("int64", slots.load(c * depth + level)) * LANES) for level in range(depth)
+            ]
+            found = trees.codes(halves, table.at(bind(c * WORD_THRESHOLDS)), offsets)
+            target.view.store((pair * codebooks + i64(c)) * 32, found, 32)
+
+
 def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
     """Encode a block into ``target``."""
     source = ctx.values[op.operands[0].name]
+    if isinstance(source, Columns) and source.dtype == "int16":
+        _emit_words(ctx, op, source, target)
+        return
     splitdims = ctx.array(op.operands[1])
     entries = op.operands[2].type.shape[1]
     depth = splitdims.shape[1]
