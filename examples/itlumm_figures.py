@@ -363,8 +363,8 @@ def main(argv: list[str] | None = None) -> list[Point]:
         "--data", default="digits", help=f"{', '.join(SPLITS)}, or a folder of MNIST's four files"
     )
     parser.add_argument("--output", type=Path, help="by default out/itlumm and what the data are")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the classifier")
-    parser.add_argument("--network-seeds", type=int, default=SEEDS)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the classifier; 0: none of it")
+    parser.add_argument("--network-seeds", type=int, default=SEEDS, help="of whole networks")
     parser.add_argument(
         "--jobs", type=int, default=1, help="processes, each with a seed of its own"
     )
@@ -376,7 +376,9 @@ def main(argv: list[str] | None = None) -> list[Point]:
     args.output = args.output or Path("out") / f"itlumm-{kind(args.data)}"
     args.output.mkdir(parents=True, exist_ok=True)
     seeds = {"classifier": args.seeds, "network": args.network_seeds}
-    jobs = [(p, seed) for p in seeds for seed in range(1 if args.quick else seeds[p])]
+    jobs = [
+        (p, seed) for p in seeds for seed in range(min(1, seeds[p]) if args.quick else seeds[p])
+    ]
     points: list[Point] = []
     work = partial(one_seed, data=args.data, quick=args.quick, output=args.output)
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
@@ -388,7 +390,7 @@ def main(argv: list[str] | None = None) -> list[Point]:
     if not args.no_times:
         speeds = timed(args.data, args.quick, args.output)
     draw(points, speeds, args.output / "figures.png")
-    blocks = {part: told(points, part, speeds[part]) for part in ("classifier", "network")}
+    blocks = {part: told(points, part, speeds[part]) for part, _ in jobs}
     for block in blocks.values():
         Console().print(block, markup=False)
     if args.log:

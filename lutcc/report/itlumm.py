@@ -60,12 +60,16 @@ def _own(points: Sequence[Point], part: str) -> tuple[list[str], list[int]]:
 
 
 def table(points: Sequence[Point], part: str, speeds: Sequence[NetworkSpeed]) -> str:
-    """Return means and deviations of a part, and what is faster, as a table in Markdown."""
+    """Return means and deviations of a part, and what is faster, as a table in Markdown.
+
+    A single seed has no deviation.
+    """
     methods, counts = _own(points, part)
-    rows = []
+    rows, single = [], len({p.seed for p in points if p.part == part}) == 1
     for method in methods:
         cells = [summary(points, part, method, count) for count in counts]
-        rows.append([method, *(f"{mean:.3f} ± {spread:.3f}" for mean, spread in cells)])
+        told = [f"{mean:.3f}" + ("" if single else f" ± {spread:.3f}") for mean, spread in cells]
+        rows.append([method, *told])
     if part == "network":
         rows.append(["ITLUMM on MNIST, printed, percent", *(f"{PRINTED[c]}" for c in counts)])
     for speed, precision in product(speeds, PRECISIONS):
@@ -101,13 +105,17 @@ def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def _signed(found: tuple[float, float]) -> str:
-    return f"{round(found[0], 4) + 0.0:+.4f} ± {found[1]:.4f}"  # no negative zero
+    mean = f"{round(found[0], 4) + 0.0:+.4f}"  # no negative zero
+    return mean if np.isnan(found[1]) else f"{mean} ± {found[1]:.4f}"
 
 
 def told(points: Sequence[Point], part: str, speeds: Sequence[NetworkSpeed]) -> str:
     """Return the table of a part and what it says; of the classifier, divergences as well."""
-    seeds = len({p.seed for p in points if p.part == part})
-    text = f"{table(points, part, speeds)}\n\n{seeds} seeds. {verdict(points, part)}"
+    exact = list({p.seed: p.exact for p in points if p.part == part}.values())
+    seeds = f"{len(exact)} seeds, exact networks: {np.mean(exact):.3f} ± {np.std(exact):.3f}."
+    if len(exact) == 1:
+        seeds = f"A single seed, exact network: {exact[0]:.3f}."
+    text = f"{table(points, part, speeds)}\n\n{seeds} {verdict(points, part)}"
     if part != "classifier":
         return text
     return f"{text}\n\n{divergences(points, part)}\n\n{objectives(points, part)}"
@@ -154,7 +162,7 @@ def _objective_pairs(methods: Sequence[str]) -> dict[str, list[tuple[str, str]]]
     for kld in (method for method in methods if method.endswith("-kld")):
         name = kld.removesuffix("-kld")
         logits = "maddness" if name == "contiguous" else f"{name}-mse{LOGITS}"
-        for against, mse in (("MSE behind softmax", f"{name}-mse"), ("MSE before it", logits)):
+        for against, mse in (("MSE behind softmax", f"{name}-mse"), ("MSE before softmax", logits)):
             if mse in methods:
                 found.setdefault(against, []).append((kld, mse))
     return found
@@ -192,7 +200,10 @@ def verdict(points: Sequence[Point], part: str) -> str:
 
 
 def draw(points: Sequence[Point], speeds: Mapping[str, Sequence[NetworkSpeed]], path: Path) -> None:
-    """Write the panels as a PNG: accuracy against codebooks, and where int8 is as fast."""
+    """Write the panels as a PNG: accuracy against codebooks, and where int8 is as fast.
+
+    Panels of a part that has no points are left out.
+    """
     panels = {
         "Figure 1A: partitions (KLD)": ("classifier", ["contiguous-kld", "opq-kld", "r2-kld"]),
         "Figure 1B: objectives (r2)": ("classifier", [f"r2-mse{LOGITS}", "r2-mse", "r2-kld"]),
@@ -207,9 +218,12 @@ def draw(points: Sequence[Point], speeds: Mapping[str, Sequence[NetworkSpeed]], 
             ["contiguous-kld weight-aware", "contiguous-kld weight-aware, layer by layer"],
         ),
     }
-    with open_figure(11, 6.4) as figure:
+    parts = {p.part for p in points}
+    panels = {title: panel for title, panel in panels.items() if panel[0] in parts}
+    rows = -(-len(panels) // 3)
+    with open_figure(11, 3.2 * rows) as figure:
         for place, (title, (part, methods)) in enumerate(panels.items(), 1):
-            axes = figure.add_subplot(2, 3, place)
+            axes = figure.add_subplot(rows, 3, place)
             counts = _own(points, part)[1]
             shown = methods if part == "layers" else ["maddness", *methods]
             for method in shown:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import pytest
 
 from lutcc.bench.network_speed import NetworkSpeed
 from lutcc.report.accuracy_log import read_runs
-from lutcc.report.itlumm import Point, divergences, objectives, table, verdict
+from lutcc.report.itlumm import Point, divergences, objectives, table, told, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def told(exact: Any, networks: Any, rows: Any, **_: Any) -> list[NetworkSpeed]:
+def timed(exact: Any, networks: Any, rows: Any, **_: Any) -> list[NetworkSpeed]:
     """Return times without compiling: tests/bench/test_network_speed.py does that."""
     exact_times = {f"lutcc {name}": 2e-6 for name in ("float32", "bfloat16", "int8")}
     return [NetworkSpeed(n, dict.fromkeys(networks, 1e-6), exact_times) for n in (1, 1024)]
@@ -32,7 +33,7 @@ def test_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look there
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "network_speeds", told)
+    monkeypatch.setattr(module, "network_speeds", timed)
     page, log = tmp_path / "page.md", tmp_path / "log.jsonl"
     parts = ("classifier", "network")
     names = [f"itlumm-{part}{kind}" for kind in ("", "-mnist") for part in parts]
@@ -58,12 +59,19 @@ def test_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert module.one_seed(part, 0, "digits", True, tmp_path) == own
     assert "<!-- itlumm-network-mnist:begin -->\n<!-- itlumm-network-mnist:end -->" in written
     # What is there already is read: the same networks, as if they were of other images.
-    assert module.main([*given[:-2], "--data", "mnist-5k", "--no-times"]) == points
+    mnist = [*given[:-2], "--data", "mnist-5k", "--no-times"]
+    assert {p.part for p in module.main([*mnist, "--network-seeds", "0"])} == {"classifier"}
+    assert (
+        "<!-- itlumm-network-mnist:begin -->\n<!-- itlumm-network-mnist:end -->" in page.read_text()
+    )
+    few = (tmp_path / "itlumm-figures-mnist.png").read_bytes()
+    assert few.startswith(b"\x89PNG")
+    assert module.main(mnist) == points
     again = page.read_text(encoding="utf-8")
     assert again.startswith(written.partition("<!-- itlumm-classifier-mnist")[0])
     assert again.count("| r2-kld, layer by layer |") == 2
     assert again.count("| faster than int8, 1024 rows | yes, 2.00x |") == 2, "of digits alone"
-    assert (tmp_path / "itlumm-figures-mnist.png").exists()
+    assert len((tmp_path / "itlumm-figures-mnist.png").read_bytes()) > len(few), "more panels"
 
 
 @pytest.fixture
@@ -89,13 +97,21 @@ def test_the_verdict_names_what_misses(points: list[Point]) -> None:
     )
 
 
+def test_exact_accuracies_are_of_seeds_not_of_points(points: list[Point]) -> None:
+    points = [replace(p, exact=1 - p.seed / 2) for p in points]
+    assert "\n\n2 seeds, exact networks: 0.750 ± 0.250. Above plain" in told(points, "network", [])
+    single = told([p for p in points if p.seed == 1], "network", [])
+    assert "| r2-mse | 1.800 | 1.900 |" in single
+    assert "\n\nA single seed, exact network: 0.500. Above plain" in single
+
+
 def test_trained_layers_are_held_to_both_baselines() -> None:
     """Layer by layer: above plain MADDNESS, but not above MADDNESS layer by layer."""
     trained = ", layer by layer"
     values = {"maddness": 0.8, "maddness" + trained: 0.9, "r2-mse" + trained: 0.85}
     found = verdict([Point("network", m, 4, 0, v, 1.0) for m, v in values.items()], "network")
     assert "Above plain MADDNESS, by their means: 1 of 1. " in found
-    assert f"0 of 1 (not: r2-mse{trained} at 4 (-0.0500 ± nan))." in found
+    assert f"0 of 1 (not: r2-mse{trained} at 4 (-0.0500))." in found
 
 
 def test_divergences_of_the_classifier() -> None:
@@ -123,10 +139,10 @@ def test_the_squared_error_before_softmax_is_another_objective() -> None:
     text = objectives(
         [Point("classifier", m, 4, 0, v, 1.0, 1 - v) for m, v in methods.items()], "classifier"
     )
-    assert "| contiguous, accuracy, against MSE before it | +0.1000 ± nan |" in text
-    assert "| r2, accuracy, against MSE before it | -0.0100 ± nan |" in text
+    assert "| contiguous, accuracy, against MSE before softmax | +0.1000 |" in text
+    assert "| r2, accuracy, against MSE before softmax | -0.0100 |" in text
     assert "opq" not in text
-    assert "accuracy better in 1 of 2, over all +0.0450 ± nan" in text
+    assert "accuracy better in 1 of 2, over all +0.0450" in text
 
 
 def test_the_table_has_means_deviations_and_losses(points: list[Point]) -> None:
