@@ -83,10 +83,8 @@ def test_pixels_are_left_alone() -> None:
 
 def test_neighbouring_floats_and_the_largest_are_parted() -> None:
     most = np.finfo(np.float32).max
-    low, high = (
-        np.float32([1, -most, most / 2]),
-        np.float32([np.nextafter(np.float32(1), 2), 0, most]),
-    )
+    low = np.array([1, -most, most / 2], np.float32)
+    high = np.array([np.nextafter(np.float32(1), 2), 0, most], np.float32)
     found = thresholds_between(low, high, np.sort(np.append(low, high)))
     assert ((low <= found) & (found < high)).all()
 
@@ -123,8 +121,9 @@ def test_trees_do_not_depend_on_how_a_sum_is_rounded(seed: int) -> None:
     """A batch norm, and the same folded into a scale and an offset."""
     random = np.random.default_rng(seed)
     sums = random.binomial(2000, 0.5, (2000, 6)).astype(np.float32)
-    scale, offset = np.float32(random.uniform(0.01, 0.02, 6)), np.float32(random.normal(-16, 2, 6))
-    mean, slope, shift = np.float32(random.normal(size=(3, 6)))
+    scale = random.uniform(0.01, 0.02, 6).astype(np.float32)
+    offset = random.normal(-16, 2, 6).astype(np.float32)
+    mean, slope, shift = random.normal(size=(3, 6)).astype(np.float32)
     normed = np.maximum((sums * scale + offset - mean) * slope + shift, 0)
     folded = np.maximum(sums * (scale * slope) + ((offset - mean) * slope + shift), 0)
     tree = fit_balanced_tree(normed[:600], 4, 6)

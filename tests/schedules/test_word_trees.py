@@ -72,7 +72,7 @@ def test_trees_as_they_are_packed(depth: int) -> None:
     assert sorted({slot for slot in slots if slot}) == [*range(1, 2**depth)]
     for numbers in rng.integers(-(2**15) + 1, 2**15 - 1, (200, depth)):
         for tree, thresholds in zip(heap, packed, strict=False):
-            node, answers = 1, 0
+            node, answers, above = 1, 0, False
             for level, number in enumerate(numbers):
                 above = bool(number > thresholds[WORD_LEVEL * level + answers])
                 assert above == bool(number > tree[node])
