@@ -78,10 +78,12 @@ def with_dead_columns(
     told = {note.value: note for note in notes}
     for each in dead:
         name = each.producer.results[0].name
+        if name not in told and each.computed == each.columns:
+            continue
         if name not in told:
             reason = "an exact layer in front of trees"
             told[name] = note_of(module, each.producer, each.maps, integers=False, reason=reason)
-        told[name] = replace(told[name], computed=len(each.kept))
+        told[name] = replace(told[name], computed=each.computed)
     return list(told.values())
 
 

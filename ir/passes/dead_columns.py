@@ -1,8 +1,8 @@
-"""Columns that no tree compares are not computed."""
+"""Columns that no tree compares are not computed, and others lie as trees compare them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,11 +21,13 @@ _PRODUCERS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "linear": ((1, 0), (2, 0)),
 }
 _TREES = ("tree_encode", "interval_encode")
+#: Columns that kernels compute together.
+_VECTOR = 16
 
 
 @dataclass(frozen=True)
 class Dead:
-    """Columns of a producer that only trees read, and not all of them.
+    """Columns of a producer that only trees read: not all of them, or not in the trees' order.
 
     Attributes
     ----------
@@ -36,13 +38,23 @@ class Dead:
     trees
         The readers.
     kept
-        The columns that are compared, ascending.
+        The columns that are compared, as the first tree does: the roots of its codebooks, then
+        their next levels, so that a level's columns follow each other. A column that is compared
+        twice is there twice, unless more vectors of columns would be computed for that.
+    places
+        For each reader, where among ``kept`` each node of a level finds its column.
     """
 
     producer: Operation
     maps: tuple[Operation, ...]
     trees: tuple[Operation, ...]
     kept: Array
+    places: tuple[Array, ...]
+
+    @property
+    def computed(self) -> int:
+        """How many different columns are compared."""
+        return len(np.unique(self.kept))
 
     @property
     def columns(self) -> int:
@@ -51,7 +63,7 @@ class Dead:
 
 
 class DeadColumns:
-    """Take columns out of tables and weights that no tree behind them compares."""
+    """Take columns out of tables and weights that no tree behind them compares; sort the others."""
 
     def __call__(self, module: Module) -> Module:
         """Return the module with narrower values; only main is looked at."""
@@ -69,7 +81,7 @@ class DeadColumns:
 
 
 def find_dead(module: Module) -> list[Dead]:
-    """Return the producers in main with columns that nothing reads.
+    """Return the producers in main with columns that nothing reads, or that lie in another order.
 
     Examples
     --------
@@ -108,10 +120,23 @@ def find_dead(module: Module) -> list[Dead]:
         if not all(t.opcode in _TREES and t.operands[1].name in refs for t in trees):
             continue
         dims = [module.constants[refs[tree.operands[1].name]] for tree in trees]
-        kept = np.unique(np.concatenate([d.ravel() for d in dims]))
-        if len(kept) < op.results[0].type.size(1):
-            found.append(Dead(op, tuple(maps), trees, kept))
+        kept, places = _ordered(dims)
+        if not np.array_equal(kept, np.arange(op.results[0].type.size(1))):
+            found.append(Dead(op, tuple(maps), trees, kept, places))
     return found
+
+
+def _ordered(dims: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:
+    """Return the columns that trees compare, level by level, and where each finds its own."""
+    wanted = np.concatenate([d.T.ravel() for d in dims])
+    different, first, number = np.unique(wanted, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    kept, places = different[order], np.argsort(order)[number]
+    if -(-len(wanted) // _VECTOR) == -(-len(kept) // _VECTOR):
+        kept, places = wanted, np.arange(len(wanted))
+    ends = np.cumsum([d.size for d in dims])[:-1]
+    parts = zip(np.split(places.astype(np.int32), ends), dims, strict=True)
+    return kept, tuple(part.reshape(d.T.shape).T for part, d in parts)
 
 
 def _refs(module: Module) -> dict[str, str]:
@@ -151,8 +176,7 @@ def _narrowed(module: Module, dead: Dead) -> Module:
         elif op in dead.maps:
             body.append(cut(op, tuple((i, 0) for i in range(1, len(op.operands)))))
         elif op in dead.trees:
-            dims = module.constants[refs[op.operands[1].name]]
-            places = np.searchsorted(dead.kept, dims).astype(np.int32)
+            places = dead.places[dead.trees.index(op)]
             operands = (narrow[op.operands[0].name], constant(op.operands[1], places))
             body.append(replace(op, operands=(*operands, *op.operands[2:])))
         else:

@@ -184,7 +184,7 @@ def dead_columns_of(module: ir.Module) -> int:
     from lutcc.ir.passes import IntegerChains
     from lutcc.ir.passes.dead_columns import find_dead
 
-    return sum(dead.columns - len(dead.kept) for dead in find_dead(IntegerChains()(module)))
+    return sum(dead.columns - dead.computed for dead in find_dead(IntegerChains()(module)))
 
 
 def _own(

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lutcc.schedules.x86.tree_encode import emit_block, emit_row
+from lutcc.schedules.x86.tree_encode import emit_block
 
-__all__ = ["emit_block", "emit_row"]
+__all__ = ["emit_block"]

@@ -124,6 +124,15 @@ def pack_tree_starts(starts: Array, *, codebooks: int) -> Array:
     return _padded(_padded(starts, max(starts.shape[1], 16), 1), codebooks, 0)
 
 
+def pack_tree_levels(splitvals: Array) -> Array:
+    """(C, K) in heap order -> (groups, K, 16), by node: 16 codebooks beside each other.
+
+    The last group begins at codebook ``C - 16``; numbers of missing codebooks are 0.
+    """
+    array = splitvals if splitvals.dtype == np.int32 else np.asarray(splitvals, np.float32)
+    return np.ascontiguousarray(_in_chunks(array.T))
+
+
 def _as_unsigned(lut: Array) -> Array:
     """int8 tables become uint8 by flipping the sign bit; the kernel subtracts 128 C."""
     if lut.dtype == np.int8:
@@ -273,6 +282,7 @@ PACKERS: dict[str, Callable[..., Array]] = {
     "tree_values": pack_tree_values,
     "tree_starts": pack_tree_starts,
     "tree_words": pack_tree_words,
+    "tree_levels": pack_tree_levels,
     "image_offsets": pack_image_offsets,
     "image_outside": pack_image_outside,
     "image_values": pack_image_values,

@@ -10,13 +10,24 @@ from contextlib import contextmanager
 from typing import Any
 
 from lutcc.ir.module import Function, Operation, Value
-from lutcc.schedules.x86 import edges, linear, lut_accumulate_rows
+from lutcc.schedules.x86 import (
+    edges,
+    linear,
+    lut_accumulate_rows,
+    nearest_encode,
+    row_trees,
+)
 from lutcc.schedules.x86.context import External, Row, StageContext
 from lutcc.schedules.x86.emit import Expr, bind, cast, i64, loop
 from lutcc.schedules.x86.pack import CHUNK, round_up
-from lutcc.schedules.x86.plan import ELEMENTWISE, ENCODERS, REDUCTIONS, Step, plan_steps
+from lutcc.schedules.x86.plan import ELEMENTWISE, REDUCTIONS, Step, plan_steps
 from lutcc.schedules.x86.row_passes import RowPasses
 
+_ENCODERS = {
+    "tree_encode": row_trees,
+    "interval_encode": row_trees,
+    "nearest_encode": nearest_encode,
+}
 #: Producers that store their results where they are returned, if nothing else reads them.
 _DIRECT = frozenset({"linear", *REDUCTIONS})
 #: Takes the index of a row, a first column, and 16 values.
@@ -56,10 +67,10 @@ class RowEmitter:
     def _step(self, step: Step, outputs: dict[str, External]) -> None:
         result = step.result
         op = step.producer
-        if op is not None and op.opcode in ENCODERS:
+        if op is not None and op.opcode in _ENCODERS:
             target = self._take(result.type.size(1), "uint8")
             with self._each_row() as (index, row):
-                ENCODERS[op.opcode].emit_row(self.ctx, op, row, target.at(index))
+                _ENCODERS[op.opcode].emit_row(self.ctx, op, row, target.at(index))
         else:
             dtype = {"uint8": "float32"}.get(result.type.dtype, result.type.dtype)
             last = result.name in outputs and result.name not in self.read

@@ -305,32 +305,3 @@ def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
                 for j in range(step)
             ]
             store_codes(target, group, c, parts)
-
-
-def emit_row(ctx: StageContext, op: Operation, row: Expr, target: Row) -> None:
-    """Encode one row into ``target`` (uint8)."""
-    source = ctx.values[op.operands[0].name]
-    splitdims = ctx.array(op.operands[1])
-    codebooks, depth = splitdims.shape
-    entries = op.operands[2].type.shape[1]
-    columns = op.operands[0].type.shape[1]
-    dtype = "int32" if op.operands[2].type.dtype == "int32" else "float32"
-    dims, vals, starts = _tables(ctx, op, list(range(columns)), codebooks)
-    width = max(entries, 16)
-    with loop(codebooks) as c:
-        node: Expr = i64(1)
-        for level in range(depth):
-            column = cast("int64", dims.load(c * depth + level))
-            if isinstance(source, External):
-                value = source.view.load(source.index(row, column))
-            else:
-                value = source.view.load(column)
-            if source.dtype != dtype:
-                value = cast(dtype, value)
-            threshold = vals.load(c * width + node)
-            if starts is not None:
-                moved = value - starts.load(c * width + node)
-                value, threshold = (reinterpret("uint32", v) for v in (moved, threshold))
-            above = value > threshold
-            node = hold(node + node + select(above, i64(1), i64(0)))
-        target.view.store(c, cast("uint8", node - entries))
