@@ -13,7 +13,7 @@ from lutcc.schedules.x86 import elementwise, hash_rows, lut_images, plan
 from lutcc.schedules.x86.blocks import BlockEmitter
 from lutcc.schedules.x86.config import KernelConfigs
 from lutcc.schedules.x86.context import External, StageContext
-from lutcc.schedules.x86.emit import Expr, bind, branch, fence, i64, loop, minimum
+from lutcc.schedules.x86.emit import Expr, bind, fence, hold, i64, loop, minimum, select
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.rows import RowEmitter
 
@@ -120,18 +120,29 @@ class _Share:
             ctx = self._context(self.begin, i64(1))
             elementwise.emit(ctx, function, self.begin, self.end, self.inputs, self.outputs)
         elif plan.rows_only(function) or threshold >= plan.ALWAYS:
-            self._by_rows()
+            self._by_rows(self.begin)
         elif threshold <= 0:
-            self._by_blocks()
+            self._by_blocks(self.end)
         else:
-            with branch(self.rows <= i64(threshold)) as (small, large):
-                with small:
-                    self._by_rows()
-                with large:
-                    self._by_blocks()
+            split = self._split(threshold)
+            self._by_blocks(split)
+            self._by_rows(split)
 
-    def _by_rows(self) -> None:
-        begin, capacity = self.begin, self._capacity
+    def _split(self, threshold: int) -> Expr:
+        """Return where rows begin that go alone: few ones, and few that are left of groups.
+
+        One more group costs less than the first one, which brings the tables near, and rows that
+        go alone read tables of their own, from further away: they are worth a fifth of a group.
+        """
+        group = plan.row_group(self.stage.isa, self.stage.function)
+        count = bind(tir.Max(self.end - self.begin, i64(0)))
+        left = bind(tir.floormod(count, i64(group)))
+        few = min(threshold // 3, group // 5)
+        alone = select(left <= i64(few), left, i64(0))
+        return bind(hold(self.end - select(self.rows <= i64(threshold), count, alone)))
+
+    def _by_rows(self, begin: Expr) -> None:
+        capacity = self._capacity
         count = bind(tir.Max(self.end - begin, i64(0)))
         with loop(tir.floordiv(count + (capacity - 1), i64(capacity))) as r:
             ctx = self._context(begin, i64(1))
@@ -140,13 +151,13 @@ class _Share:
             emitter = RowEmitter(ctx, self.stage.function, first, now, capacity)
             emitter.emit(self.inputs, self.outputs)
 
-    def _by_blocks(self) -> None:
+    def _by_blocks(self, end: Expr) -> None:
         begin, block = self.begin, self.stage.configs.stage.row_block
         group = plan.row_group(self.stage.isa, self.stage.function)
-        count = tir.Max(self.end - begin, i64(0))
+        count = tir.Max(end - begin, i64(0))
         with loop(tir.floordiv(count + block - 1, i64(block))) as b:
             first = bind(begin + b * block)
-            now = minimum(i64(block), self.end - first)
+            now = minimum(i64(block), end - first)
             supers = tir.floordiv(now + group - 1, i64(group))
             ctx = self._context(first, bind(supers * (group // 16)))
             emitter = BlockEmitter(ctx, self.stage.function)

@@ -43,7 +43,8 @@ class StageConfig:
         Rows that go through all operations of the group before the next block starts, so that
         codes and activations stay in cache.
     row_threshold
-        At or below this many rows each row is done alone, from tables laid out [C, K, M].
+        At or below this many rows each row is done alone, from tables laid out [C, K, M]; with
+        more, a few that are left of groups are.
     """
 
     row_block: int

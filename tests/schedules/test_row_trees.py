@@ -87,3 +87,14 @@ def test_the_rows_are_read_where_sums_lie() -> None:
         entries = lowered.program.to_json()["blob"]
         numbers = [entry["params"]["values"] for entry in entries if entry["pack"] == "ints"]
         assert (dims.T.ravel().tolist() in numbers) == copied
+
+
+@pytest.mark.parametrize("isa", ISA_PARAMS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_that_are_left_of_groups(threads: int, isa: str) -> None:
+    """Blocks take whole groups, rows alone the rest; or blocks take all."""
+    module = run_pipeline(chained(columns_of("different", 8, 4), 4))
+    _, call = built(module, isa, threads=threads)
+    for count in (15, *range(30, 38), 65, 79, 128, 130, 255, 257, 515):
+        x = np.random.default_rng(count).normal(size=(count, 20)).astype(np.float32)
+        np.testing.assert_array_equal(call(x)[0], ir.interpret(module, [x])[0], err_msg=str(count))
