@@ -29,6 +29,7 @@ from lutcc.bench.machine import describe, one_line
 from lutcc.bench.readme import markdown_table, replace_block
 from lutcc.data import digits
 from lutcc.report.tables import number, pretty
+from lutcc.tuning.host import cpu_name
 
 #: Candidates of the table, and what they are called there.
 SHOWN = {
@@ -116,15 +117,14 @@ def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def page_part(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Return the name of the block of this CPU's level, and what stands in it."""
-    level = "avx512" if str(rows[0]["isa"]).startswith("avx512") else "avx2"
+    """Return the name of the block of this processor, and what stands in it."""
     images = [row for row in rows if ALL_LAYERS in row["times"]]
     parts = (
         rows_table([row for row in rows if row not in images]),
         images_table(images),
         f"{one_line(describe())}; two cores where they are named.",
     )
-    return f"chains-{level}", "\n\n".join(parts)
+    return f"chains-{cpu_name()}", "\n\n".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> float:
