@@ -175,11 +175,12 @@ def _kind(name: str) -> tuple[str, str, bool]:
 def draw(every: Sequence[Results], path: Path) -> None:
     """Draw the first results' cosine against time, a panel for each shape.
 
-    Exact networks and curves of look-ups; hollow those whose quality the others lend.
+    Exact networks and curves of look-ups. Hollow, above their own, are those whose quality the
+    others lend: of the same sizes, distilled for longer.
     """
     results = every[0]
     lent = list(_lent(results, every[1:]))
-    with open_figure(9.0, 4.2) as figure:
+    with open_figure(9.0, 4.4) as figure:
         panels = figure.subplots(1, len(results["times"]), sharey=True, squeeze=False)[0]
         for axes, (shape, by_name) in zip(panels, results["times"].items(), strict=True):
             for place, (precision, found) in enumerate(results["exact"].items()):
@@ -188,8 +189,8 @@ def draw(every: Sequence[Results], path: Path) -> None:
                     linestyle="none", color=LIGHT[f"safe{place}"], label=f"exact, {precision}",
                 )  # fmt: skip
             for kind in _KINDS:
-                _points(axes, by_name, kind, list(_own(results)), "")
-                _points(axes, by_name, kind, lent, ", distilled for longer")
+                _points(axes, by_name, kind, list(_own(results)))
+            _hollow(axes, by_name, lent)
             axes.axvline(
                 fastest_exact(by_name), color=LIGHT["muted"], linewidth=0.8, linestyle=":",
                 label="time of the fastest exact",
@@ -198,15 +199,15 @@ def draw(every: Sequence[Results], path: Path) -> None:
             axes.set(title=f"{shape} tokens, one core", xlabel="milliseconds")
         panels[0].set_ylabel("cosine of embeddings")
         found = panels[0].get_legend_handles_labels()
-        figure.legend(*found, loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(*found, loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(machine_of(results), fontsize=9)
         figure.savefig(path, dpi=130)
 
 
 def _points(
-    axes: Any, by_name: dict[str, Any], kind: tuple[str, str, bool], rows: Sequence[Row], more: str
+    axes: Any, by_name: dict[str, Any], kind: tuple[str, str, bool], rows: Sequence[Row]
 ) -> None:
-    """Draw the networks of a kind, with their names; hollow if it says more."""
+    """Draw the networks of a kind, with their names: on a curve below it, others above."""
     title, marker, joined = kind
     own = [
         (by_name[name][0], run["distilled"]["cosine"], run)
@@ -218,16 +219,26 @@ def _points(
     own.sort(key=lambda point: point[0])
     axes.plot(
         [ms for ms, *_ in own], [cosine for _, cosine, _ in own], marker=marker, linewidth=0.8,
-        linestyle="-" if joined and not more else "none", color=LIGHT["ink"], label=title + more,
-        markerfacecolor="none" if more else LIGHT["ink"],
+        linestyle="-" if joined else "none", color=LIGHT["ink"], label=title,
     )  # fmt: skip
     names = Counter(run["name"] for *_, run in own)
     for ms, cosine, run in own:
-        steps = f", {run['steps']} steps" if more or names[run["name"]] > 1 else ""
+        steps = f", {run['steps']} steps" if names[run["name"]] > 1 else ""
         axes.annotate(
-            run["name"] + steps, (ms, cosine), xytext=(-6, -2) if more else (6, -9),
-            textcoords="offset points", fontsize=7, ha="right" if more else "left",
+            run["name"] + steps, (ms, cosine), xytext=(6, -9) if joined else (7, 3),
+            textcoords="offset points", fontsize=7,
         )  # fmt: skip
+
+
+def _hollow(axes: Any, by_name: dict[str, Any], rows: Sequence[Row]) -> None:
+    """Draw the networks whose quality is lent, without names."""
+    label: str | None = "distilled for longer"
+    for run, name, _ in rows:
+        axes.plot(
+            by_name[name][0], run["distilled"]["cosine"], marker=_kind(name)[1], linestyle="none",
+            color=LIGHT["ink"], markerfacecolor="none", label=label,
+        )  # fmt: skip
+        label = None
 
 
 def record(results: Results, log: Path, task: str = "sentences") -> None:
