@@ -20,7 +20,7 @@ import numpy as np
 
 from lutcc.ir.module import Operation
 from lutcc.schedules.intrinsics import words
-from lutcc.schedules.x86 import lut_conv2d
+from lutcc.schedules.x86 import lut_conv2d, word_trees
 from lutcc.schedules.x86.context import StageContext
 from lutcc.schedules.x86.emit import (
     LANES,
@@ -103,9 +103,8 @@ class NarrowPlanes:
         _, dims, vals, tables, outside = trees.operands
         window, relu = Window.of(trees), conv.op.attr("activation") == "relu"
         sources = [ctx.ref(value) for value in (dims, vals, *conv.op.operands[1:], outside)]
-        codebooks = tables.type.size(0)
-        if ctx.isa.has_avx512:
-            codebooks = round_up(codebooks, 4)
+        as_words = word_trees.fit(ctx.isa, vals.type.size(1))
+        codebooks = tables.type.size(0) if as_words else round_up(tables.type.size(0), 4)
         vectors = -(-vals.type.size(1) // LANES)
         taps = len(window.taps)
         nodes = ctx.blob.add(
@@ -124,7 +123,7 @@ class NarrowPlanes:
             ctx.scratch.take(length, "int32"),
             ctx.scratch.take(length, "int16"),
             relu and bool((ctx.array(vals)[:, 1:] < 0).any()),
-            None if ctx.isa.has_avx512 else tuple(word_slots(dims.type.size(1))),
+            tuple(word_slots(dims.type.size(1))) if as_words else None,
         )
 
     def find(self, unit: Expr) -> Expr:

@@ -19,7 +19,7 @@ from lutcc.ir.module import Operation
 from lutcc.schedules.intrinsics import words
 from lutcc.schedules.intrinsics.x86 import VPERMI2PS_512, VPERMPS_256, VPERMPS_512
 from lutcc.schedules.x86 import word_trees
-from lutcc.schedules.x86.context import Codes, Columns, External, Row, StageContext
+from lutcc.schedules.x86.context import Codes, Columns, External, StageContext
 from lutcc.schedules.x86.edges import load_chunks, load_singles
 from lutcc.schedules.x86.emit import (
     LANES,
@@ -29,7 +29,6 @@ from lutcc.schedules.x86.emit import (
     cast,
     differs,
     equal,
-    hold,
     i64,
     loop,
     reinterpret,
