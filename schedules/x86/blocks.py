@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lutcc.ir.module import Function, Operation, Value
+from lutcc.schedules.intrinsics.x86 import PACKSSDW_512
 from lutcc.schedules.x86 import edges, linear, lut_accumulate, tree_encode
 from lutcc.schedules.x86.context import Codes, Columns, External, StageContext
 from lutcc.schedules.x86.emit import Expr, View, bind, cast, i64, loop, splat
@@ -90,7 +91,7 @@ class BlockEmitter:
         return target
 
     def _scan_codes(self, scan: Operation, codebooks: int) -> Codes:
-        size = round_up(codebooks, 4) * self.ctx.block_rows
+        size = round_up(codebooks, 4) * round_up(self.ctx.block_rows, 32)
         return lut_accumulate.code_layout(
             self.ctx, scan, codebooks, self.ctx.scratch.take(size, "uint8")
         )
@@ -124,11 +125,15 @@ class BlockEmitter:
         if output is not None:
             sinks.append(edges.RowMajorSink(self.ctx, output))
         if self.consumers.get(step.result.name) and step.source is not step.result:
-            dtype = "int32" if step.result.type.dtype == "int32" else "float32"
+            dtype, together = "float32", 16
+            if step.result.type.dtype == "int32":
+                dtype = "int32"
             if output is None and self._in_words(step):
-                dtype = "int16"
-            view = self.ctx.scratch.take(Columns.size(self.ctx.block_rows, columns), dtype)
-            target = Columns(view, columns, dtype, dtype != "float32" and _gives_sums(step))
+                dtype, together = "int16", 32 if self.ctx.isa.has_avx512 else 16
+            size = Columns.size(round_up(self.ctx.block_rows, together), columns)
+            sums = dtype != "float32" and _gives_sums(step)
+            view = self.ctx.scratch.take(size, dtype)
+            target = Columns(view, columns, dtype, sums, together)
             self.ctx.values[step.result.name] = target
             sinks.append(edges.ColumnsSink(target))
         self._tiles(step, sinks)
@@ -144,7 +149,14 @@ class BlockEmitter:
             scans = self.consumers.get(codes.name, [])
             if codes in self.function.returns or {s.opcode for s in scans} != {"lut_accumulate"}:
                 return False
+            if self.ctx.isa.has_avx512 and not self._in_pairs(scans):
+                return False
         return lut_accumulate.gives_words(self.ctx.isa, op, self.ctx.array(op.operands[1]))
+
+    def _in_pairs(self, scans: list[Operation]) -> bool:
+        """Whether scans take groups of 16 rows two by two, whose codes lie for dot products."""
+        dot = all(lut_accumulate.uses_dot(self.ctx.isa, scan) for scan in scans)
+        return dot and self.ctx.configs.accumulate.tile_r % 2 == 0
 
     def emit_columns(self, step: Step, target: Columns) -> None:
         """Emit one step whose result stays in 16-row columns."""
@@ -164,7 +176,9 @@ class BlockEmitter:
         count = min(tile.tile_m, CHUNK)
         per_super = producer.rows // 16
         supers = self.ctx.groups if per_super == 1 else self.ctx.groups // i64(per_super)
-        emitter = _TileEmitter(self, step, producer, sinks, others, count, per_super)
+        target = self.ctx.values.get(step.result.name)
+        pairs = isinstance(target, Columns) and target.together == 32
+        emitter = _TileEmitter(self, step, producer, sinks, others, count, per_super, pairs)
         for sink in sinks:
             sink.open(tile.tile_r * per_super)
         with loop(len(starts)) as chunk:
@@ -172,9 +186,15 @@ class BlockEmitter:
             whole = bind(supers // i64(tile.tile_r))
             with loop(whole) as t:
                 emitter.emit(chunk, start, [t * tile.tile_r + r for r in range(tile.tile_r)])
+            done = bind(whole * tile.tile_r)
+            if pairs and tile.tile_r > 2:
+                two = bind((supers - done) // i64(2))
+                with loop(two) as t:
+                    emitter.emit(chunk, start, [done + t * 2, done + t * 2 + 1])
+                done = bind(done + two * 2)
             if tile.tile_r > 1:
-                with loop(supers - whole * tile.tile_r) as t:
-                    emitter.emit(chunk, start, [whole * tile.tile_r + t])
+                with loop(supers - done) as t:
+                    emitter.emit(chunk, start, [done + t])
         for sink in sinks:
             sink.close()
 
@@ -236,10 +256,11 @@ class _TileEmitter:
         others: dict[str, Columns],
         count: int,
         per_super: int,
+        pairs: bool,
     ) -> None:
         self.block, self.step, self.producer = block, step, producer
         self.sinks, self.others = sinks, others
-        self.count, self.per_super = count, per_super
+        self.count, self.per_super, self.pairs = count, per_super, pairs
         self.params: dict[str, View] = {}
         for op in ([step.producer] if step.producer else []) + list(step.chain):
             if op.opcode == "add":
@@ -261,9 +282,12 @@ class _TileEmitter:
             else:
                 result = self.producer.tile(chunk, first, self.count, supers)
             for j in range(self.count):
-                for r in range(len(supers)):
+                for r in range(0, len(supers), 2 if self.pairs else 1):
                     if result is None:
                         vectors = [self._loaded(start + first + j, groups[r])]
+                    elif self.pairs:  # the last group may be alone: it is its own other half
+                        halves = [result(j, min(r + k, len(supers) - 1))[0] for k in (0, 1)]
+                        vectors = [PACKSSDW_512(*halves)]
                     else:
                         vectors = result(j, r)
                     for p, value in enumerate(vectors):

@@ -183,8 +183,9 @@ class ColumnsSink:
         """Nothing to prepare."""
 
     def put(self, column: Expr, start: Expr, group: Expr, slot: int, value: Expr) -> None:
-        """Store 16 rows of column ``start + column``."""
-        self.target.view.store(self.target.index(group, start + column), value, 16)
+        """Store rows of column ``start + column``: 16, or as many as are together."""
+        where = self.target.index(group, start + column)
+        self.target.view.store(where, value, self.target.together)
 
     def advance(self, part: Expr, parts: int) -> None:
         """Nothing is held back."""

@@ -3,8 +3,7 @@
 Three ways, by the type of the planes and the CPU:
 
 * 32 bits, float32 or int32: 16 pixels at a time.
-* 16 bits with VBMI2 and VNNI: 32 pixels a register; ``vpermw`` finds thresholds by the nodes, signs
-  of saturated differences are shifted into the nodes.
+* 16 bits with VBMI2 and VNNI: 32 pixels a register, by :mod:`lutcc.schedules.x86.pair_trees`.
 * 16 bits with AVX2, trees of at most 16 leaves: 32 pixels in two registers, by
   :mod:`lutcc.schedules.x86.word_trees`.
 """
@@ -17,20 +16,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lutcc.schedules.intrinsics import words
-from lutcc.schedules.intrinsics.x86 import VPERMW_512
-from lutcc.schedules.x86 import word_trees
+from lutcc.schedules.x86 import pair_trees, word_trees
 from lutcc.schedules.x86.context import StageContext
-from lutcc.schedules.x86.emit import (
-    Expr,
-    View,
-    bind,
-    cast,
-    i64,
-    loop,
-    reinterpret,
-    shuffle,
-    splat,
-)
+from lutcc.schedules.x86.emit import Expr, View, bind, cast, i64, loop, reinterpret, splat
 from lutcc.schedules.x86.pack_words import WORD_THRESHOLDS
 from lutcc.schedules.x86.tree_encode import store_codes, threshold_lookup
 
@@ -130,62 +118,32 @@ class PairTrees(ImageTrees):
 
     @staticmethod
     def _width(layer: Layer) -> int:
-        return 32
+        return pair_trees.THRESHOLDS
 
     def emit(self, first: Expr, groups: Expr) -> None:
         """Encode groups of 16 rows from pixel ``first`` on."""
-        codes, together = self.layer.codes, self.layer.tile_r // 2
+        layer, together = self.layer, self.layer.tile_r // 2
+        codes, count = layer.codes, layer.op.operands[2].type.size(1)
         with loop(groups // i64(2 * together)) as unit, loop(codes.codebooks // 4) as c:
             pairs = [bind(unit * together + k) for k in range(together)]
-            pixels = [bind(self.layer.place(first + pair * 32)) for pair in pairs]
+            pixels = [bind(layer.place(first + pair * 32)) for pair in pairs]
             nodes = [self._nodes(pixels, c * 4 + j) for j in range(4)]
             for k, pair in enumerate(pairs):
-                self._store(pair, c, [of_codebook[k] for of_codebook in nodes])
+                pair_trees.store(codes, pair, c, [of_codebook[k] for of_codebook in nodes], count)
 
     def _nodes(self, pixels: Sequence[Expr], codebook: Expr) -> list[Expr]:
         """Return the leaves that 32 pixels from each of some come to, int16x32."""
-        table, layer = self._table(codebook), self.layer
-        nodes = [splat(1, "int16", 32) for _ in pixels]
-        for level in range(self._depth):
-            offset = self._offset(codebook, level)
-            for k, (pixel, node) in enumerate(zip(pixels, nodes, strict=True)):
-                if layer.halves:
-                    below = pixel + layer.window.pitch
-                    value = layer.source.view.load_two_lines(pixel, below, offset)
-                else:
-                    value = layer.source.view.load_from(pixel, offset, 32)
-                found = splat(table.load(1), "int16", 32)
-                if level:
-                    found = VPERMW_512(table.load(0, 32), node)
-                nodes[k] = bind(words.following(node, bind(value), found))
-        return nodes
+        layer = self.layer
+        offsets = [self._offset(codebook, level) for level in range(self._depth)]
 
-    def _store(self, pair: Expr, c: Expr, nodes: list[Expr]) -> None:
-        """Store the codes of four codebooks for 32 pixels, four bytes a pixel.
+        def load(pixel: Expr, level: int) -> Expr:
+            if not layer.halves:
+                return layer.source.view.load_from(pixel, offsets[level], 32)
+            below = pixel + layer.window.pitch
+            return layer.source.view.load_two_lines(pixel, below, offsets[level])
 
-        The words of pixels are interleaved within 128 bits; packing the sums undoes that.
-        """
-        codes = self.layer.codes
-        eight = splat(8, "int16", 32)
-        halves = []
-        for j in (0, 2):
-            # a leaf is its code and the number of leaves; tables of a word are ``entries`` apart
-            leaves, entries = self.layer.op.operands[2].type.size(1), codes.entries
-            shift = entries * j - leaves + ((entries * (j + 1) - leaves) << 8)
-            word = nodes[j] | (nodes[j + 1] << eight)
-            shift = (shift + (1 << 15)) % (1 << 16) - (1 << 15)
-            halves.append(bind(word + splat(shift, "int16", 32)))
-        for high in (0, 1):
-            lanes = [
-                i
-                for quad in range(4)
-                for k in range(4)
-                for i in (8 * quad + 4 * high + k, 32 + 8 * quad + 4 * high + k)
-            ]
-            found = shuffle(halves, lanes)
-            group = bind(pair * 2 + high)
-            index = (group * (codes.codebooks // 4) + i64(c)) * 64
-            codes.view.store(index, reinterpret("uint8x64", found), 64)
+        loads = [partial(load, pixel) for pixel in pixels]
+        return pair_trees.leaves(self._table(codebook), self._depth, loads)
 
 
 class WordTrees(ImageTrees):

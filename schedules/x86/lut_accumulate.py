@@ -70,9 +70,10 @@ def bound(lut: np.ndarray) -> int:
 
 
 def gives_words(isa: Isa, op: Operation, lut: np.ndarray) -> bool:
-    """Whether a scan can give its sums in 16 bits: AVX2, and none is larger."""
+    """Whether a scan can give its sums in 16 bits: AVX2 or dot products, and none is larger."""
     few = op.operands[1].type.size(0) <= FLUSH
-    return not isa.has_avx512 and few and not is_mean(op) and bound(lut) < 1 << 15
+    ways = uses_dot(isa, op) or (not isa.has_avx512 and few and not is_mean(op))
+    return ways and bound(lut) < 1 << 15
 
 
 def needs_rows(op: Operation) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from lutcc.ir.module import Operation
 from lutcc.schedules.intrinsics import words
 from lutcc.schedules.intrinsics.x86 import VPERMI2PS_512, VPERMPS_256, VPERMPS_512
-from lutcc.schedules.x86 import word_trees
+from lutcc.schedules.x86 import pair_trees, word_trees
 from lutcc.schedules.x86.context import Codes, Columns, External, StageContext
 from lutcc.schedules.x86.edges import load_chunks, load_singles
 from lutcc.schedules.x86.emit import (
@@ -250,7 +250,8 @@ def reads_words(isa: Isa, op: Operation) -> bool:
     """Whether an operation is trees that can compare sums in 16 bits."""
     if op.opcode != "tree_encode" or op.operands[2].type.dtype != "int32":
         return False
-    return word_trees.fit(isa, op.operands[2].type.size(1))
+    entries = op.operands[2].type.size(1)
+    return word_trees.fit(isa, entries) or pair_trees.fit(isa, entries)
 
 
 def _emit_words(ctx: StageContext, op: Operation, source: Columns, target: Codes) -> None:
@@ -272,11 +273,36 @@ def _emit_words(ctx: StageContext, op: Operation, source: Columns, target: Codes
             target.view.store((pair * codebooks + i64(c)) * 32, found, 32)
 
 
+def _emit_pairs(ctx: StageContext, op: Operation, source: Columns, target: Codes) -> None:
+    """Encode a block of sums in 16 bits, two groups of rows to a register."""
+    dims, vals = (ctx.ref(value) for value in op.operands[1:])
+    depth, codebooks = op.operands[1].type.size(1), target.codebooks
+    columns = list(range(source.columns))
+    slots = ctx.blob.add("tree_slots", "int32", [dims], slots=columns, codebooks=codebooks)
+    width = pair_trees.THRESHOLDS
+    params = {"codebooks": codebooks, "width": width, "kind": "int16"}
+    table = ctx.blob.add("image_values", "int16", [vals], **params)
+    with loop((ctx.groups + 1) // i64(2)) as pair:
+        start = bind(source.index(pair * 2, 0))
+
+        def load(codebook: Expr, level: int) -> Expr:
+            slot = cast("int64", slots.load(codebook * depth + level))
+            return source.view.load_from(start, bind(slot * source.together), source.together)
+
+        with loop(codebooks // 4) as quad:
+            nodes = []
+            for j in range(4):
+                codebook = bind(quad * 4 + j)
+                thresholds = table.at(bind(codebook * width))
+                nodes += pair_trees.leaves(thresholds, depth, [partial(load, codebook)])
+            pair_trees.store(target, pair, quad, nodes, op.operands[2].type.size(1))
+
+
 def emit_block(ctx: StageContext, op: Operation, target: Codes) -> None:
     """Encode a block into ``target``."""
     source = ctx.values[op.operands[0].name]
     if isinstance(source, Columns) and source.dtype == "int16":
-        _emit_words(ctx, op, source, target)
+        (_emit_words if source.together == LANES else _emit_pairs)(ctx, op, source, target)
         return
     splitdims = ctx.array(op.operands[1])
     entries = op.operands[2].type.shape[1]
