@@ -25,6 +25,7 @@ Run: python examples/itlumm_figures.py --docs docs/look-up-accuracy.md   (20 min
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -35,7 +36,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
@@ -106,37 +106,6 @@ class Trial:
         return float((told.argmax(1).numpy() == self.data.test_y).mean())
 
 
-class OneEncoder(lutcc.fit.Maddness):
-    """Objectives of one partition share its columns and trees, which they leave as they are.
-
-    ``kept`` has these by what they depend on, of one set of rows; the fit is the same without.
-    """
-
-    kept: dict[tuple[str, int, str], tuple[Any, ...]]
-
-    def _partition(self, X: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, ...]:
-        key = (self.partition, self.ncodebooks, self.hash_objective)
-        if key not in self.kept:
-            self.kept[key] = super()._partition(X, random), random.get_state()
-        parts, state, *_ = self.kept[key]
-        random.set_state(state)
-        return parts
-
-    def _fit_encoder(
-        self,
-        X: np.ndarray,
-        parts: tuple[np.ndarray, ...],
-        weights: np.ndarray | None,
-        random: np.random.RandomState,
-    ) -> np.ndarray:
-        key = (self.partition, self.ncodebooks, self.hash_objective)
-        if len(self.kept[key]) == 2:
-            codes = super()._fit_encoder(X, parts, weights, random)
-            self.kept[key] += (self.splitdims_, self.splitvals_, codes)
-        self.splitdims_, self.splitvals_, codes = self.kept[key][2:]
-        return codes
-
-
 def trained(hidden: Sequence[int], data: ImageSplit, seed: int, steps: int, epochs: int) -> Trial:
     """Train an exact network."""
     torch.manual_seed(seed)
@@ -160,7 +129,7 @@ def trained(hidden: Sequence[int], data: ImageSplit, seed: int, steps: int, epoc
 
 def classifier(trial: Trial, codebooks: Iterable[int]) -> Iterator[Point]:
     """Replace the last layer: figure 1."""
-    kept: dict[Any, Any] = {}
+    kept: dict[Any, lutcc.fit.Maddness] = {}
     for count in codebooks:
         methods = {"maddness": PLAIN}
         for partition, objective in product(PARTITIONS, OBJECTIVES):
@@ -226,12 +195,12 @@ def _with_last(
     rows: torch.Tensor,
     exact: nn.Module | None = None,
     *,
-    kept: dict[Any, Any] | None = None,
+    kept: dict[Any, lutcc.fit.Maddness] | None = None,
 ) -> nn.Sequential:
     """Return a network whose last layer is replaced, too; ``exact`` gives what it is fitted to.
 
-    As ``lutcc.convert`` does, for several objectives behind the same layers; ``kept`` is for
-    several objectives of the same rows.
+    As ``lutcc.convert`` does, for several objectives behind the same layers. ``kept`` has the
+    estimators of the same rows by what their trees depend on.
     """
     *before, linear = network.children()
     assert isinstance(linear, nn.Linear)
@@ -239,9 +208,14 @@ def _with_last(
         reaching = nn.Sequential(*before)(rows).clone()
         wanted = None if exact is None else nn.Sequential(*exact.children())[:-1](rows).numpy()
     weights, bias = linear.weight.detach().numpy().T, linear.bias.detach().numpy()
-    fitted = OneEncoder(**config.estimator_options())
-    fitted.kept = {} if kept is None else kept
-    fitted.fit(reaching.numpy(), weights, bias, exact=wanted)
+    options, given = config.estimator_options(), (reaching.numpy(), weights, bias)
+    trees = config.partition, config.ncodebooks, config.hash_objective
+    known = {} if kept is None else kept
+    if trees in known:
+        fitted = copy.copy(known[trees]).set_params(**options).fit_tables(*given, exact=wanted)
+    else:
+        fitted = lutcc.fit.Maddness(**options).fit(*given, exact=wanted)
+        known[trees] = fitted
     return nn.Sequential(*before, lutcc.nn.MaddnessLinear.from_estimator(fitted))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -20,22 +20,20 @@ from lutcc.fit.inputs import (
     code_frequencies,
     exact_product,
     not_finite,
-    product_metric,
     to_float32,
 )
-from lutcc.fit.nearest import fit_centroids
+from lutcc.fit.nearest import fit_nearest
 from lutcc.fit.options import check_maddness_options
-from lutcc.fit.partition import contiguous_partition, opq_partition, r2_partition
+from lutcc.fit.partition import partition_of
 from lutcc.fit.partition_choice import choose_partition
-from lutcc.fit.prototypes import bucket_means, choose_lambda, normal_equations
+from lutcc.fit.prototypes import bucket_means, ridge_correction
 from lutcc.fit.table_learning import Objective, learn_tables
-from lutcc.fit.tables import averaging_bias, quantize_tables
-from lutcc.fit.tree import BalancedTree, fit_balanced_tree
+from lutcc.fit.tables import stored_tables
+from lutcc.fit.tree import fit_trees
 
 if TYPE_CHECKING:
     from lutcc import ir
 
-_HOLD_OUT_FOLDS = 5
 _ENCODER_ATTRIBUTES = (
     "splitdims_",
     "splitvals_",
@@ -44,9 +42,19 @@ _ENCODER_ATTRIBUTES = (
     "columns_",
     "starts_",
 )
-_FULL_CROSS_VALIDATION = (
-    1024  # up to this many rows of G^T G every fold is held out in turn, beyond it only one
+#: Options that codes depend on.
+_OF_CODES = (
+    "ncodebooks",
+    "nprototypes",
+    "encoder",
+    "partition",
+    "hash_objective",
+    "split_candidates",
+    "kmeans_rows",
 )
+
+
+_Given: TypeAlias = tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]
 
 
 class EstimatorNotFittedError(NotFittedError, SklearnNotFittedError):
@@ -202,58 +210,135 @@ class Maddness(BaseEstimator):
         """
         # Many small factorisations: BLAS threads that spin for each other would only slow them.
         with threadpool_limits(limits=1, user_api="blas"):
-            self._fit(A, B, bias, exact)
+            given = self._given("fit", A, B, bias, exact, reset=True)
+            random = check_random_state(self.random_state)
+            codes = self._fit_codes(*given, random)
+            self._drawn = random.get_state()
+            self._fit_tables(*given[1:], codes, random)
         return self
 
-    def _fit(self, A: Any, B: Any, bias: Any, exact: Any) -> None:
-        """Fit; see :meth:`fit`."""
+    def fit_tables(self, A: Any, B: Any = None, bias: Any = None, *, exact: Any = None) -> Self:
+        """Learn prototypes and tables anew, as the options now say, for the codes that there are.
+
+        With the rows and products of the last ``fit``, the result is what ``fit`` would give with
+        these options, to the bit, without growing trees again: for several objectives in turn. A
+        partition that "auto" took stays.
+
+        Parameters
+        ----------
+        A, B, bias, exact
+            As for :meth:`fit`.
+
+        Raises
+        ------
+        InputError
+            If shapes disagree, a value is NaN or infinite, or an option that codes depend on has
+            changed since.
+        EstimatorNotFittedError
+            Before ``fit``.
+
+        Examples
+        --------
+        >>> A, B = np.random.default_rng(0).normal(size=(500, 8)), np.eye(8, 3)
+        >>> plain = Maddness(4, random_state=0).fit(A, B)
+        >>> dims = plain.splitdims_
+        >>> learnt = plain.set_params(lut_objective="mse", lut_activation="relu").fit_tables(A, B)
+        >>> learnt.splitdims_ is dims
+        True
+        """
+        self._check_fitted("fit_tables")
+        changed = [n for n in _OF_CODES if self.options_[n] != getattr(self, n)]
+        if changed:
+            raise InputError(
+                f"codes depend on {', '.join(changed)}, which changed since they were fitted",
+                where="Maddness.fit_tables",
+                fix="call fit, or set what it was",
+            )
+        with threadpool_limits(limits=1, user_api="blas"):
+            given = self._given("fit_tables", A, B, bias, exact, reset=False)
+            random = np.random.RandomState()
+            random.set_state(self._drawn)
+            self._fit_tables(*given[1:], self._codes(given[0]), random)
+        return self
+
+    def _given(self, method: str, A: Any, B: Any, bias: Any, exact: Any, *, reset: bool) -> _Given:
+        """Return rows, B or None, the bias, and the rows to be given back, all checked."""
         options = self.get_params(deep=False)
         check_maddness_options(**options)
-        X = self._rows(A, reset=True)
+        X = self._rows(A, reset=reset)
         ncolumns = X.shape[1]
         if self.ncodebooks > ncolumns:
             raise InputError(
                 f"ncodebooks={self.ncodebooks} exceeds the {ncolumns} feature(s) of A: "
                 "each codebook needs a column",
-                where="Maddness.fit",
+                where=f"Maddness.{method}",
                 fix=f"use ncodebooks <= {ncolumns}",
             )
         weights, shift = as_weights(B, bias, ncolumns)
         wanted = X if exact is None else as_rows(exact, X.shape)
+        self.options_ = options
+        return X, weights, shift, wanted
+
+    def _fit_codes(
+        self,
+        X: np.ndarray,
+        weights: np.ndarray | None,
+        shift: np.ndarray,
+        wanted: np.ndarray,
+        random: np.random.RandomState,
+    ) -> np.ndarray:
+        """Fit the partition and the encoder; return the codes (N, C) of the rows."""
         for name in _ENCODER_ATTRIBUTES:  # a fit before this one may have used the other encoder
             self.__dict__.pop(name, None)
-        self.options_ = options
-        random = check_random_state(self.random_state)
         self.partition_used_ = self.partition
         if self.partition == "auto":  # its draws are its own: the fit is that of the one it takes
             self.partition_used_ = choose_partition(
                 self, X, weights, shift, wanted, copy.deepcopy(random)
             )
-        parts = self._partition(X, random)
-        codes = self._fit_encoder(X, parts, weights, random)
-        base = bucket_means(wanted, codes, parts, self.nprototypes, tree=self.encoder == "tree")
-        prototypes = np.zeros((self.ncodebooks, self.nprototypes, ncolumns))
+        self._parts = partition_of(
+            self.partition_used_, X, self.ncodebooks, self.nprototypes, random
+        )
+        if self.encoder == "nearest":
+            found = fit_nearest(X, self._parts, self.nprototypes, self.kmeans_rows, random)
+            self.centroids_, self.half_norms_, self.columns_, self.starts_ = found
+            return self._codes(X)
+        depth = self.nprototypes.bit_length() - 1
+        aware = weights if self.hash_objective == "product" else None
+        self.splitdims_, self.splitvals_, leaves = fit_trees(
+            X, self._parts, depth, self.split_candidates, aware
+        )
+        return leaves
+
+    def _fit_tables(
+        self,
+        weights: np.ndarray | None,
+        shift: np.ndarray,
+        wanted: np.ndarray,
+        codes: np.ndarray,
+        random: np.random.RandomState,
+    ) -> None:
+        """Fit prototypes and tables to the codes (N, C) of the rows."""
+        parts, tree = self._parts, self.encoder == "tree"
+        base = bucket_means(wanted, codes, parts, self.nprototypes, tree=tree)
+        prototypes = np.zeros((self.ncodebooks, self.nprototypes, wanted.shape[1]))
         for c, columns in enumerate(parts):
             prototypes[c][:, columns] = base[:, columns]
         anchor = prototypes.copy() if weights is None else prototypes @ weights
         self.ridge_lambda_: float | None = None
         if self.prototypes == "ridge":
-            prototypes += self._ridge(wanted, codes, base, parts, weights, random).reshape(
-                prototypes.shape
+            chosen = None if self.ridge_lambda == "auto" else float(self.ridge_lambda)
+            self.ridge_lambda_, correction = ridge_correction(
+                wanted, codes, base, parts, weights, chosen, random
             )
+            prototypes += correction.reshape(prototypes.shape)
         tables = prototypes if weights is None else prototypes @ weights
         if self.lut_objective != "ridge" and self.lut_activation is not None:
             tables = self._learnt(wanted, codes, weights, shift, anchor, random)
         self.prototypes_ = prototypes.astype(np.float32)
-        self._set_tables(tables, shift, code_frequencies(codes, self.nprototypes))
-
-    def _partition(self, X: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, ...]:
-        """Return the columns of each codebook."""
-        if self.partition_used_ == "opq":
-            return opq_partition(X, self.ncodebooks, self.nprototypes, random)
-        if self.partition_used_ == "r2":
-            return r2_partition(X, self.ncodebooks, self.nprototypes, random)
-        return contiguous_partition(X.shape[1], self.ncodebooks)
+        group = self.upcast_every if self.accumulate == "mean" else 1
+        self.lut_, self.scale_, self.offset_, self.acc_bound_ = stored_tables(
+            tables, shift, code_frequencies(codes, self.nprototypes), self.lut_dtype, group
+        )
 
     def _learnt(
         self,
@@ -278,86 +363,6 @@ class Maddness(BaseEstimator):
             scaled=self.ridge_lambda == "auto",
         )
 
-    def _fit_encoder(
-        self,
-        X: np.ndarray,
-        parts: tuple[np.ndarray, ...],
-        weights: np.ndarray | None,
-        random: np.random.RandomState,
-    ) -> np.ndarray:
-        """Fit the encoder's parameters; return the codes (N, C) of the training rows."""
-        if self.encoder == "nearest":
-            self.centroids_ = fit_centroids(X, parts, self.nprototypes, self.kmeans_rows, random)
-            self.columns_ = np.concatenate(parts).astype(np.int32)
-            self.centroids_ = np.ascontiguousarray(self.centroids_[:, self.columns_])
-            self.starts_ = (0, *(int(end) for end in np.cumsum([len(part) for part in parts])))
-            squares = self.centroids_.astype(np.float64) ** 2 / 2
-            self.half_norms_ = np.add.reduceat(squares, self.starts_[:-1], axis=1).T.astype(
-                np.float32
-            )
-            return lookup.nearest_encode(
-                X, self.centroids_, self.half_norms_, self.columns_, self.starts_
-            )
-        depth = self.nprototypes.bit_length() - 1
-        trees: list[BalancedTree] = []
-        for part in parts:
-            subspace, targets = X[:, part], None
-            if weights is not None and self.hash_objective == "product":
-                targets = subspace @ product_metric(weights[part])
-            trees.append(fit_balanced_tree(subspace, depth, self.split_candidates, targets))
-        self.splitdims_ = np.stack(
-            [part[tree.splitdims] for part, tree in zip(parts, trees, strict=True)]
-        )
-        self.splitvals_ = np.stack([tree.splitvals for tree in trees])
-        return np.stack([tree.leaves for tree in trees], axis=1)
-
-    def _ridge(
-        self,
-        X: np.ndarray,
-        codes: np.ndarray,
-        base: np.ndarray,
-        parts: tuple[np.ndarray, ...],
-        weights: np.ndarray | None,
-        random: np.random.RandomState,
-    ) -> np.ndarray:
-        """Return Delta (C*K, D), the correction of eq. 2 to the bucket means."""
-        automatic = self.ridge_lambda == "auto" and len(X) >= 2 * _HOLD_OUT_FOLDS
-        if automatic:
-            shuffled = random.permutation(len(X))
-            groups = [np.sort(shuffled[fold::_HOLD_OUT_FOLDS]) for fold in range(_HOLD_OUT_FOLDS)]
-            size = self.ncodebooks * self.nprototypes
-            if size > _FULL_CROSS_VALIDATION:
-                groups = [groups[0], np.sort(np.concatenate(groups[1:]))]
-            folds = [normal_equations(X[rows], codes[rows], base, parts) for rows in groups]
-            limit = len(folds) if size <= _FULL_CROSS_VALIDATION else 1
-            self.ridge_lambda_ = choose_lambda(folds, weights, limit=limit)
-            total = sum(folds[1:], folds[0])
-        else:
-            self.ridge_lambda_ = 1.0 if self.ridge_lambda == "auto" else float(self.ridge_lambda)
-            total = normal_equations(X, codes, base, parts)
-        return total.solve(self.ridge_lambda_)
-
-    def _set_tables(self, tables: np.ndarray, shift: np.ndarray, frequencies: np.ndarray) -> None:
-        """Store ``tables`` (C, K, M) and the bias ``shift`` (M,) in the chosen table dtype."""
-        ncolumns = tables.shape[2]
-        if self.lut_dtype == "float32":
-            tables[0] += shift
-            self.lut_ = tables.astype(np.float32)
-            self.scale_, self.offset_ = (
-                np.ones(ncolumns, np.float32),
-                np.zeros(ncolumns, np.float32),
-            )
-            self.acc_bound_ = 0
-            return
-        self.lut_, scale, offset, self.acc_bound_ = quantize_tables(tables, frequencies)
-        offset = offset + shift
-        if self.accumulate == "mean":
-            offset = offset - scale.astype(np.float64) * averaging_bias(
-                self.lut_, self.upcast_every
-            )
-            scale = scale * np.float32(self.upcast_every)
-        self.scale_, self.offset_ = scale, offset.astype(np.float32)
-
     def encode(self, A: Any) -> np.ndarray:
         """Return the codes (N, C) uint8 of the rows of A (N, D).
 
@@ -373,7 +378,10 @@ class Maddness(BaseEstimator):
         (500, 4)
         """
         self._check_fitted("encode")
-        X = self._rows(A, reset=False)
+        return self._codes(self._rows(A, reset=False))
+
+    def _codes(self, X: np.ndarray) -> np.ndarray:
+        """Return the codes of checked rows."""
         if hasattr(self, "splitdims_"):
             return lookup.tree_encode(X, self.splitdims_, self.splitvals_)
         return lookup.nearest_encode(

@@ -9,6 +9,30 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 
+def fit_nearest(
+    X: np.ndarray,
+    parts: tuple[np.ndarray, ...],
+    nprototypes: int,
+    max_rows: int,
+    random: np.random.RandomState,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Return what :func:`lutcc.fit.lookup.nearest_encode` takes: of each part its own columns.
+
+    Returns
+    -------
+    tuple
+        Centroids (K, D) float32, their columns one part after the other; half their squared norms
+        (C, K) float32; the columns (D,) int32; where parts begin, and the end.
+    """
+    columns = np.concatenate(parts).astype(np.int32)
+    found = fit_centroids(X, parts, nprototypes, max_rows, random)
+    centroids = np.ascontiguousarray(found[:, columns])
+    starts = (0, *(int(end) for end in np.cumsum([len(part) for part in parts])))
+    squares = centroids.astype(np.float64) ** 2 / 2
+    half_norms = np.add.reduceat(squares, starts[:-1], axis=1).T.astype(np.float32)
+    return centroids, half_norms, columns, starts
+
+
 def fit_centroids(
     X: np.ndarray,
     parts: tuple[np.ndarray, ...],

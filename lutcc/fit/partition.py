@@ -23,6 +23,17 @@ STARTS = 4
 CANDIDATES = 4
 
 
+def partition_of(
+    name: str, X: np.ndarray, ncodebooks: int, nprototypes: int, random: np.random.RandomState
+) -> tuple[np.ndarray, ...]:
+    """Return the columns of each codebook by a partition's name: "contiguous", "opq" or "r2"."""
+    if name == "opq":
+        return opq_partition(X, ncodebooks, nprototypes, random)
+    if name == "r2":
+        return r2_partition(X, ncodebooks, nprototypes, random)
+    return contiguous_partition(X.shape[1], ncodebooks)
+
+
 def contiguous_partition(ncolumns: int, ncodebooks: int) -> tuple[np.ndarray, ...]:
     """Split columns 0..ncolumns-1 into ``ncodebooks`` runs whose lengths differ by at most 1.
 

@@ -18,6 +18,9 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 ROW_BLOCK = 2048
+#: Parts of the rows that are held out to choose lambda; up to so many rows of G^T G each in turn,
+#: beyond it only one.
+FOLDS, FULL_CROSS_VALIDATION = 5, 1024
 
 
 def bucket_means(
@@ -159,3 +162,39 @@ def choose_lambda(folds: list[NormalEquations], weights: np.ndarray | None, *, l
     while -3 <= power + step <= 9 and loss(power + step) < loss(power):
         power += step
     return 4.0**power
+
+
+def ridge_correction(
+    X: np.ndarray,
+    codes: np.ndarray,
+    base: np.ndarray,
+    parts: tuple[np.ndarray, ...],
+    weights: np.ndarray | None,
+    ridge_lambda: float | None,
+    random: np.random.RandomState,
+) -> tuple[float, np.ndarray]:
+    """Return lambda and Delta (C*K, D), the correction of eq. 2 to the bucket means.
+
+    Parameters
+    ----------
+    X, codes, base, parts
+        As :func:`normal_equations` takes them.
+    weights
+        B (D, M), or None for the identity.
+    ridge_lambda
+        lambda; None: the one that errs least on rows that are held out, or 1 if there are too few.
+    random
+        Draws those.
+    """
+    if ridge_lambda is not None or len(X) < 2 * FOLDS:
+        chosen = 1.0 if ridge_lambda is None else ridge_lambda
+        return chosen, normal_equations(X, codes, base, parts).solve(chosen)
+    shuffled = random.permutation(len(X))
+    groups = [np.sort(shuffled[fold::FOLDS]) for fold in range(FOLDS)]
+    size = codes.shape[1] * len(base)
+    if size > FULL_CROSS_VALIDATION:
+        groups = [groups[0], np.sort(np.concatenate(groups[1:]))]
+    folds = [normal_equations(X[rows], codes[rows], base, parts) for rows in groups]
+    limit = len(folds) if size <= FULL_CROSS_VALIDATION else 1
+    chosen = choose_lambda(folds, weights, limit=limit)
+    return chosen, sum(folds[1:], folds[0]).solve(chosen)

@@ -68,6 +68,40 @@ def quantize_tables(
     return QuantizedTables(lut, scale, offset.astype(np.float32), accumulator_bound(lut))
 
 
+def stored_tables(
+    tables: np.ndarray, shift: np.ndarray, frequencies: np.ndarray, dtype: str, group: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Return how tables (C, K, M) are stored whose sums are raised by ``shift`` (M,).
+
+    Parameters
+    ----------
+    tables, shift
+        float64; of float tables the first codebook carries the shift.
+    frequencies
+        (C, K): how often each code comes.
+    dtype
+        "uint8" or "float32".
+    group
+        Codebooks that are averaged together; 1 for exact sums.
+
+    Returns
+    -------
+    tuple
+        Tables, scale and offset (M,) float32, and the bound of integer sums (0 of floats).
+    """
+    if dtype == "float32":
+        tables[0] += shift
+        columns = tables.shape[2]
+        ones, zeros = np.ones(columns, np.float32), np.zeros(columns, np.float32)
+        return tables.astype(np.float32), ones, zeros, 0
+    lut, scale, offset, bound = quantize_tables(tables, frequencies)
+    raised = offset + shift
+    if group > 1:
+        raised = raised - scale.astype(np.float64) * averaging_bias(lut, group)
+        scale = scale * np.float32(group)
+    return lut, scale, raised.astype(np.float32), bound
+
+
 def accumulator_bound(lut: np.ndarray) -> int:
     """Return the largest sum any codes can reach: max over m of sum over c of max over k."""
     return int(lut.max(axis=1).sum(axis=0, dtype=np.int64).max(initial=0))

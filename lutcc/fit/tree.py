@@ -8,10 +8,12 @@ sections 1 and 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from lutcc.fit.inputs import product_metric
 from lutcc.fit.thresholds import thresholds_between
 
 
@@ -32,6 +34,34 @@ class BalancedTree(NamedTuple):
     splitdims: np.ndarray
     splitvals: np.ndarray
     leaves: np.ndarray
+
+
+def fit_trees(
+    X: np.ndarray,
+    parts: Sequence[np.ndarray],
+    depth: int,
+    candidates: int,
+    weights: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grow a tree on each part's columns of ``X`` (N, D) float32.
+
+    With ``weights`` (D, M), rows are grouped by their share of the product ``X @ weights``; with
+    None by themselves.
+
+    Returns
+    -------
+    tuple
+        Split dimensions (C, L) among all columns, thresholds (C, 2**L), leaves (N, C).
+    """
+    trees: list[BalancedTree] = []
+    for part in parts:
+        subspace, targets = X[:, part], None
+        if weights is not None:
+            targets = subspace @ product_metric(weights[part])
+        trees.append(fit_balanced_tree(subspace, depth, candidates, targets))
+    dims = np.stack([part[tree.splitdims] for part, tree in zip(parts, trees, strict=True)])
+    thresholds = np.stack([tree.splitvals for tree in trees])
+    return dims, thresholds, np.stack([tree.leaves for tree in trees], axis=1)
 
 
 def fit_balanced_tree(

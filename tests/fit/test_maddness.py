@@ -332,3 +332,42 @@ def test_state_survives_pickling() -> None:
     np.testing.assert_array_equal(
         pickle.loads(pickle.dumps(estimator)).predict(A), estimator.predict(A)
     )
+
+
+@pytest.mark.parametrize("encoder", ["tree", "nearest"])
+@pytest.mark.parametrize("partition", ["contiguous", "opq", "auto"])
+def test_tables_fitted_anew_are_those_of_a_fit(partition: str, encoder: str) -> None:
+    """Whatever the tables were before, and however often."""
+    rng = np.random.default_rng(0)
+    A, B, bias = rng.normal(size=(300, 12)), rng.normal(size=(12, 5)), rng.normal(size=5)
+    codes = {"partition": partition, "encoder": encoder, "nprototypes": 8, "random_state": 3}
+    settings: list[dict[str, Any]] = [
+        {"lut_objective": "kld", "lut_activation": "softmax"},
+        {"lut_objective": "ridge", "lut_activation": None, "lut_dtype": "float32"},
+        {"lut_objective": "mse", "lut_activation": "relu", "lut_dtype": "uint8"},
+        {"prototypes": "kmeans", "accumulate": "mean", "upcast_every": 4, "activation": "relu"},
+    ]
+    if partition == "auto":  # which partition it takes depends on what follows the product
+        settings = [{"ridge_lambda": 1.0}, {"accumulate": "mean"}]
+    kept = Maddness(3, **codes).fit(A, B, bias)
+    for options in settings:
+        kept.set_params(**options).fit_tables(A, B, bias, exact=A * 1.01)
+        fresh = Maddness(3).set_params(**kept.get_params()).fit(A, B, bias, exact=A * 1.01)
+        assert vars(kept).keys() == vars(fresh).keys()
+        for name in ("lut_", "scale_", "offset_", "prototypes_", "acc_bound_", "ridge_lambda_"):
+            np.testing.assert_array_equal(getattr(kept, name), getattr(fresh, name), err_msg=name)
+        np.testing.assert_array_equal(kept.predict(A), fresh.predict(A))
+
+
+def test_tables_are_not_fitted_to_codes_that_options_do_not_give() -> None:
+    A = np.random.default_rng(0).normal(size=(100, 8))
+    with pytest.raises(NotFittedError):
+        Maddness(4).fit_tables(A)
+    kept = Maddness(4).fit(A)
+    with pytest.raises(InputError, match=r"codes depend on nprototypes.*changed since"):
+        kept.set_params(nprototypes=8).fit_tables(A)
+    kept.set_params(nprototypes=16)
+    with pytest.raises(InputError, match="7 features"):
+        kept.fit_tables(A[:, :7])
+    kept.fit_tables(A, np.ones((8, 2)))
+    assert kept.predict(A).shape == (100, 2)
