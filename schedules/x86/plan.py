@@ -20,12 +20,8 @@ from lutcc.schedules.x86 import (
     nearest_encode,
     tree_encode,
 )
-from lutcc.schedules.x86.config import (
-    KernelConfigs,
-    default_configs,
-    default_gather,
-    tile_fits,
-)
+from lutcc.schedules.x86.config import KernelConfigs
+from lutcc.schedules.x86.defaults import default_configs, default_gather, tile_fits
 from lutcc.schedules.x86.isa import Isa
 from lutcc.schedules.x86.row_passes import ELEMENTWISE, REDUCTIONS
 

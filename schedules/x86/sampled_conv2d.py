@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from lutcc.ir.module import Operation
 from lutcc.schedules.space import Space
-from lutcc.schedules.x86.config import ProductConfig, default_product
+from lutcc.schedules.x86.config import ProductConfig
 from lutcc.schedules.x86.context import Scratch
+from lutcc.schedules.x86.defaults import default_product
 from lutcc.schedules.x86.emit import (
     LANES,
     Expr,

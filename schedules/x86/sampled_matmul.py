@@ -19,8 +19,9 @@ from lutcc.ir.module import Operation
 from lutcc.schedules.space import Space
 from lutcc.schedules.x86 import edges
 from lutcc.schedules.x86.bfloat16 import narrowed
-from lutcc.schedules.x86.config import ProductConfig, default_product
+from lutcc.schedules.x86.config import ProductConfig
 from lutcc.schedules.x86.context import External, Scratch
+from lutcc.schedules.x86.defaults import default_product
 from lutcc.schedules.x86.emit import (
     LANES,
     Expr,
