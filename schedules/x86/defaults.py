@@ -87,7 +87,7 @@ def _row_threshold(isa: Isa, *, dot: bool, nbytes: int, entries: int) -> int:
     if dot:
         return 6 if nbytes < 64 << 10 else 10 if nbytes < 768 << 10 else 20
     if isa.name == "avx2":
-        return 24
+        return 10 if nbytes < 64 << 10 else 24
     return 16 if nbytes < 64 << 10 else 48
 
 
