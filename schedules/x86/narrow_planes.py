@@ -8,8 +8,9 @@ than 2**16 apart, sums less the channel's center, saturated to 16 bits, give the
 take 32 pixels at a time, planes half of the bytes, and no sum is scaled. Images where they are not,
 or where rounding hides T, take the way through float32.
 
-Count, 32 codebooks of 16 entries: 1600 instructions an image to find the thresholds, and 1200 to
-write the padding, where finishing 32 channels of 32x32 pixels in float32 takes 14 000.
+Count, 32 codebooks of 16 entries: 2700 instructions an image to find the thresholds, and 1200 to
+write the padding, where finishing 32 channels of 32x32 pixels in float32 takes 14 000. Of 8x8
+pixels that takes 900: float32 it is.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from lutcc.schedules.x86.emit import (
     shuffle,
     splat,
 )
+from lutcc.schedules.x86.images import Geometry
 from lutcc.schedules.x86.pack import round_up
 from lutcc.schedules.x86.pack_images import NARROW_ROWS
 from lutcc.schedules.x86.pack_words import WORD_THRESHOLDS, word_slots
@@ -42,6 +44,8 @@ from lutcc.schedules.x86.plane_conv2d import PlaneConvolution
 from lutcc.schedules.x86.planes import Planes, Window
 
 _LEAST, _MOST = -(1 << 15), (1 << 15) - 1
+#: Instructions to find 16 thresholds, and to finish 16 sums in float32.
+_TO_FIND, _TO_FINISH = 84, 7
 _WIDTH = WORD_THRESHOLDS  # of a codebook; as many as a permute of words takes
 
 
@@ -49,6 +53,8 @@ def applies(ctx: StageContext, conv: Operation, trees: Operation) -> bool:
     """Tell whether the trees of a ``lut_conv2d`` may compare a convolution's sums in 16 bits."""
     depth, activation = trees.operands[1].type.size(1), str(conv.attr("activation"))
     numbers = [ctx.array(trees.operands[2])[:, 1:], ctx.array(trees.operands[4])]
+    if not _pays(conv, trees):
+        return False
     finite = all(bool(np.isfinite(array).all()) for array in numbers)
     if not finite or 2**depth > _WIDTH or not lut_conv2d.in_words(ctx, trees):
         return False
@@ -57,6 +63,13 @@ def applies(ctx: StageContext, conv: Operation, trees: Operation) -> bool:
     if activation == "relu":
         return usable and bool((ctx.array(trees.operands[4]) >= 0).all())
     return usable and activation == "none"
+
+
+def _pays(conv: Operation, trees: Operation) -> bool:
+    """Whether finding thresholds takes less than finishing the sums, by counts of instructions."""
+    shape, entries = Geometry.of(conv), trees.operands[2].type.size(1)
+    found = trees.operands[2].type.size(0) * -(-entries // LANES) * _TO_FIND
+    return found < shape.pixels * -(-shape.outputs // LANES) * _TO_FINISH
 
 
 @dataclass(frozen=True)

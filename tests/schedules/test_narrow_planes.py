@@ -48,8 +48,12 @@ CASES = {
     "two levels": Case(True, trees=Conv(5, 20, depth=1)),
     "five levels": Case(True, trees=Conv(5, 20, depth=5)),
     "strides, no padding": Case(
-        True, conv=Conv(7, 0, (3, 2), (2, 3)), trees=Conv(5, 7, (2, 2), padding=(0, 0))
+        True,
+        shape=(3, 19, 40),
+        conv=Conv(7, 0, (3, 2), (2, 3)),
+        trees=Conv(5, 7, (2, 2), padding=(0, 0)),
     ),
+    "few pixels": Case(False, shape=(3, 5, 6)),
     "far apart": Case(False, shape=(9, 9, 18), conv=Conv(20, 0, (7, 7), padding=(3, 3))),
     "hidden by the bias": Case(False, bias=1e6),
 }
