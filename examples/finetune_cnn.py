@@ -3,9 +3,10 @@
 Three 3 x 3 convolutions and a classifier on scikit-learn's handwritten digits, 8 x 8; all but the
 first convolution become look-ups (``lutcc.nn.MaddnessConv2d``, ``MaddnessLinear``), with a codebook
 for each input channel, or for two; the first one is then computed in int8. As converted, and after
-``lutcc.finetune`` with the exact network as the teacher, several seeds. The networks of the first seed are timed in turns, on one
-core, beside the exact one: lutcc's float32, bfloat16 and int8, torch's float32, bfloat16 and int8
-(static, batch norms folded), and ``torch.compile`` of the first two.
+``lutcc.finetune`` with the exact network as the teacher, several seeds. The networks of the first
+seed are timed in turns, on one core, beside the exact one: lutcc's float32, bfloat16 and int8,
+torch's float32, bfloat16 and int8 (static, batch norms folded), and ``torch.compile`` of the first
+two.
 
 Writes results.json.
 
