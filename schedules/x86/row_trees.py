@@ -95,7 +95,7 @@ class _Values:
         splitdims = ctx.array(op.operands[1])
         codebooks, depth = splitdims.shape
         dtype = "int32" if op.operands[2].type.dtype == "int32" else "float32"
-        first = [_run(dims) if _lies(source, dtype, codebooks) else None for dims in splitdims.T]
+        first = [_run(source, dims) if _lies(source, dtype) else None for dims in splitdims.T]
         rest = [level for level in range(depth) if first[level] is None]
         width = round_up(codebooks, LANES)
         copied = ctx.scratch.take(len(rest) * width, dtype)
@@ -114,14 +114,18 @@ class _Values:
         return (self._source if lies else self._copied).load(codebook + start, LANES)
 
 
-def _lies(source: Row | External, dtype: str, codebooks: int) -> bool:
-    """Whether numbers can be compared where they lie, in whole vectors."""
-    return isinstance(source, Row) and source.dtype == dtype and codebooks >= LANES
+def _lies(source: Row | External, dtype: str) -> bool:
+    """Whether numbers can be compared where they lie."""
+    return isinstance(source, Row) and source.dtype == dtype
 
 
-def _run(dims: np.ndarray) -> int | None:
-    """Return the first of columns that follow each other, or None if they do not."""
-    return int(dims[0]) if (np.diff(dims) == 1).all() else None
+def _run(source: Row, dims: np.ndarray) -> int | None:
+    """Return the first of columns that follow each other, or None if they do not.
+
+    Of fewer than 16, whole vectors must lie in the row's memory all the same.
+    """
+    inside = len(dims) >= LANES or int(dims[0]) + LANES <= source.stride
+    return int(dims[0]) if inside and (np.diff(dims) == 1).all() else None
 
 
 def _copy(
