@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +123,17 @@ def _own(results: Results) -> Iterator[Row]:
 
 
 def _lent(results: Results, others: Sequence[Results]) -> Iterator[Row]:
-    """Return the runs of other machines that were longer, where there are times of such here."""
+    """Return each network's longest run of other machines, where it was longer than any here."""
     steps = {run["name"]: run["steps"] for run in results["runs"]}
     timed = next(iter(results["times"].values()))
+    longest: dict[str, dict[str, Any]] = {}
     for other in others:
         for run in other["runs"]:
-            if run["name"] in timed and run["steps"] > steps.get(run["name"], 0):
-                yield run, run["name"], f"{run['name']}, {run['steps']} steps, lent"
+            name = run["name"]
+            if name in timed and run["steps"] > steps.get(name, 0):
+                longest[name], steps[name] = run, run["steps"]
+    for name, run in longest.items():
+        yield run, name, f"{name}, {run['steps']} steps, lent"
 
 
 def _note(results: Results, lent: bool) -> str:
@@ -145,7 +149,7 @@ def _note(results: Results, lent: bool) -> str:
     clock = f"; times of a call are the {results['clock']}" if "clock" in results else ""
     with_floats = f" (cosine with the rest in float32: {', '.join(floats)})" if floats else ""
     borrowed = (
-        " Lent rows have their quality from another machine's table below, and the time of a "
+        " Lent rows have their quality from another machine's table, and the time of a "
         "network of the same sizes here."
         if lent
         else ""
@@ -190,7 +194,7 @@ def draw(every: Sequence[Results], path: Path) -> None:
                 )  # fmt: skip
             for kind in _KINDS:
                 _points(axes, by_name, kind, list(_own(results)))
-            _hollow(axes, by_name, lent)
+            _hollow(axes, by_name, lent, {run["name"] for run in results["runs"]})
             axes.axvline(
                 fastest_exact(by_name), color=LIGHT["muted"], linewidth=0.8, linestyle=":",
                 label="time of the fastest exact",
@@ -224,20 +228,29 @@ def _points(
     names = Counter(run["name"] for *_, run in own)
     for ms, cosine, run in own:
         steps = f", {run['steps']} steps" if names[run["name"]] > 1 else ""
-        axes.annotate(
-            run["name"] + steps, (ms, cosine), xytext=(6, -9) if joined else (7, 3),
-            textcoords="offset points", fontsize=7,
-        )  # fmt: skip
+        _named(axes, run["name"] + steps, (ms, cosine), below=joined)
 
 
-def _hollow(axes: Any, by_name: dict[str, Any], rows: Sequence[Row]) -> None:
-    """Draw the networks whose quality is lent, without names."""
-    label: str | None = "distilled for longer"
+def _named(axes: Any, name: str, point: tuple[float, float], *, below: bool) -> None:
+    """Write a network's name beside its point."""
+    offset = (6, -9) if below else (7, 3)
+    axes.annotate(name, point, xytext=offset, textcoords="offset points", fontsize=7)
+
+
+def _hollow(
+    axes: Any, by_name: dict[str, Any], rows: Sequence[Row], named: Collection[str]
+) -> None:
+    """Draw the networks whose quality is lent, with the names that are not there yet."""
+    label: str | None = "distilled on another machine"
     for run, name, _ in rows:
+        _, marker, joined = _kind(name)
+        point = by_name[name][0], run["distilled"]["cosine"]
         axes.plot(
-            by_name[name][0], run["distilled"]["cosine"], marker=_kind(name)[1], linestyle="none",
-            color=LIGHT["ink"], markerfacecolor="none", label=label,
+            *point, marker=marker, linestyle="none", color=LIGHT["ink"], markerfacecolor="none",
+            label=label,
         )  # fmt: skip
+        if name not in named:
+            _named(axes, name, point, below=joined)
         label = None
 
 
