@@ -46,7 +46,7 @@ CASES = {
     "some are above all": Case(True, levels=(-1.0, -1e30)),
     "some are above none": Case(True, levels=(1e9, 3e38)),
     "two levels": Case(True, trees=Conv(5, 20, depth=1)),
-    "five levels": Case(True, trees=Conv(5, 20, depth=5)),
+    "five levels": Case(True, shape=(3, 17, 18), trees=Conv(5, 20, depth=5)),
     "strides, no padding": Case(
         True,
         shape=(3, 19, 40),
