@@ -295,7 +295,7 @@ def _moving(
     numbers: int = 100,
     **attrs: Any,
 ) -> Callable[[BenchOptions], list[Row]]:
-    """Return the benchmark of an op that is bound by moving its bytes: of 0, 1, ... ``numbers``."""
+    """Return the benchmark of an op bound by moving its bytes, integers below ``numbers``."""
 
     def run(options: BenchOptions) -> list[Row]:
         rows = []

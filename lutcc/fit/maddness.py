@@ -51,6 +51,7 @@ _OF_CODES = (
     "hash_objective",
     "split_candidates",
     "kmeans_rows",
+    "random_state",
 )
 
 
@@ -263,8 +264,7 @@ class Maddness(BaseEstimator):
 
     def _given(self, method: str, A: Any, B: Any, bias: Any, exact: Any, *, reset: bool) -> _Given:
         """Return rows, B or None, the bias, and the rows to be given back, all checked."""
-        options = self.get_params(deep=False)
-        check_maddness_options(**options)
+        check_maddness_options(**self.get_params(deep=False))
         X = self._rows(A, reset=reset)
         ncolumns = X.shape[1]
         if self.ncodebooks > ncolumns:
@@ -276,7 +276,6 @@ class Maddness(BaseEstimator):
             )
         weights, shift = as_weights(B, bias, ncolumns)
         wanted = X if exact is None else as_rows(exact, X.shape)
-        self.options_ = options
         return X, weights, shift, wanted
 
     def _fit_codes(
@@ -288,7 +287,8 @@ class Maddness(BaseEstimator):
         random: np.random.RandomState,
     ) -> np.ndarray:
         """Fit the partition and the encoder; return the codes (N, C) of the rows."""
-        for name in _ENCODER_ATTRIBUTES:  # a fit before this one may have used the other encoder
+        # A fit before this one may have used the other encoder, and its tables are of other codes.
+        for name in (*_ENCODER_ATTRIBUTES, "lut_"):
             self.__dict__.pop(name, None)
         self.partition_used_ = self.partition
         if self.partition == "auto":  # its draws are its own: the fit is that of the one it takes
@@ -339,6 +339,7 @@ class Maddness(BaseEstimator):
         self.lut_, self.scale_, self.offset_, self.acc_bound_ = stored_tables(
             tables, shift, code_frequencies(codes, self.nprototypes), self.lut_dtype, group
         )
+        self.options_ = self.get_params(deep=False)
 
     def _learnt(
         self,

@@ -179,8 +179,8 @@ def _kind(name: str) -> tuple[str, str, bool]:
 def draw(every: Sequence[Results], path: Path) -> None:
     """Draw the first results' cosine against time, a panel for each shape.
 
-    Exact networks and curves of look-ups. Hollow, above their own, are those whose quality the
-    others lend: of the same sizes, distilled for longer.
+    Exact networks and curves of look-ups. Hollow are those whose quality the others lend: of the
+    same sizes, distilled on another machine, and longer than here if they were here.
     """
     results = every[0]
     lent = list(_lent(results, every[1:]))

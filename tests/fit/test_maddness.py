@@ -371,3 +371,27 @@ def test_tables_are_not_fitted_to_codes_that_options_do_not_give() -> None:
         kept.fit_tables(A[:, :7])
     kept.fit_tables(A, np.ones((8, 2)))
     assert kept.predict(A).shape == (100, 2)
+
+
+def test_what_is_interrupted_gives_no_wrong_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables stay with the options that they were fitted with; a fit that broke off is none."""
+    rng = np.random.default_rng(0)
+    A, B = rng.normal(size=(300, 8)), rng.normal(size=(8, 3))
+    kept = Maddness(4, random_state=0).fit(A, B)
+    before = kept.predict(A)
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    kept.set_params(lut_objective="mse", lut_activation="relu", accumulate="mean")
+    with monkeypatch.context() as patch:
+        patch.setattr("lutcc.fit.maddness.learn_tables", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            kept.fit_tables(A, B)
+        np.testing.assert_array_equal(kept.predict(A), before)
+        with pytest.raises(KeyboardInterrupt):
+            kept.fit(A, B)
+        with pytest.raises(NotFittedError):
+            kept.predict(A)
+    fresh = Maddness(4).set_params(**kept.get_params()).fit(A, B)
+    np.testing.assert_array_equal(kept.fit(A, B).predict(A), fresh.predict(A))
