@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +123,8 @@ def test_shared_weights(seen):
 def test_faults_are_told_on_every_worker(seen, fault):
     for rank, worker in enumerate(seen):
         told = worker["faults"][fault]
-        assert told.startswith(f"CommunicationError: rank {rank} of 4, bucket 0")
+        # whose bucket fails first, of those of one step, is chance
+        assert re.match(rf"CommunicationError: rank {rank} of 4, bucket [01]\b", told)
         assert FAULTS[fault] in told
         assert "To mend it: " in told
         assert worker["faults"][f"{fault}_gradient"], "gradients of no use are NaN"
